@@ -1,0 +1,49 @@
+# Every target sets up what it needs, in .venv, once. `make PYTHON=python3.12 test` picks the Python.
+PYTHON ?= python3
+VENV ?= .venv
+PEERS ?= .venv-peers
+
+PY := $(VENV)/bin/python
+PIP := -m pip install --quiet --disable-pip-version-check
+
+.PHONY: venv demo test check docs bench-peers clean
+
+venv: $(VENV)/.stamp
+
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "countvae needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv "$(VENV)"
+	"$(PY)" $(PIP) -c constraints.txt -e ".[plots,test,check]"
+	@touch "$@"
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp
+	"$(PY)" $(PIP) -c constraints.txt -e ".[docs]"
+	@touch "$@"
+
+demo: venv
+	"$(PY)" -m countvae demo -o demo --force
+
+test: venv
+	"$(PY)" -m pytest
+
+check: venv
+	"$(PY)" -m ruff check .
+	"$(PY)" -m ruff format --check .
+	"$(VENV)/bin/lint-imports"
+	"$(PY)" -m basedpyright --pythonpath "$(PY)"
+
+docs: $(VENV)/.stamp-docs
+	"$(PY)" -m sphinx -W --keep-going -b html docs docs/_build
+
+# The peers need packages that countvae must not, so they live in an environment of their own.
+bench-peers: $(PEERS)/.stamp
+
+$(PEERS)/.stamp: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv "$(PEERS)"
+	"$(PEERS)/bin/python" $(PIP) -c $< torch numpy Cython setuptools wheel
+	"$(PEERS)/bin/python" $(PIP) --no-build-isolation -r $<
+	@touch "$@"
+
+clean:
+	rm -rf demo build dist docs/_build docs/generated docs/jupyter_execute
+	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,228 @@
+"""What a count table must be, and every sentence a user reads when it is not.
+
+The bottom room: it imports nothing of the package.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Num
+from scipy.sparse import csr_array
+
+__all__ = ["CountvaeWarning", "InputError", "check_counts", "check_unique", "examples"]
+
+Policy = Literal["error", "warn", "ignore"]
+Ids = Sequence[str] | np.ndarray | None
+
+
+class InputError(ValueError):
+    """The input is wrong; the message is one sentence that says what, and where."""
+
+
+class CountvaeWarning(UserWarning):
+    """The input is usable, but something about it should be known."""
+
+
+def examples(ids: Sequence[Any] | np.ndarray, limit: int = 3) -> str:
+    """Name a few of `ids` in a sentence, and say how many more there are.
+
+    Parameters
+    ----------
+    ids : sequence
+        What to name, in order; strings are quoted, numbers are not.
+    limit : int
+        How many to name.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> examples(["a", "b"])
+    "'a', 'b'"
+    >>> examples(["a", "b", "c", "d", "e"])
+    "'a', 'b', 'c' and 2 more"
+    """
+    named = ", ".join(repr(str(i)) if isinstance(i, str) else str(i) for i in ids[:limit])
+    return named if len(ids) <= limit else f"{named} and {len(ids) - limit} more"
+
+
+def check_unique(ids: Sequence[str] | np.ndarray, what: str) -> None:
+    """Refuse ids of which two are the same.
+
+    Parameters
+    ----------
+    ids : sequence of str
+        Names along one axis.
+    what : str
+        What they are, the subject of the sentence: "counts: sample ids".
+
+    Raises
+    ------
+    InputError
+        If an id occurs twice; up to three are named.
+
+    Examples
+    --------
+    >>> check_unique(["a", "b", "a"], "counts: sample ids")
+    Traceback (most recent call last):
+    countvae.checks.InputError: counts: sample ids must be unique; got more than once 'a'.
+    """
+    seen: set[str] = set()
+    twice: dict[str, None] = {}
+    for i in ids:
+        if i in seen:
+            twice[i] = None
+        seen.add(i)
+    if twice:
+        raise InputError(f"{what} must be unique; got more than once {examples(list(twice))}.")
+
+
+def check_counts(
+    counts: Num[csr_array, "n d"],
+    sample_ids: Ids,
+    feature_ids: Ids,
+    *,
+    fractional: Policy = "error",
+    empty_samples: Policy = "error",
+    argument: str = "counts",
+) -> None:
+    """Refuse what is not a table of counts, in one sentence that says where.
+
+    Parameters
+    ----------
+    counts : csr_array, shape (n, d)
+        Counts, samples × features. Looked at in O(nnz); never changed.
+    sample_ids, feature_ids : sequence of str, or None
+        Names for the sentences; None names samples and features by number, from 0.
+    fractional : {"error", "warn", "ignore"}
+        What to do about values that are not whole. Data that are plainly logarithms of
+        normalised counts are refused by "error" and "warn" alike.
+    empty_samples : {"error", "warn", "ignore"}
+        What to do about samples without a read.
+    argument : str
+        The subject of the sentence: an argument's name, or a file.
+
+    Raises
+    ------
+    InputError
+        If there is no sample or fewer than two features; if a value is not finite, or negative;
+        and, as asked, if values are fractional or samples empty.
+
+    Warns
+    -----
+    CountvaeWarning
+        As asked, of fractional values and empty samples.
+
+    Examples
+    --------
+    >>> from scipy.sparse import csr_array
+    >>> check_counts(csr_array([[3, 0], [-1, 2]]), ["s1", "s2"], ["a", "b"])
+    Traceback (most recent call last):
+    countvae.checks.InputError: counts: expected values >= 0; got -1 in sample 's2', feature 'a'
+    (Negative values in data are not counts).
+    """
+    n, d = counts.shape
+    if n == 0:
+        raise InputError(f"{argument}: expected at least one sample; got n_samples = 0.")
+    if d < 2:
+        raise InputError(f"{argument}: expected at least two features; got n_features = {d}.")
+
+    def first(wrong: np.ndarray) -> str:
+        at = int(np.argmax(wrong))
+        i = int(np.searchsorted(counts.indptr, at, side="right")) - 1
+        sample, feature = _name(sample_ids, i), _name(feature_ids, int(counts.indices[at]))
+        return f"{counts.data[at]:g} in sample {sample}, feature {feature}"
+
+    data = counts.data
+    wrong = ~np.isfinite(data)
+    if wrong.any():
+        raise InputError(f"{argument}: expected finite values; got {first(wrong)}.")
+    wrong = data < 0
+    if wrong.any():
+        raise InputError(
+            f"{argument}: expected values >= 0; got {first(wrong)}"
+            " (Negative values in data are not counts)."
+        )
+    if fractional != "ignore" and data.dtype.kind == "f":
+        wrong = data != np.rint(data)
+        if wrong.any():
+            if _are_logs(counts, wrong):
+                raise InputError(
+                    f"{argument}: looks log-normalised; pass raw counts (got {first(wrong)})."
+                )
+            totals = _sample_sums(counts, data)
+            advice = "; every sample has the same sum: pass counts, not proportions"
+            _report(
+                fractional,
+                f"{argument}: expected whole numbers; got {first(wrong)}"
+                f" ({wrong.sum()} of {data.size} values are fractional"
+                f"{advice if _same(totals) else ''}).",
+            )
+    if empty_samples != "ignore":
+        empty = np.flatnonzero(_sample_sums(counts, data) == 0)
+        if empty.size:
+            names = empty if sample_ids is None else [str(sample_ids[int(i)]) for i in empty]
+            _report(
+                empty_samples,
+                f"{argument}: expected at least one read in every sample;"
+                f" {empty.size} of {n} {'has' if empty.size == 1 else 'have'} none:"
+                f" {examples(names)}.",
+            )
+
+
+def _name(ids: Ids, i: int) -> str:
+    return str(i) if ids is None else repr(str(ids[i]))
+
+
+def _report(policy: Policy, sentence: str) -> None:
+    if policy == "error":
+        raise InputError(sentence)
+    warnings.warn(sentence, CountvaeWarning, stacklevel=3)
+
+
+def _sample_sums(counts: csr_array, values: np.ndarray) -> Float[np.ndarray, " n"]:
+    samples = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+    # bincount of nothing is of integers, whatever the weights
+    return np.bincount(samples, values, counts.shape[0]).astype(np.float64, copy=False)
+
+
+def _same(totals: np.ndarray) -> bool:
+    """Whether three samples or more, empty ones aside, have one and the same total."""
+    totals = totals[totals > 0]
+    return totals.size > 2 and bool(np.ptp(totals) <= 1e-3 * totals.mean())
+
+
+def _are_logs(counts: csr_array, fractional: np.ndarray) -> bool:
+    """Whether values are log(1 + counts), scaled by sample or not, to base e, 2 or 10.
+
+    Undone, such values are whole numbers, or whole multiples of the sample's smallest, or
+    have the same sum in every sample. Counts that are merely fractional (corrected for
+    ambient RNA, say) are none of these.
+    """
+    values = counts.data.astype(np.float64)
+    if values.max() > 20:
+        return False
+    samples = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+    same_before = _same(_sample_sums(counts, values))
+    for base in (np.e, 2.0, 10.0):
+        undone = np.expm1(values * np.log(base))
+        smallest = np.full(counts.shape[0], np.inf)
+        np.minimum.at(smallest, samples, np.where(undone > 0, undone, np.inf))
+        multiples = (undone / smallest[samples])[fractional]
+        if (
+            _are_whole(undone[fractional])
+            or _are_whole(multiples[multiples > 1.5])
+            or (not same_before and _same(_sample_sums(counts, undone)))
+        ):
+            return True
+    return False
+
+
+def _are_whole(values: np.ndarray) -> bool:
+    """Whether at least five values are in reach of rounding, and 95 % of those are whole."""
+    values = values[(values > 0.5) & (values < 20)]
+    return values.size >= 5 and bool(np.mean(np.abs(values - np.rint(values)) < 0.02) >= 0.95)

@@ -1,0 +1,255 @@
+"""A state (arrays and settings) to and from a folder; knows nothing of models.
+
+The folder holds two files and no pickle. ``model.safetensors`` has every array; an array of
+strings (ids) lies there as the UTF-8 bytes of its JSON list. ``config.json`` has the schema
+version, the package versions, the settings, each array's dtype and shape, the SHA-256 of the other
+file and, under ``sha256``, its own. `load` believes none of it before it is checked.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from countvae.checks import InputError
+from countvae.files import new_folder
+
+__all__ = ["CONFIG", "MODEL", "SCHEMA_VERSION", "load", "save"]
+
+SCHEMA_VERSION = 1
+CONFIG = "config.json"
+MODEL = "model.safetensors"
+
+MAX_CONFIG_BYTES = 16 * 2**20
+"""No configuration comes near this; a larger file is refused unread."""
+
+STORED_DTYPES = ("bool", "uint8", "int32", "int64", "float32", "float64")
+STRINGS = "str"
+PACKAGES = ("countvae", "numpy", "safetensors", "torch")
+
+
+def save(
+    path: str | Path,
+    arrays: Mapping[str, np.ndarray],
+    settings: Mapping[str, Any],
+    *,
+    extra_files: Mapping[str, Callable[[Path], object]] | None = None,
+    force: bool = False,
+) -> None:
+    """Write a state to a new folder, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        The folder to make.
+    arrays
+        Name to array: bool, uint8, int32, int64, float32 or float64, all finite; or strings.
+    settings
+        Plain JSON: dicts with string keys, lists, strings, finite numbers, booleans, None.
+    extra_files
+        Name to a function that writes that file, given its path; they appear with the rest or
+        not at all, and `load` does not look at them.
+    force
+        Replace a folder that is already there.
+
+    Raises
+    ------
+    InputError
+        If an array or a setting holds NaN or infinity, or the folder exists or cannot be written.
+    TypeError
+        If an array has another dtype, or a setting is not plain JSON.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "state"
+    >>> save(folder, {"mu": np.arange(3.0), "ids": np.array(["a", "b", "c"])}, {"depth": 2})
+    >>> arrays, settings = load(folder)
+    >>> arrays["mu"], arrays["ids"], settings
+    (array([0., 1., 2.]), array(['a', 'b', 'c'], dtype=object), {'depth': 2})
+    """
+    extra_files = {} if extra_files is None else extra_files
+    if taken := {CONFIG, MODEL} & extra_files.keys():
+        raise ValueError(f"extra_files: {min(taken)!r} is a name of the store's own.")
+    tensors = {name: _to_stored(name, array) for name, array in arrays.items()}
+    content = safetensors.numpy.save(tensors)
+    config: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "versions": {name: version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        "model": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
+        "arrays": {
+            name: {"dtype": _dtype_name(array), "shape": list(array.shape)}
+            for name, array in sorted(arrays.items())
+        },
+        "settings": dict(settings),
+    }
+    try:
+        config["sha256"] = _digest(config)
+    except ValueError as error:
+        raise InputError("settings: expected finite numbers; got NaN or infinity.") from error
+    text = json.dumps(config, indent=1) + "\n"
+    if json.loads(text) != config:
+        raise TypeError("settings: expected plain JSON (no tuples, keys that are strings).")
+
+    with new_folder(path, force) as folder:
+        (folder / MODEL).write_bytes(content)
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+        for name, write in extra_files.items():
+            write(folder / name)
+
+
+def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read a state back from its folder, everything checked before it is used.
+
+    Parameters
+    ----------
+    path
+        A folder that `save` wrote.
+
+    Returns
+    -------
+    arrays, settings
+        As they were given to `save`; strings come back in arrays of dtype object.
+
+    Raises
+    ------
+    InputError
+        If a file is missing, truncated, altered, foreign, or written by a newer version.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: expected a model folder; there is no such folder.")
+    config = _read_config(path / CONFIG)
+    tensors = _read_tensors(path / MODEL, config["model"])
+    described = config["arrays"]
+    if tensors.keys() != described.keys():
+        name = min(tensors.keys() ^ described.keys())
+        raise InputError(f"{path / MODEL}: array {name!r} is not in both {MODEL} and {CONFIG}.")
+    arrays = {
+        name: _from_stored(path / MODEL, name, tensor, described[name])
+        for name, tensor in tensors.items()
+    }
+    return arrays, config["settings"]
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in config.items() if key != "sha256"}
+    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _dtype_name(array: np.ndarray) -> str:
+    return STRINGS if array.dtype.kind in "OTU" else array.dtype.name
+
+
+def _to_stored(name: str, array: np.ndarray) -> np.ndarray:
+    if _dtype_name(array) == STRINGS:
+        strings = array.tolist()
+        if array.ndim != 1 or not all(isinstance(string, str) for string in strings):
+            raise TypeError(f"arrays: {name!r} must be strings along one axis.")
+        return np.frombuffer(json.dumps(strings).encode(), dtype=np.uint8)
+    if array.dtype.name not in STORED_DTYPES:
+        raise TypeError(f"arrays: {name!r} has dtype {array.dtype}, which is not stored.")
+    if not np.isfinite(array).all():
+        raise InputError(f"arrays: expected finite values; got NaN or infinity in {name!r}.")
+    return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+
+
+def _from_stored(
+    file: Path, name: str, tensor: np.ndarray, described: Mapping[str, Any]
+) -> np.ndarray:
+    array = _strings(file, name, tensor) if described["dtype"] == STRINGS else tensor.copy()
+    found = {"dtype": _dtype_name(array), "shape": list(array.shape)}
+    if found != described:
+        raise InputError(
+            f"{file}: expected {name!r} to be {described['dtype']} of shape {described['shape']}; "
+            f"got {found['dtype']} of shape {found['shape']}."
+        )
+    if found["dtype"] != STRINGS and not np.isfinite(array).all():
+        raise InputError(f"{file}: expected finite values; got NaN or infinity in {name!r}.")
+    return array
+
+
+def _strings(file: Path, name: str, tensor: np.ndarray) -> np.ndarray:
+    try:
+        strings = json.loads(tensor.tobytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: {name!r} is not a list of strings.") from error
+    if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
+        raise InputError(f"{file}: {name!r} is not a list of strings.")
+    return np.array(strings, dtype=object)
+
+
+def _size(file: Path) -> int:
+    if not file.is_file():
+        raise InputError(f"{file}: is missing, and without it the folder is no model.")
+    return file.stat().st_size
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}).") from error
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    if (size := _size(file)) > MAX_CONFIG_BYTES:
+        raise InputError(f"{file}: {size} bytes is too large for a model's configuration.")
+    try:
+        config = json.loads(_read(file))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: is not JSON, so it is truncated or not a model's.") from error
+    schema = config.get("schema_version") if isinstance(config, dict) else None
+    if type(schema) is not int or schema < 1:
+        raise InputError(f"{file}: carries no schema version, so it is not a model's.")
+    if schema > SCHEMA_VERSION:
+        raise InputError(
+            f"{file}: has schema version {schema}, newer than the {SCHEMA_VERSION} "
+            "this version reads; upgrade countvae."
+        )
+    try:
+        intact = config.get("sha256") == _digest(config)
+    except (ValueError, RecursionError):
+        intact = False
+    if not intact:
+        raise InputError(f"{file}: does not match its own SHA-256, so it was altered.")
+    if not _well_formed(config):
+        raise InputError(f"{file}: lacks a part that every model's configuration has.")
+    return config
+
+
+def _well_formed(config: Mapping[str, Any]) -> bool:
+    model, arrays = config.get("model"), config.get("arrays")
+    return (
+        isinstance(model, dict)
+        and {"bytes", "sha256"} <= model.keys()
+        and isinstance(arrays, dict)
+        and all(
+            isinstance(described, dict) and {"dtype", "shape"} <= described.keys()
+            for described in arrays.values()
+        )
+        and isinstance(config.get("settings"), dict)
+    )
+
+
+def _read_tensors(file: Path, expected: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    if (size := _size(file)) != expected["bytes"]:
+        raise InputError(
+            f"{file}: expected {expected['bytes']} bytes; got {size}, so it is cut or altered."
+        )
+    content = _read(file)
+    if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+        raise InputError(f"{file}: does not match the SHA-256 in {CONFIG}, so it was altered.")
+    try:
+        return safetensors.numpy.load(content)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise InputError(f"{file}: is not a safetensors file.") from error

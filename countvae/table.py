@@ -1,0 +1,859 @@
+"""CountTable: sparse counts with the names of their samples and features; files in and out.
+
+Formats are told by content: BIOM 2.1 and ``.h5ad`` (both HDF5), BIOM 1.0 (JSON), and text.
+Everything stays sparse: text is parsed line by line, a dense array in HDF5 a block of rows at a
+time.
+"""
+
+import csv
+import gzip
+import io
+import itertools
+import json
+import os
+import re
+import warnings
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import anndata
+import anndata.io
+import biom
+import h5py
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Integer, Num, Shaped
+from scipy.sparse import coo_array, csr_array, csr_matrix, issparse, vstack
+from skbio.metadata import SampleMetadata
+from skbio.metadata.io import MetadataFileError
+
+from countvae.checks import CountvaeWarning, InputError, check_counts, check_unique, examples
+from countvae.files import check_writable, new_file
+
+__all__ = ["CountTable", "Overlap", "read", "write", "write_frame"]
+
+_FEATURE_CORNERS = {"otuid", "featureid", "asvid", "geneid"}
+_SAMPLE_CORNERS = {"id", "sampleid", "samplename"}
+_TEXT_COLUMNS = {"taxonomy", "consensuslineage"}
+_ZEROS = {"0", "0.0"}
+_BLOCK = 2**22
+_FOREIGN = "{}: is neither BIOM nor .h5ad nor text in UTF-8."
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How the features of a table meet a list of features it is aligned to.
+
+    Parameters
+    ----------
+    shared : int
+        Features in both.
+    missing : int
+        Features of the list that the table lacks; they are zero in the aligned table.
+    extra : int
+        Features of the table that the list lacks; they are left out.
+    read_fraction : float
+        The fraction of the table's reads that are in shared features.
+    """
+
+    shared: int
+    missing: int
+    extra: int
+    read_fraction: float
+
+    def __str__(self) -> str:
+        """Say it in a sentence."""
+        return (
+            f"{self.shared} of {self.shared + self.missing} features are in the table, with "
+            f"{100 * self.read_fraction:.1f} % of its reads; "
+            f"{self.missing} missing are taken as zero, {self.extra} extra are left out."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class CountTable:
+    """Counts, samples × features, and the names that travel with them.
+
+    Parameters
+    ----------
+    counts : csr_array, shape (n, d)
+        Made canonical: indices sorted, no duplicates, no explicit zeros.
+    sample_ids, feature_ids : ndarray of str
+        Names, unique along each axis.
+    sample_metadata, feature_metadata : DataFrame or None
+        What else is known, a row for each sample or feature, indexed by its id.
+    source : str
+        Where in the file the counts were found.
+
+    Raises
+    ------
+    InputError
+        If names do not fit the counts, or are not unique.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy.sparse import csr_array
+    >>> table = CountTable(
+    ...     csr_array([[5, 0, 1], [0, 2, 2]]), np.array(["s1", "s2"]), np.array(["a", "b", "c"])
+    ... )
+    >>> table.n, table.d, table.depth
+    (2, 3, array([6., 4.]))
+    >>> table.filter(min_feature_samples=2).feature_ids
+    array(['c'], dtype='<U1')
+    """
+
+    counts: Num[csr_array, "n d"]
+    sample_ids: Shaped[np.ndarray, " n"]
+    feature_ids: Shaped[np.ndarray, " d"]
+    sample_metadata: pd.DataFrame | None = None
+    feature_metadata: pd.DataFrame | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        """Make the counts canonical and check that the names fit them."""
+        object.__setattr__(self, "counts", _canonical(self.counts))
+        for size, ids, frame, what in (
+            (self.counts.shape[0], self.sample_ids, self.sample_metadata, "sample"),
+            (self.counts.shape[1], self.feature_ids, self.feature_metadata, "feature"),
+        ):
+            if len(ids) != size:
+                raise InputError(f"{what}_ids: expected {size} ids; got {len(ids)}.")
+            check_unique(ids, f"{what}_ids: ids")
+            if frame is not None and list(frame.index) != list(ids):
+                raise InputError(f"{what}_metadata: expected a row for each {what}, in order.")
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return self.counts.shape[0]
+
+    @property
+    def d(self) -> int:
+        """Number of features."""
+        return self.counts.shape[1]
+
+    @property
+    def depth(self) -> Float[np.ndarray, " n"]:
+        """Reads in each sample."""
+        return np.asarray(self.counts.sum(axis=1, dtype=np.float64))
+
+    def select_samples(self, which: Shaped[np.ndarray, " chosen"]) -> "CountTable":
+        """Keep samples, in the order given.
+
+        Parameters
+        ----------
+        which : ndarray of bool or int
+            A mask over the samples, or positions.
+
+        Returns
+        -------
+        CountTable
+        """
+        at = np.arange(self.n)[which]
+        return replace(
+            self,
+            counts=self.counts[at],
+            sample_ids=self.sample_ids[at],
+            sample_metadata=_rows(self.sample_metadata, at),
+        )
+
+    def select_features(self, which: Shaped[np.ndarray, " chosen"]) -> "CountTable":
+        """Keep features, in the order given.
+
+        Parameters
+        ----------
+        which : ndarray of bool or int
+            A mask over the features, or positions.
+
+        Returns
+        -------
+        CountTable
+        """
+        at = np.arange(self.d)[which]
+        return replace(
+            self,
+            counts=self.counts[:, at],
+            feature_ids=self.feature_ids[at],
+            feature_metadata=_rows(self.feature_metadata, at),
+        )
+
+    def filter(
+        self,
+        min_sample_count: int = 0,
+        min_feature_count: int = 0,
+        min_feature_samples: int = 0,
+    ) -> "CountTable":
+        """Keep the largest part of the table in which every sample and feature qualifies.
+
+        Dropping samples lowers the counts of features and the other way round, so both are
+        repeated until nothing changes; the order does not matter.
+
+        Parameters
+        ----------
+        min_sample_count : int
+            Reads a sample must have, in the features kept.
+        min_feature_count : int
+            Reads a feature must have, in the samples kept.
+        min_feature_samples : int
+            Samples kept in which a feature must occur.
+
+        Returns
+        -------
+        CountTable
+
+        Raises
+        ------
+        InputError
+            If no sample or no feature would be left.
+        """
+        x = self.counts.astype(np.float64)
+        samples, features = np.ones(self.n, bool), np.ones(self.d, bool)
+        while True:
+            reads = x @ features
+            of_feature = samples.astype(np.float64)
+            kept_samples = samples & (reads >= min_sample_count)
+            kept_features = (
+                features
+                & (x.T @ of_feature >= min_feature_count)
+                & (np.bincount(x.indices, _repeated(of_feature, x), self.d) >= min_feature_samples)
+            )
+            if (kept_samples == samples).all() and (kept_features == features).all():
+                break
+            samples, features = kept_samples, kept_features
+        if not (samples.any() and features.any()):
+            raise InputError(
+                f"filter: nothing is left of {self.n} samples and {self.d} features with"
+                f" min_sample_count={min_sample_count}, min_feature_count={min_feature_count},"
+                f" min_feature_samples={min_feature_samples}."
+            )
+        return self.select_samples(samples).select_features(features)
+
+    def align_features(
+        self, feature_ids: Shaped[np.ndarray, " features"]
+    ) -> tuple["CountTable", Overlap]:
+        """Bring the table to exactly these features, in this order, and say what that cost.
+
+        Parameters
+        ----------
+        feature_ids : ndarray of str
+            The features wanted; those the table lacks become zeros.
+
+        Returns
+        -------
+        CountTable
+            With ``feature_ids`` as its features.
+        Overlap
+            How many features were shared, missing and extra, and the reads in shared ones.
+
+        Raises
+        ------
+        InputError
+            If no feature is shared.
+        """
+        check_unique(feature_ids, "feature_ids: ids")
+        place = pd.Index(feature_ids, dtype=object).get_indexer(self.feature_ids.astype(object))
+        known = place >= 0
+        shared = int(known.sum())
+        if shared == 0:
+            turned = np.isin(self.sample_ids.astype(str), feature_ids.astype(str)).any()
+            raise InputError(
+                f"table: none of its features ({examples(list(self.feature_ids))}) is among the"
+                f" {len(feature_ids)} expected ({examples(list(feature_ids))})"
+                f"{', but its samples are: the table looks transposed' if turned else ''}."
+            )
+        total = self.counts.sum(dtype=np.float64)
+        entries = self.counts.tocoo()
+        in_shared = known[entries.col]
+        data, row = entries.data[in_shared], entries.row[in_shared]
+        aligned = replace(
+            self,
+            counts=csr_array(
+                coo_array(
+                    (data, (row, place[entries.col[in_shared]])), shape=(self.n, len(feature_ids))
+                )
+            ),
+            feature_ids=feature_ids,
+            feature_metadata=None
+            if self.feature_metadata is None
+            else self.feature_metadata.reindex(feature_ids),
+        )
+        overlap = Overlap(
+            shared=shared,
+            missing=len(feature_ids) - shared,
+            extra=self.d - shared,
+            read_fraction=float(data.sum(dtype=np.float64) / total) if total else 0.0,
+        )
+        return aligned, overlap
+
+
+def read(
+    path: str | os.PathLike[str],
+    *,
+    layer: str | None = None,
+    metadata: str | os.PathLike[str] | None = None,
+    transpose: bool = False,
+    allow_fractional: bool = False,
+    drop_empty: bool = False,
+) -> CountTable:
+    """Read a count table, samples × features, and check it.
+
+    Parameters
+    ----------
+    path : path
+        BIOM 2.1 or 1.0, ``.h5ad``, TSV or CSV; text and JSON may be gzipped. Text holds samples in
+        rows, unless its first column is headed ``#OTU ID`` (or feature, ASV, gene id).
+    layer : str, optional
+        The layer of an ``.h5ad`` file, or "X"; by default ``layers["counts"]``, else X.
+    metadata : path, optional
+        A metadata file (TSV, as QIIME 2 writes it), whose first column holds sample ids. It is
+        aligned by id; samples it lacks have missing values.
+    transpose : bool
+        The file's axes are the other way round: the rows of a text file are features, the
+        observations of a BIOM or ``.h5ad`` file are the other axis than usual.
+    allow_fractional : bool
+        Warn of values that are not whole, rather than refuse them.
+    drop_empty : bool
+        Leave out samples without a read, with a warning that names them.
+
+    Returns
+    -------
+    CountTable
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or does not hold counts: one sentence says what and where.
+
+    Warns
+    -----
+    CountvaeWarning
+        Of samples left out or without metadata, and of fractional values if they are allowed.
+    """
+    path = Path(path)
+    form = _format(path)
+    if layer is not None and form != "h5ad":
+        raise InputError(f"{path}: layer={layer!r} can be had of an .h5ad file only.")
+    with _reading(path, form):
+        parsed = _READERS[form](path, layer, transpose)
+        if transpose and form != "text":
+            parsed = parsed.transposed()
+    check_unique(parsed.sample_ids, f"{path}: sample ids")
+    check_unique(parsed.feature_ids, f"{path}: feature ids")
+    try:
+        check_counts(
+            parsed.counts,
+            parsed.sample_ids,
+            parsed.feature_ids,
+            fractional="warn" if allow_fractional else "error",
+            empty_samples="ignore" if drop_empty else "error",
+            argument=f"{path} ({parsed.source})",
+        )
+    except InputError as error:
+        raise InputError(f"{str(error).rstrip('.')}{parsed.hint}.") from None
+    table = CountTable(
+        parsed.counts,
+        parsed.sample_ids,
+        parsed.feature_ids,
+        parsed.sample_metadata,
+        parsed.feature_metadata,
+        parsed.source,
+    )
+    if drop_empty:
+        table = _without_empty(table, path)
+    return table if metadata is None else _with_metadata(table, path, Path(metadata))
+
+
+def write(table: CountTable, path: str | os.PathLike[str], force: bool = False) -> None:
+    """Write a count table in the format of the path's suffix.
+
+    Parameters
+    ----------
+    table : CountTable
+        The table.
+    path : path
+        ``.biom`` (2.1), ``.h5ad`` (counts in X) or ``.tsv`` (samples × features, no metadata).
+    force : bool
+        Whether to replace a file that is there.
+
+    Raises
+    ------
+    InputError
+        If the suffix is another, or the file cannot be written.
+    """
+    path = Path(path)
+    check_writable(path, force)
+    if path.suffix not in _WRITERS:
+        raise InputError(f"{path}: expected a suffix among {examples(list(_WRITERS))}.")
+    with new_file(path, force) as beside:
+        _WRITERS[path.suffix](table, beside)
+
+
+def write_frame(frame: pd.DataFrame, path: str | os.PathLike[str], force: bool = False) -> None:
+    """Write a data frame as TSV, its ids first.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Rows are named by the index; its name, or "id", heads their column.
+    path : path
+        The file to write.
+    force : bool
+        Whether to replace a file that is there.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    """
+    with new_file(path, force) as beside:
+        frame.to_csv(beside, sep="\t", index_label=frame.index.name or "id", lineterminator="\n")
+
+
+class _Parsed(NamedTuple):
+    """What a file holds, before it is checked."""
+
+    counts: csr_array
+    sample_ids: np.ndarray
+    feature_ids: np.ndarray
+    sample_metadata: pd.DataFrame | None
+    feature_metadata: pd.DataFrame | None
+    source: str
+    hint: str = ""
+
+    def transposed(self) -> "_Parsed":
+        return self._replace(
+            counts=_canonical(csr_array(self.counts.T)),
+            sample_ids=self.feature_ids,
+            feature_ids=self.sample_ids,
+            sample_metadata=self.feature_metadata,
+            feature_metadata=self.sample_metadata,
+            source=f"{self.source}, transposed",
+        )
+
+
+def _canonical(counts: Any) -> csr_array:
+    """Return sorted CSR of numbers without duplicates or zeros; never changes its argument."""
+    canonical = csr_array(counts)
+    if canonical.dtype.kind == "b":
+        canonical = canonical.astype(np.int8)
+    if canonical.dtype.kind not in "iuf":
+        raise InputError(f"counts: expected numbers; got values of type {canonical.dtype}.")
+    if not canonical.has_canonical_format or not canonical.data.all():
+        canonical = canonical.copy()
+        canonical.sum_duplicates()
+        canonical.eliminate_zeros()
+    return canonical
+
+
+def _repeated(of_sample: np.ndarray, counts: csr_array) -> np.ndarray:
+    """Return a value of each sample, once for each of its entries."""
+    return np.repeat(of_sample, np.diff(counts.indptr))
+
+
+def _rows(frame: pd.DataFrame | None, at: Integer[np.ndarray, " rows"]) -> pd.DataFrame | None:
+    return None if frame is None else frame.iloc[at]
+
+
+def _ids(values: Any) -> Shaped[np.ndarray, " ids"]:
+    return np.array([_text(value) for value in values], dtype=object)
+
+
+def _frame(columns: Mapping[str, Any], ids: np.ndarray) -> pd.DataFrame | None:
+    return pd.DataFrame(dict(columns), index=pd.Index(ids, dtype=object)) if columns else None
+
+
+def _text(value: Any) -> str:
+    """Return text as it is, and a list of names, such as a lineage, in one line."""
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return "; ".join(text for text in map(_text, value) if text)
+    return str(value)
+
+
+# ---- reading
+
+
+def _format(path: Path) -> str:
+    """Tell a file's format by its content."""
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file.")
+    if not path.is_file():
+        raise InputError(f"{path}: is not a file.")
+    with _reading(path, "text"):
+        with open(path, "rb") as file:
+            head = file.read(8)
+        if not head:
+            raise InputError(f"{path}: is empty.")
+        if head.startswith(b"PK\x03\x04"):
+            raise InputError(
+                f"{path}: is a zip archive, not a table; export a QIIME 2 artifact first."
+            )
+        if head != b"\x89HDF\r\n\x1a\n":
+            with _open_text(path) as lines:
+                start = lines.read(256).lstrip()
+            if "\0" not in start:
+                return "BIOM 1.0" if start.startswith("{") else "text"
+            raise InputError(_FOREIGN.format(path))
+    with _reading(path, "HDF5"), h5py.File(path) as file:
+        if "observation" in file and "sample" in file:
+            return "BIOM 2.1"
+        if "obs" in file and "var" in file:
+            return "h5ad"
+    raise InputError(f"{path}: is HDF5, but neither a BIOM nor an .h5ad file.")
+
+
+@contextmanager
+def _reading(path: Path, form: str) -> Iterator[None]:
+    """Turn whatever goes wrong inside a reader into one sentence."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except UnicodeDecodeError as error:
+        raise InputError(_FOREIGN.format(path)) from error
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise InputError(f"{path}: cannot be read as {form}: {reason}.") from error
+
+
+def _open_text(path: Path) -> io.TextIOWrapper:
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return cast(
+        io.TextIOWrapper,
+        (gzip.open if zipped else open)(path, "rt", encoding="utf-8-sig", newline=""),
+    )
+
+
+def _read_biom_hdf5(path: Path, layer: str | None, transpose: bool) -> _Parsed:
+    with h5py.File(path) as file:
+        sample_ids = _ids(_strings(file["sample/ids"]))
+        feature_ids = _ids(_strings(file["observation/ids"]))
+        matrix = file["sample/matrix"]
+        counts = csr_array(
+            tuple(matrix[part][()] for part in ("data", "indices", "indptr")),
+            shape=(len(sample_ids), len(feature_ids)),
+        )
+        counts.check_format(full_check=True)
+        return _Parsed(
+            _canonical(counts),
+            sample_ids,
+            feature_ids,
+            _frame(_biom_columns(file["sample"]), sample_ids),
+            _frame(_biom_columns(file["observation"]), feature_ids),
+            "BIOM 2.1",
+        )
+
+
+def _strings(dataset: h5py.Dataset) -> np.ndarray:
+    return dataset[()] if h5py.check_string_dtype(dataset.dtype) is None else dataset.asstr()[()]
+
+
+def _biom_columns(axis: h5py.Group) -> dict[str, Any]:
+    columns = {}
+    for name, dataset in axis.get("metadata", {}).items():
+        values = _strings(dataset)
+        if values.ndim > 1 or values.dtype.kind not in "iuf":
+            values = _ids(values)
+        columns[name.replace("@@SLASH@@", "/")] = values
+    return columns
+
+
+def _read_biom_json(path: Path, layer: str | None, transpose: bool) -> _Parsed:
+    with _open_text(path) as file:
+        content = json.load(file)
+    if not {"rows", "columns", "data", "matrix_type"} <= content.keys():
+        raise InputError(f"{path}: is JSON, but not a BIOM 1.0 table.")
+    feature_ids = _ids(row["id"] for row in content["rows"])
+    sample_ids = _ids(column["id"] for column in content["columns"])
+    if content["matrix_type"] == "dense":
+        entries = [
+            (i, j, value)
+            for i, row in enumerate(content["data"])
+            for j, value in zip(range(len(sample_ids)), row, strict=True)
+            if value != 0
+        ]
+    else:
+        entries = content["data"]
+    for i, j, value in entries:
+        if not isinstance(value, (int, float)):
+            raise InputError(
+                f"{path}: expected numbers; got {value!r} in sample {sample_ids[j]!r},"
+                f" feature {feature_ids[i]!r}."
+            )
+    row, column, data = np.array(entries, dtype=np.float64).reshape(-1, 3).T
+    shape = (len(sample_ids), len(feature_ids))
+    return _Parsed(
+        _canonical(coo_array((data, (column.astype(np.int64), row.astype(np.int64))), shape=shape)),
+        sample_ids,
+        feature_ids,
+        _frame(_json_columns(content["columns"]), sample_ids),
+        _frame(_json_columns(content["rows"]), feature_ids),
+        "BIOM 1.0",
+    )
+
+
+def _json_columns(axis: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    known = [entry.get("metadata") or {} for entry in axis]
+    columns = {}
+    for name in dict.fromkeys(name for entry in known for name in entry):
+        values = [entry.get(name) for entry in known]
+        if not all(isinstance(value, (int, float)) for value in values):
+            values = [_text(value) for value in values]
+        columns[name] = values
+    return columns
+
+
+def _read_h5ad(path: Path, layer: str | None, transpose: bool) -> _Parsed:
+    with h5py.File(path) as file:
+        layers = list(file.get("layers", ()))
+        if layer in layers or (layer is None and "counts" in layers):
+            name = layer or "counts"
+            element, source = file["layers"][name], f"layers[{name!r}]"
+        elif layer in (None, "X") and "X" in file:
+            element, source = file["X"], "X"
+        else:
+            raise InputError(
+                f"{path}: has no {'X' if layer in (None, 'X') else f'layer {layer!r}'};"
+                f" its layers: {examples(layers, 10) if layers else 'none'}."
+            )
+        for axis in ("obs", "var"):
+            if file[axis].attrs.get("encoding-type") != "dataframe":
+                raise InputError(
+                    f"{path}: is not in the format of anndata 0.7 or later; write it anew with a"
+                    " current anndata."
+                )
+        frames = [cast(pd.DataFrame, anndata.io.read_elem(file[axis])) for axis in ("obs", "var")]
+        counts = _read_matrix(element)
+    obs, var = (frame.set_axis(_ids(frame.index), axis="index") for frame in frames)
+    hint = f"; other layers here: {examples(layers, 10) if layers else 'none'}"
+    return _Parsed(
+        counts,
+        _ids(obs.index),
+        _ids(var.index),
+        obs if obs.columns.size else None,
+        var if var.columns.size else None,
+        source,
+        hint if source == "X" else "",
+    )
+
+
+def _read_matrix(element: Any) -> csr_array:
+    """Read a sparse group, or a dense dataset a block of rows at a time."""
+    if isinstance(element, h5py.Dataset):
+        step = max(1, _BLOCK // max(1, element.shape[1]))
+        blocks = [csr_array(element[i : i + step]) for i in range(0, element.shape[0], step)]
+        return _canonical(vstack(blocks, format="csr") if blocks else csr_array(element.shape))
+    matrix = anndata.io.read_elem(element)
+    if not issparse(matrix):
+        raise InputError(f"{element.name}: expected a matrix.")
+    counts = csr_array(matrix)
+    counts.check_format(full_check=True)
+    return _canonical(counts)
+
+
+def _corner(line: str) -> str:
+    """Return the first cell of a line, without case and punctuation."""
+    return re.sub(r"[^a-z0-9]", "", re.split(r"[\t,]", line)[0].lower())
+
+
+def _is_comment(line: str) -> bool:
+    return (
+        line.startswith("#")
+        and "\t" not in line
+        and _corner(line) not in _FEATURE_CORNERS | _SAMPLE_CORNERS
+    )
+
+
+def _read_text(path: Path, layer: str | None, transpose: bool) -> _Parsed:
+    with _open_text(path) as lines:
+        head = next((line for line in lines if line.strip() and not _is_comment(line)), "")
+        is_csv = ".csv" in path.suffixes[-2:] or "\t" not in head
+        rows = csv.reader(
+            itertools.chain([head], lines), delimiter="," if is_csv else "\t", strict=True
+        )
+        names = next(rows, [])
+        features_first = transpose or _corner(head) in _FEATURE_CORNERS
+        body = (row for row in rows if any(cell.strip() for cell in row))
+        top = next(body, None)
+        if top is not None and len(top) == len(names) + 1:  # as R writes it: no corner
+            names = ["", *names]
+        if len(names) < 2:
+            raise InputError(f"{path}: expected cells separated by tabs or commas; found none.")
+        has_text = features_first and _corner(names[-1]) in _TEXT_COLUMNS
+        columns = names[1:-1] if has_text else names[1:]
+        ids, texts = [], []
+        starts, at, values = array("q", [0]), array("q"), array("d")
+        for row in itertools.chain([] if top is None else [top], body):
+            if len(row) != len(names):
+                raise InputError(
+                    f"{path}: expected {len(names)} cells in row {row[0]!r}; got {len(row)}."
+                )
+            ids.append(row[0])
+            if has_text:
+                texts.append(row.pop())
+            cells = row[1:]
+            for j in [j for j, cell in enumerate(cells) if cell not in _ZEROS]:
+                value = _number(cells[j])
+                if value is None:
+                    sample, feature = (row[0], columns[j])[:: -1 if features_first else 1]
+                    raise InputError(
+                        f"{path}: expected numbers; got {cells[j]!r} in sample {sample!r},"
+                        f" feature {feature!r}."
+                    )
+                at.append(j)
+                values.append(value)
+            starts.append(len(at))
+    if "" in ids or "" in columns:
+        raise InputError(f"{path}: a {'row' if '' in ids else 'column'} has no name.")
+    counts = csr_array(
+        (np.array(values), np.array(at), np.array(starts)), shape=(len(ids), len(columns))
+    )
+    parsed = _Parsed(
+        _canonical(counts),
+        _ids(ids),
+        _ids(columns),
+        _frame({names[-1]: texts} if has_text else {}, _ids(ids)),
+        None,
+        "text, rows are features" if features_first else "text, rows are samples",
+    )
+    return parsed.transposed()._replace(source=parsed.source) if features_first else parsed
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return None if "_" in cell else float(cell)
+    except ValueError:
+        return None
+
+
+_READERS: dict[str, Callable[[Path, str | None, bool], _Parsed]] = {
+    "BIOM 2.1": _read_biom_hdf5,
+    "BIOM 1.0": _read_biom_json,
+    "h5ad": _read_h5ad,
+    "text": _read_text,
+}
+
+
+def _without_empty(table: CountTable, path: Path) -> CountTable:
+    kept = table.depth > 0
+    if not kept.any():
+        raise InputError(f"{path}: expected at least one sample with reads; all are empty.")
+    if not kept.all():
+        warnings.warn(
+            f"{path}: left out {(~kept).sum()} of {table.n} samples, without a read:"
+            f" {examples(list(table.sample_ids[~kept]))}.",
+            CountvaeWarning,
+            stacklevel=3,
+        )
+    return table.select_samples(kept)
+
+
+def _with_metadata(table: CountTable, path: Path, metadata: Path) -> CountTable:
+    frame = _read_metadata(metadata)
+    known = np.isin(table.sample_ids.astype(str), frame.index.to_numpy(str))
+    if not known.any():
+        turned = np.isin(table.feature_ids.astype(str), frame.index.to_numpy(str)).sum()
+        raise InputError(
+            f"{metadata}: none of its {len(frame)} ids ({examples(list(frame.index))}) is a sample"
+            f" of {path} ({examples(list(table.sample_ids))})"
+            f"{f', but {turned} are features: the table looks transposed' if turned else ''}."
+        )
+    if not known.all():
+        warnings.warn(
+            f"{metadata}: has {known.sum()} of the {table.n} samples of {path}, not"
+            f" {examples(list(table.sample_ids[~known]))}.",
+            CountvaeWarning,
+            stacklevel=3,
+        )
+    frame = frame.reindex(pd.Index(table.sample_ids, dtype=object))
+    if table.sample_metadata is not None:
+        frame = frame.join(table.sample_metadata.drop(columns=frame.columns, errors="ignore"))
+    return replace(table, sample_metadata=frame)
+
+
+def _read_metadata(path: Path) -> pd.DataFrame:
+    """Read metadata by scikit-bio, whatever the column of ids is called."""
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file.")
+    with _reading(path, "metadata"):
+        with _open_text(path) as file:
+            lines = file.readlines()
+        for i, line in enumerate(lines):
+            if line.strip() and not _is_comment(line):
+                lines[i] = "id" + line[len(line.split("\t")[0].rstrip("\r\n")) :]
+                break
+        text = io.StringIO("".join(lines), newline="")
+        try:
+            return SampleMetadata.load(cast(str, text)).to_dataframe()
+        except MetadataFileError as error:
+            reason = str(error).partition("There may be more errors")[0]
+            raise ValueError(reason) from error
+
+
+# ---- writing
+
+
+def _plain(frame: pd.DataFrame | None, ids: np.ndarray) -> pd.DataFrame:
+    """Return columns of numbers or of text, and nothing else."""
+    if frame is None:
+        return pd.DataFrame(index=pd.Index(ids, dtype=object))
+    columns = {
+        str(name): column.to_numpy(np.float64, na_value=np.nan)
+        if pd.api.types.is_numeric_dtype(column)
+        else column.astype(object).where(column.notna(), "").astype(str).to_numpy(object)
+        for name, column in frame.items()
+    }
+    return pd.DataFrame(columns, index=pd.Index(ids, dtype=object))
+
+
+def _write_biom(table: CountTable, path: Path) -> None:
+    samples = _plain(table.sample_metadata, table.sample_ids)
+    features = _plain(table.feature_metadata, table.feature_ids)
+    written = biom.Table(
+        csr_matrix(table.counts.T, dtype=np.float64),
+        list(table.feature_ids),
+        list(table.sample_ids),
+        observation_metadata=features.to_dict("records") if features.columns.size else None,
+        sample_metadata=samples.to_dict("records") if samples.columns.size else None,
+        type="OTU table",
+    )
+    with h5py.File(path, "w") as file:
+        written.to_hdf5(file, "countvae")
+
+
+def _write_h5ad(table: CountTable, path: Path) -> None:
+    anndata.AnnData(
+        X=table.counts,
+        obs=_plain(table.sample_metadata, table.sample_ids),
+        var=_plain(table.feature_metadata, table.feature_ids),
+    ).write_h5ad(path)
+
+
+def _write_tsv(table: CountTable, path: Path) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, dialect="excel-tab", lineterminator="\n")
+        rows.writerow(["sample_id", *table.feature_ids])
+        for i, sample in enumerate(table.sample_ids):
+            cells = ["0"] * table.d
+            one = slice(table.counts.indptr[i], table.counts.indptr[i + 1])
+            for j, value in zip(
+                table.counts.indices[one], table.counts.data[one].tolist(), strict=True
+            ):
+                cells[j] = repr(int(value) if value == int(value) else value)
+            rows.writerow([sample, *cells])
+
+
+_WRITERS: dict[str, Callable[[CountTable, Path], None]] = {
+    ".biom": _write_biom,
+    ".h5ad": _write_h5ad,
+    ".tsv": _write_tsv,
+}

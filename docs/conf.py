@@ -1,0 +1,30 @@
+"""Sphinx builds the site from here; tutorial pages run when it is built."""
+
+from importlib.metadata import version as installed_version
+
+project = "countvae"
+author = "The countvae developers"
+copyright = "2026, The countvae developers"
+version = release = installed_version("countvae")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+]
+exclude_patterns = ["_build", "jupyter_execute"]
+html_theme = "furo"
+html_title = "countvae"
+
+myst_enable_extensions = ["amsmath", "dollarmath"]
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+autosummary_generate = True
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_typehints = "none"

@@ -1,0 +1,133 @@
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from countvae.checks import InputError
+from countvae.files import check_writable, new_file, new_folder, sha256
+
+
+def content(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "out.tsv.gz"
+    with new_file(path) as beside:
+        assert beside.parent == tmp_path and beside.name.endswith("out.tsv.gz")
+        beside.write_text("half")
+        assert not path.exists()
+    assert path.read_text() == "half"
+    assert content(tmp_path) == ["out.tsv.gz"]
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, failure):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with pytest.raises(failure), new_file(path, force=True) as beside:
+        beside.write_text("half")
+        raise failure
+    assert path.read_text() == "old"
+    assert content(tmp_path) == ["out.txt"]
+
+
+def test_nothing_is_overwritten_without_force(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with pytest.raises(InputError, match="is already there"), new_file(path):
+        pass
+    with new_file(path, force=True) as beside:
+        beside.write_text("new")
+    assert path.read_text() == "new"
+
+
+def test_a_file_that_appeared_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "out.txt"
+    with pytest.raises(InputError, match="is already there"), new_file(path) as beside:
+        beside.write_text("mine")
+        path.write_text("another's")
+    assert path.read_text() == "another's"
+
+
+def test_new_files_have_the_usual_permissions(tmp_path):
+    (tmp_path / "plain").touch()
+    with new_file(tmp_path / "new"):
+        pass
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_folder_is_no_file(tmp_path):
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(InputError, match="is a folder"), new_file(tmp_path / "sub", force=True):
+        pass
+
+
+def test_a_missing_folder_is_named_before_the_work(tmp_path):
+    with pytest.raises(InputError, match=r"the folder '.*nowhere' does not exist"):
+        check_writable(tmp_path / "nowhere" / "out.txt", force=True)
+    check_writable(tmp_path / "out.txt", force=False)
+    assert content(tmp_path) == []
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder nobody can write to")
+def test_an_unwritable_folder_is_a_sentence():
+    with pytest.raises(InputError, match=r"^/proc/self/out.txt: cannot be written \(.*\)\.$"):
+        check_writable("/proc/self/out.txt", force=False)
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "model"
+    with new_folder(path) as beside:
+        (beside / "config.json").write_text("{}")
+        assert not path.exists()
+    assert content(path) == ["config.json"]
+    assert content(tmp_path) == ["model"]
+
+
+def test_an_old_folder_stays_until_the_new_one_is_complete(tmp_path):
+    path = tmp_path / "model"
+    for text in ("old", "new"):
+        with new_folder(path, force=text == "new") as beside:
+            (beside / "config.json").write_text(text)
+            assert text == "old" or (path / "config.json").read_text() == "old"
+    assert (path / "config.json").read_text() == "new"
+    with pytest.raises(KeyboardInterrupt), new_folder(path, force=True) as beside:
+        (beside / "config.json").write_text("half")
+        raise KeyboardInterrupt
+    assert (path / "config.json").read_text() == "new"
+    assert content(tmp_path) == ["model"]
+
+
+def test_an_old_folder_is_not_replaced_without_force(tmp_path):
+    path = tmp_path / "model"
+    with new_folder(path) as beside:
+        (beside / "config.json").touch()
+    with pytest.raises(InputError, match="is already there"), new_folder(path):
+        pass
+
+
+def test_an_empty_folder_is_not_in_the_way(tmp_path):
+    path = tmp_path / "model"
+    path.mkdir()
+    with new_folder(path) as beside:
+        (beside / "config.json").touch()
+    assert content(path) == ["config.json"]
+
+
+def test_somebodys_own_folder_is_not_removed_even_with_force(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.txt").touch()
+    with pytest.raises(InputError, match="not a folder written here"), new_folder(home, force=True):
+        pass
+    with pytest.raises(InputError, match="not a folder written here"):
+        with new_folder(home / "thesis.txt", force=True):
+            pass
+    assert content(home) == ["thesis.txt"]
+
+
+def test_sha256_is_that_of_the_content(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
