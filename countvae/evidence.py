@@ -1,12 +1,12 @@
 """The evidence lower bound, one value a sample, its terms by name.
 
-A sample has counts x (total N), logits m0 = mu + V z and factor variances Q_j = v_j' S v_j.
+A sample has counts x of total N, logits m0 = mu + V z_hat and factor variances Q_j = v_j' S v_j.
 Its noise eps ~ N(0, sigma2 I) is given the structured Gaussian posterior
 
     q(z, eps | x) = N(z; z_hat, S) prod_j N(eps_j; e_j + (rho_j - 1) v_j'(z - z_hat), s2_j)
 
-and every parameter of it has a fixed point, reached here without sampling. The derivation is
-on the page "model" of the documentation.
+and every parameter of it has a fixed point that is reached here without sampling. The derivation
+is on the page "The model" of the documentation.
 """
 
 from typing import NamedTuple
@@ -15,105 +15,254 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-MAX_PASSES = 40
+Sigma2 = Float[Tensor, ""] | Float[Tensor, " d"]
+
+CACHED_ENTRIES = 1 << 17
+"""Entries of a block of rows that is solved at once: about what a second-level cache holds."""
+
+NEWTON_PASSES = 24
+TOLERANCE = 0.02
+"""Size in nats of the last Newton pass; Newton is quadratic, so what is left is far smaller."""
+
+FLOAT32_DEPTH = 1e5
+"""Reads beyond which the bound of a sample is no longer summed in single precision."""
 
 
 class Noise(NamedTuple):
-    """The noise of a batch of samples, solved, and what follows from it."""
+    """The noise posterior of a batch of samples at its fixed point, and what follows from it."""
 
-    value: Float[Tensor, " b"]
-    """Sum over features of log p(x | eta) - KL(noise), in nats, without the coefficient."""
+    likelihood: Float[Tensor, " b"]
+    """Lower bound on E log p(x | eta) in nats, multinomial coefficient left out."""
+    kl: Float[Tensor, " b"]
+    """E KL( q(eps | z, x) || N(0, sigma2 I) ) in nats."""
+    overcount: Float[Tensor, " b"]
+    """Nats of `kl` spent on the direction of the noise that softmax ignores; never negative."""
     r: Float[Tensor, "b d"]
-    """x - lambda: the gradient of the value with respect to the logits."""
+    """x - lambda, the gradient of the bound with respect to the logits m0."""
     w: Float[Tensor, "b d"]
-    """lambda / (1 + sigma2 lambda): minus twice the gradient with respect to Q."""
+    """lambda / (1 + sigma2 lambda), minus twice the gradient with respect to Q."""
     curvature: Float[Tensor, "b d"]
-    """d lambda / d m0 at a fixed log-scale: the diagonal of the exact Hessian."""
+    """d lambda / d m0 while the log-scale stands still: what a Newton step needs."""
     log_scale: Float[Tensor, " b"]
-    """c, the free log-scale at which the rates sum to N."""
+    """c, the log-scale at which the rates lambda sum to N; a warm start for the next solution."""
 
+    @property
+    def bound(self) -> Float[Tensor, " b"]:
+        """Likelihood minus divergence of the noise, in nats: stationary in all that is solved."""
+        return self.likelihood - self.kl
 
-def _omega_cap(Y: Tensor) -> Tensor:
-    """Upper bound of the root of l + exp(l) = Y (the Wright omega function)."""
-    return torch.where(Y > 1, Y.clamp_min(1).log(), Y)
+    def where(self, chosen: Tensor, other: "Noise") -> "Noise":
+        """Take the samples marked in `chosen` from this noise, the rest from the other."""
+        rows = chosen[:, None]
+        return Noise(
+            *(
+                torch.where(chosen if mine.ndim == 1 else rows, mine, theirs)
+                for mine, theirs in zip(self, other, strict=True)
+            )
+        )
 
 
 def solve_noise(
     m0: Float[Tensor, "b d"],
     Q: Float[Tensor, "b d"],
     x: Float[Tensor, "b d"],
-    sigma2: Float[Tensor, "*d"],
+    sigma2: Sigma2,
     log_scale: Float[Tensor, " b"] | None = None,
-    tolerance: float = 1e-2,
+    tolerance: float = TOLERANCE,
 ) -> Noise:
-    log_sigma2 = sigma2.log()
-    N = x.sum(1)
-    fixed = m0 + log_sigma2 + sigma2 * x
-    ceiling = fixed + 0.5 * (Q + sigma2)
+    """Solve the noise posterior of every sample of a batch.
+
+    Parameters
+    ----------
+    m0 : (b, d)
+        Expected logits without the noise, mu + V z_hat.
+    Q : (b, d)
+        Variance of the logits that comes from the factors, v_j' S v_j.
+    x : (b, d)
+        Counts.
+    sigma2 : scalar or (d,)
+        Variance of the noise, shared or by feature.
+    log_scale : (b,), optional
+        A warm start for the log-scale c.
+    tolerance : float
+        Newton stops after a pass that moved no sample's bound by more, in nats.
+
+    Returns
+    -------
+    Noise
+        Constants to autograd: the bound is stationary in all that is solved here.
+    """
+    with torch.no_grad():
+        rows = max(1, CACHED_ENTRIES // x.shape[1])
+        blocks = [
+            _solve_block(
+                m0[i : i + rows],
+                Q[i : i + rows],
+                x[i : i + rows],
+                sigma2,
+                None if log_scale is None else log_scale[i : i + rows],
+                tolerance,
+            )
+            for i in range(0, x.shape[0], rows)
+        ]
+        return Noise(*(torch.cat(field) for field in zip(*blocks, strict=True)))
+
+
+class _Rates(NamedTuple):
+    """At l = log(sigma2 lambda): u = sigma2 lambda, rho, h and the slope of the fixed point."""
+
+    u: Tensor
+    rho: Tensor
+    h: Tensor
+    slope: Tensor
+
+
+def _rates(log_u: Tensor, Q: Tensor, sigma2: Tensor) -> _Rates:
+    u = log_u.exp()
+    rho = (1 + u).reciprocal_()
+    h = rho * torch.addcmul(sigma2.expand_as(u), rho, Q)
+    slope = torch.addcmul(1 + u, u * rho, torch.addcmul(h, rho, sigma2, value=-0.5))
+    return _Rates(u, rho, h, slope)
+
+
+def _omega_ceiling(Y: Tensor) -> Tensor:
+    """Upper bound, at most 1 too high, of the root of l + exp(l) = Y."""
+    return torch.where(Y > 1, Y.clamp_min(1).log(), Y)
+
+
+def _solve_block(m0, Q, x, sigma2, log_scale, tolerance) -> Noise:
+    """Newton on (l, c) jointly: one increasing equation a feature, bordered by sum(lambda) = N."""
+    N = x.sum(1).clamp_min(1e-6)
+    prior = m0 + sigma2.log()
+    fixed = torch.addcmul(prior, x, sigma2)
     c = N.log() - m0.logsumexp(1) if log_scale is None else log_scale
-    l = _omega_cap(ceiling + c[:, None])
-    rounding = torch.finfo(x.dtype).eps * N
-    for _ in range(MAX_PASSES):
-        u = l.exp()
-        rho = 1 / (1 + u)
-        half_h = 0.5 * rho * (rho * Q + sigma2)
-        slope = 1 + u + u * rho * (2 * half_h - 0.5 * rho * sigma2)
-        step = ((fixed + c[:, None] + half_h - l - u) / slope).clamp_(-4, 4)
-        l = torch.minimum(l + step, _omega_cap(ceiling + c[:, None]))
-        lam = l.exp() / sigma2
-        total = lam.sum(1)
-        pull = (lam / slope).sum(1)
-        excess = N - total
-        if (rounding > 1e-3 * pull).any():
-            rho = 1 / (1 + l.exp())
-            e = l - log_sigma2 - m0 - c[:, None] - 0.5 * rho * (rho * Q + sigma2)
-            calm = (step.abs().amax(1) < 1) & (rounding > 1e-3 * pull)
-            excess = torch.where(calm, (e / sigma2).sum(1), excess)
-        dc = torch.where(total < 0.5 * N, (N / total).log() * total / pull, excess / pull)
-        dc = dc.clamp(-3, 3)
-        c = c + dc
-        l = l + dc[:, None] / slope
-        if max(step.abs().max(), dc.abs().max()) < tolerance:
+    log_u = _omega_ceiling(fixed + 0.5 * (Q + sigma2) + c[:, None])
+    # N - sum(lambda) cancels in samples deeper than this; sum(e / sigma2) does not.
+    deep = N > 10 * (1 / sigma2).expand_as(m0[0]).sum()
+    any_deep = bool(deep.any())
+    for _ in range(NEWTON_PASSES):
+        u, _, h, slope = _rates(log_u, Q, sigma2)
+        e = (log_u - prior).sub_(c[:, None]).sub_(h, alpha=0.5)
+        error = torch.addcmul(-u, x, sigma2).sub_(e)
+        step = (error / slope).clamp_(-4, 4)
+        rate = u / sigma2
+        total = rate.sum(1)
+        reached = (total + (rate * step).sum(1)).clamp_min_(0.1 * total)
+        pull = (rate / slope).sum(1)
+        excess = N - reached
+        if any_deep:
+            by_noise = (torch.addcmul(e + error, u, step, value=-1) / sigma2).sum(1)
+            excess = torch.where(deep, by_noise, excess)
+        shift = torch.where(
+            reached < 0.5 * N, (N / reached).log() * reached / pull, excess / pull
+        ).clamp_(-3, 3)
+        log_u = (log_u + step).addcdiv_(shift[:, None].expand_as(slope), slope)
+        c = c + shift
+        moved = (step * error / sigma2).sum(1) + shift * shift * pull
+        unsettled = ~(moved < tolerance)
+        if not unsettled.any():
             break
-    u = l.exp()
-    rho = 1 / (1 + u)
-    half_h = 0.5 * rho * (rho * Q + sigma2)
-    e = l - log_sigma2 - m0 - c[:, None] - half_h
-    total = (u / sigma2).sum(1, keepdim=True)
-    value = (x * (l - log_sigma2 - half_h)).sum(1, dtype=torch.float64) - N * total[:, 0].log()
+    else:
+        log_u[unsettled], c[unsettled] = _bracket(
+            m0[unsettled], Q[unsettled], x[unsettled], sigma2
+        )
+    return _evaluate(log_u, c, prior, Q, x, N, sigma2)
+
+
+def _bracket(m0, Q, x, sigma2) -> tuple[Tensor, Tensor]:
+    """Solve the rare sample on which Newton wanders, by bisection of c in double precision."""
+    dtype = x.dtype
+    m0, Q, x, sigma2 = m0.double(), Q.double(), x.double(), sigma2.double()
+    N = x.sum(1).clamp_min(1e-6)
+    widest = 0.5 * (Q + sigma2)
+    fixed = m0 + sigma2.log() + sigma2 * x
+
+    def log_u_at(c: Tensor) -> Tensor:
+        Y = fixed + c[:, None]
+        low, high = _omega_ceiling(Y) - 1, _omega_ceiling(Y + widest)
+        log_u = high
+        for _ in range(60):
+            u, _, h, slope = _rates(log_u, Q, sigma2)
+            error = Y + 0.5 * h - log_u - u
+            low = torch.where(error > 0, log_u, low)
+            high = torch.where(error > 0, high, log_u)
+            proposed = log_u + error / slope
+            inside = (proposed >= low) & (proposed <= high)
+            proposed = torch.where(inside, proposed, (low + high) / 2)
+            settled = (proposed - log_u).abs().max() < 1e-9
+            log_u = proposed
+            if settled:
+                break
+        return log_u
+
+    low = N.log() - (m0 + sigma2 * x + widest).logsumexp(1) - 1
+    high = low + (sigma2 * x).amax(1) + widest.amax(1) + sigma2.amax() * N + N.log().abs() + 10
+    for _ in range(100):
+        c = (low + high) / 2
+        short = (log_u_at(c).exp() / sigma2).sum(1) < N
+        low, high = torch.where(short, c, low), torch.where(short, high, c)
+        if (high - low).max() < 1e-10:
+            break
+    return log_u_at(c).to(dtype), c.to(dtype)
+
+
+def _evaluate(log_u, c, prior, Q, x, N, sigma2) -> Noise:
+    """The bound at l, whatever l: e is defined by it, so the bound holds before convergence too."""
+    dtype = x.dtype
+    if N.max() > FLOAT32_DEPTH:
+        log_u, c, prior, Q, x, N, sigma2 = (
+            part.double() for part in (log_u, c, prior, Q, x, N, sigma2)
+        )
+    u, rho, h, slope = _rates(log_u, Q, sigma2)
+    e = (log_u - prior).sub_(c[:, None]).sub_(h, alpha=0.5)
+    rate = u / sigma2
+    total = rate.sum(1, dtype=torch.float64)
+    expected_logit = (x * (log_u - sigma2.log() - 0.5 * h)).sum(1, dtype=torch.float64)
+    likelihood = expected_logit - x.sum(1, dtype=torch.float64) * total.log()
     slack = 1 - rho
-    value = value - 0.5 * (
-        (e * e + slack * slack * Q) / sigma2 - slack - rho.log()
-    ).sum(1, dtype=torch.float64)
-    lam = u / sigma2 * (N[:, None] / total)
-    w = lam * rho
-    slope = 1 + u + u * rho * (2 * half_h - 0.5 * rho * sigma2)
-    return Noise(value.to(x.dtype), x - lam, w, lam / slope, c)
+    kl = torch.addcmul(e * e, slack * slack, Q).div_(sigma2).sub_(slack).add_(u.log1p())
+    rate = rate * (N / total)[:, None].to(x.dtype)
+    w = rate * rho
+    precision = (1 / sigma2).expand_as(w[0]).sum()
+    return Noise(
+        likelihood,
+        0.5 * kl.sum(1, dtype=torch.float64),
+        0.5 * (torch.log1p(N / precision) - w.sum(1) / precision).double(),
+        torch.where(u > 1, e / sigma2, x - rate).to(dtype),
+        w.to(dtype),
+        (rate / slope).to(dtype),
+        c.to(dtype),
+    )
 
 
-class _Envelope(torch.autograd.Function):
-    """The value, with the gradient that the envelope theorem gives at the solved noise."""
+class _AtFixedPoint(torch.autograd.Function):
+    """The bound as a function of (m0, Q), differentiated by the envelope theorem."""
 
     @staticmethod
-    def forward(ctx, m0, Q, noise_value, r, w):
+    def forward(ctx, m0, Q, bound, r, w):
         ctx.save_for_backward(r, w)
-        return noise_value.clone()
+        return bound.clone()
 
     @staticmethod
     def backward(ctx, grad):
         r, w = ctx.saved_tensors
-        return grad[:, None] * r, -0.5 * grad[:, None] * w, None, None, None
+        grad = grad[:, None].to(r.dtype)
+        return grad * r, grad * w * -0.5, None, None, None
 
 
-def expected_log_likelihood(m0, Q, noise: Noise):
-    return _Envelope.apply(m0, Q, noise.value, noise.r, noise.w)
+def noise_bound(
+    m0: Float[Tensor, "b d"], Q: Float[Tensor, "b d"], noise: Noise
+) -> Float[Tensor, " b"]:
+    """E log p(x | eta) - KL of the noise, in nats, differentiable in m0 and Q."""
+    return _AtFixedPoint.apply(m0, Q, noise.bound, noise.r, noise.w)
 
 
-def factor_kl(z, D):
+def factor_kl(z: Float[Tensor, "b k"], D: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
     """KL( N(z, diag D) || N(0, I) ), in nats."""
     return 0.5 * (z * z + D - D.log() - 1).sum(1)
 
 
-def log_coefficient(x):
-    """log N! / prod x_j!"""
+def log_coefficient(x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
+    """log N! - sum_j log x_j!, in nats, in double precision."""
+    x = x.double()
     return torch.lgamma(x.sum(1) + 1) - torch.lgamma(x + 1).sum(1)

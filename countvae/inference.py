@@ -1,0 +1,89 @@
+"""The posterior of the factors of a batch of samples: the encoder's answer, then Newton steps."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from countvae.decoder import Decoder
+from countvae.evidence import Noise, factor_kl, solve_noise
+
+BACKTRACK = 0.4
+
+
+class Posterior(NamedTuple):
+    """q(z | x) of a batch with its solved noise."""
+
+    z: Float[Tensor, "b k"]
+    D: Float[Tensor, "b k"]
+    noise: Noise
+
+    @property
+    def bound(self) -> Float[Tensor, " b"]:
+        """Bound on log p(x) in nats, multinomial coefficient left out."""
+        return self.noise.bound - factor_kl(self.z, self.D)
+
+
+@torch.no_grad()
+def posterior_at(
+    decoder: Decoder,
+    x: Float[Tensor, "b d"],
+    z: Float[Tensor, "b k"],
+    D: Float[Tensor, "b k"],
+    log_scale: Float[Tensor, " b"] | None = None,
+) -> Posterior:
+    """Solve the noise of a batch at given factors."""
+    m0, Q = decoder(z, D)
+    return Posterior(z, D, solve_noise(m0, Q, x, decoder.sigma2, log_scale))
+
+
+@torch.no_grad()
+def newton_step(decoder: Decoder, posterior: Posterior) -> Float[Tensor, "b k"]:
+    """H^-1 gradient, exact at fixed D: H = I + V'(diag(c) - c c'/sum(c)) V."""
+    V, k = decoder.V, decoder.V.shape[1]
+    c = posterior.noise.curvature
+    gradient = posterior.noise.r @ V - posterior.z
+    upper = torch.triu_indices(k, k, device=V.device)
+    packed = c @ (V[:, upper[0]] * V[:, upper[1]])
+    H = V.new_empty(len(c), k, k)
+    H[:, upper[0], upper[1]] = packed
+    H[:, upper[1], upper[0]] = packed
+    border = (c @ V) / c.sum(1, keepdim=True).sqrt()
+    H -= border[:, :, None] * border[:, None, :]
+    H.diagonal(dim1=1, dim2=2).add_(1)
+    return torch.linalg.solve(H, gradient)
+
+
+@torch.no_grad()
+def best_D(decoder: Decoder, noise: Noise) -> Float[Tensor, "b k"]:
+    """The variance at which the bound is stationary: 1/D_c = 1 + sum_j w_j V_jc^2."""
+    return 1 / (1 + noise.w @ decoder.V.square())
+
+
+@torch.no_grad()
+def refine(
+    decoder: Decoder, x: Float[Tensor, "b d"], posterior: Posterior, steps: int
+) -> Posterior:
+    """Take Newton steps on z and fixed-point steps on D; no sample's bound ever falls.
+
+    A sample whose bound would fall stays, and tries a shorter step next.
+    """
+    length = torch.ones_like(posterior.z[:, :1])
+    for _ in range(steps):
+        proposed = posterior_at(
+            decoder,
+            x,
+            posterior.z + length * newton_step(decoder, posterior),
+            best_D(decoder, posterior.noise),
+            posterior.noise.log_scale,
+        )
+        rises = proposed.bound >= posterior.bound
+        rows = rises[:, None]
+        length = torch.where(rows, 1.0, BACKTRACK * length)
+        posterior = Posterior(
+            torch.where(rows, proposed.z, posterior.z),
+            torch.where(rows, proposed.D, posterior.D),
+            proposed.noise.where(rises, posterior.noise),
+        )
+    return posterior

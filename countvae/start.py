@@ -1,0 +1,154 @@
+"""The residual start: ask the model without factors where it fails.
+
+Principal components of pseudocounted logs contain the sequencing depth, for which the likelihood
+has no use, and lose real directions to it. The scores of the model with V = 0 do not: their
+leading singular vectors are the score test for one more factor.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from countvae.decoder import SIGMA2_RANGE, Decoder
+from countvae.evidence import solve_noise
+from countvae.inference import best_D, posterior_at, refine
+from countvae.rows import Rows
+
+SUBSAMPLE = 400
+SWEEPS = 10
+OVERSAMPLING = 10
+POWER_PASSES = 2
+NEWTON_STEPS = 4
+
+
+class Start(NamedTuple):
+    """Where training begins: a decoder and the linear encoder that fits it."""
+
+    V: Float[Tensor, "d k"]
+    mu: Float[Tensor, " d"]
+    sigma2: Float[Tensor, ""]
+    A: Float[Tensor, "d k"]
+    b: Float[Tensor, " k"]
+    log_D: Float[Tensor, " k"]
+
+
+@torch.no_grad()
+def residual_start(
+    rows: Rows, k: int, *, pseudocount: float, generator: torch.Generator
+) -> Start:
+    """Fit centre and noise without factors, read k factors off the residuals, fit an encoder.
+
+    Parameters
+    ----------
+    rows : Rows
+        The table.
+    k : int
+        Number of factors.
+    pseudocount : float
+        Enters the linear encoder only.
+    generator : torch.Generator
+        Draws the subsample and the random projection.
+    """
+    some = rows[torch.randperm(rows.n, generator=generator)[:SUBSAMPLE]]
+    mu, sigma2 = _without_factors(some)
+    V, sigma2, information = _factors_of_residuals(rows, mu, sigma2, k, generator)
+    A, b, log_D = _linear_encoder(some, Decoder(V, mu, sigma2), information, pseudocount)
+    return Start(V, mu, sigma2, A, b, log_D)
+
+
+def _without_factors(x: Float[Tensor, "b d"]) -> tuple[Tensor, Tensor]:
+    """Centre by Newton under a weak ridge, noise by moments: Var(r) = w under the model."""
+    N = x.sum(1, keepdim=True)
+    mu = ((x / N.clamp_min(1)).mean(0) + 0.5 / x.sum()).log()
+    mu -= mu.mean()
+    sigma2 = x.new_tensor(1.0)
+    log_scale = None
+    for _ in range(SWEEPS):
+        m0 = mu.expand_as(x)
+        noise = solve_noise(m0, torch.zeros_like(x), x, sigma2, log_scale)
+        ridge = 1 / mu.var().clamp_min(0.1)
+        score = noise.r.sum(0) - ridge * mu
+        mu = mu + (score / (noise.w.sum(0) + ridge)).clamp(-2, 2)
+        shift = mu.mean()
+        mu = mu - shift
+        log_scale = noise.log_scale + shift
+        ratio = noise.r.square().sum() / noise.w.sum()
+        sigma2 = (sigma2 * ratio.clamp(0.5, 2)).clamp(max(SIGMA2_RANGE[0], 0.05), SIGMA2_RANGE[1])
+    return mu, sigma2
+
+
+def _factors_of_residuals(
+    rows: Rows, mu: Tensor, sigma2: Tensor, k: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Leading singular vectors of the standardised, winsorised residuals at V = 0.
+
+    One pass over the table a product, never more than a batch of residuals in memory.
+    """
+    n, d = rows.n, rows.d
+    zeros = mu.new_zeros(rows.batch_size, d)
+
+    log_scales: list[Tensor] = []
+    residual_sum, information = mu.new_zeros(d), mu.new_zeros(d)
+    for x in rows.in_order():
+        noise = solve_noise(mu.expand_as(x), zeros[: len(x)], x, sigma2)
+        log_scales.append(noise.log_scale)
+        residual_sum += noise.r.sum(0)
+        information += noise.w.sum(0)
+    residual_mean, information = residual_sum / n, information / n
+    scale = (information + 1 / n).sqrt()
+    cap = (n / 10) ** 0.5
+
+    def residuals():
+        for x, log_scale in zip(rows.in_order(), log_scales, strict=True):
+            noise = solve_noise(mu.expand_as(x), zeros[: len(x)], x, sigma2, log_scale)
+            yield ((noise.r - residual_mean) / scale).clamp_(-cap, cap)
+
+    squares = torch.cat([R.square().sum(1) for R in residuals()])
+    shrink = (10 * squares.median() / squares).clamp_(max=1).sqrt_()
+    energy = (squares * shrink.square()).sum() / n
+
+    def gram_times(Y: Tensor) -> Tensor:
+        product = torch.zeros_like(Y)
+        done = 0
+        for R in residuals():
+            R *= shrink[done : done + len(R), None]
+            done += len(R)
+            product += R.T @ (R @ Y)
+        return product / n
+
+    width = min(k + OVERSAMPLING, d - 1, n)
+    Y = torch.randn(d, width, generator=generator, dtype=mu.dtype).to(mu)
+    for _ in range(POWER_PASSES):
+        Y = gram_times(torch.linalg.qr(Y)[0])
+    Y = torch.linalg.qr(Y)[0]
+    eigenvalues, rotation = torch.linalg.eigh(Y.T @ gram_times(Y))
+    strength = eigenvalues.flip(0)[:k].clamp_min(0)
+    u = (Y @ rotation).flip(1)[:, :k]
+    background = ((energy - strength.sum()) / max(1, min(n, d) - k)).clamp_min(1e-6)
+    V = u * (strength - background).clamp_min(0.05 * background).sqrt() / scale[:, None]
+    V = V / (1 + V.square().sum(1, keepdim=True) / (4 * sigma2)).sqrt()
+    return V, sigma2 * background.clamp(max=1), information
+
+
+def _linear_encoder(
+    x: Float[Tensor, "b d"], decoder: Decoder, information: Tensor, pseudocount: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Regress the optimal factors of some samples on k information-weighted log-ratios."""
+    k = decoder.V.shape[1]
+    z = x.new_zeros(len(x), k)
+    posterior = posterior_at(decoder, x, z, torch.full_like(z, 0.5))
+    posterior = refine(decoder, x, posterior, NEWTON_STEPS)
+    logs = (x + pseudocount).log()
+    inputs = logs - logs.mean(1, keepdim=True) - decoder.mu
+    weighted = information[:, None] * decoder.V
+    weighted = weighted - weighted.mean(0)
+    features = inputs @ weighted
+    design = torch.cat([features, torch.ones_like(features[:, :1])], 1)
+    ridge = 1e-5 * features.square().sum() / k * torch.eye(k + 1, dtype=x.dtype, device=x.device)
+    ridge = ridge + 1e-6 * torch.eye(k + 1, dtype=x.dtype, device=x.device)
+    coefficients = torch.linalg.solve(design.T @ design + ridge, design.T @ posterior.z)
+    left_over = (posterior.z - design @ coefficients).var(0)
+    D = best_D(decoder, posterior.noise).mean(0) + 0.5 * left_over
+    return (weighted @ coefficients[:k]).detach(), coefficients[k].detach(), D.log().detach()

@@ -1,0 +1,458 @@
+"""The bound against quadrature, importance sampling, finite differences and a plain bisection."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp
+from scipy.stats import multinomial, multivariate_normal
+
+from countvae import evidence
+from countvae.evidence import factor_kl, log_coefficient, noise_bound, solve_noise
+from countvae.simulate import simulate
+
+NATS = 0.01  # how far from the optimum a solved bound may be
+TIGHT = 1e-20
+
+
+@pytest.fixture
+def tight(monkeypatch):
+    """Solve to the last digit, so that what is left is arithmetic."""
+    monkeypatch.setattr(evidence, "TOLERANCE", TIGHT)
+
+
+@pytest.fixture
+def evaluated_in_double(monkeypatch):
+    """Evaluate where the solver ended in double precision: rounding of the bound itself aside."""
+    single = evidence._evaluate
+    monkeypatch.setattr(evidence, "_evaluate", lambda *a: single(*(t.double() for t in a)))
+
+
+def draw(seed=0, b=4, d=7, reads=200, scale=2.0):
+    """Return logits, factor variances and counts of a batch, in double precision."""
+    rng = np.random.default_rng(seed)
+    m0 = rng.normal(0, scale, (b, d))
+    p = np.exp(m0 + rng.normal(0, 1, (b, d)))
+    x = rng.multinomial(reads, p / p.sum(1, keepdims=True)).astype(float)
+    return torch.tensor(m0), torch.tensor(rng.uniform(0, 2, (b, d))), torch.tensor(x)
+
+
+def best_posterior(x, V, mu, sigma2, steps=20):
+    """Newton on z with the curvature of the solved noise, D in closed form, from z = 0."""
+    n, k = len(x), V.shape[1]
+    z, D, length = x.new_zeros(n, k), x.new_ones(n, k), x.new_ones(n, 1)
+    noise = solve_noise(mu + z @ V.T, D @ (V * V).T, x, sigma2)
+    for _ in range(steps):
+        c = noise.curvature
+        border = c @ V
+        H = torch.einsum("ij,ja,jb->iab", c, V, V) + torch.eye(k, dtype=x.dtype)
+        H -= border[:, :, None] * border[:, None, :] / c.sum(1)[:, None, None]
+        z_new = z + length * torch.linalg.solve(H, noise.r @ V - z)
+        D_new = 1 / (1 + noise.w @ (V * V))
+        proposed = solve_noise(mu + z_new @ V.T, D_new @ (V * V).T, x, sigma2)
+        rises = proposed.bound - factor_kl(z_new, D_new) >= noise.bound - factor_kl(z, D)
+        rows = rises[:, None]
+        z, D = torch.where(rows, z_new, z), torch.where(rows, D_new, D)
+        noise, length = proposed.where(rises, noise), torch.where(rows, 1.0, 0.4 * length)
+    return z, D, noise
+
+
+def log_evidence_by_grid(x, V, mu, sigma2):
+    """log p(x) for two or three features: the trapezoid rule over the log-ratios."""
+    d = len(mu)
+    psi = np.linalg.qr(np.c_[np.ones(d), np.eye(d)[:, 1:]])[0][:, 1:]
+    covariance = psi.T @ (V @ V.T + np.diag(np.broadcast_to(sigma2, d))) @ psi
+    prior = multivariate_normal(mu @ psi, covariance)
+    axes = [
+        m + np.linspace(-9, 9, 20001 if d == 2 else 701) * s
+        for m, s in zip(mu @ psi, np.sqrt(np.diag(covariance)), strict=True)
+    ]
+    eta = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    logits = eta @ psi.T
+    log_p = logits - logsumexp(logits, axis=-1, keepdims=True)
+    cell = sum(np.log(axis[1] - axis[0]) for axis in axes)
+    coefficient = log_coefficient(torch.tensor(x)[None]).item()
+    return coefficient + logsumexp(log_p @ x + prior.logpdf(eta)) + cell
+
+
+@pytest.mark.parametrize("reads", [1, 20, 300])
+@pytest.mark.parametrize("sigma2", [0.1, 2.0, "by feature"])
+@pytest.mark.parametrize("d", [2, 3])
+def test_bound_lies_below_log_evidence_by_quadrature_wherever_the_posterior_is(d, sigma2, reads):
+    rng = np.random.default_rng(d + reads)
+    V, mu = rng.normal(0, 1.5, (d, 1)), rng.normal(0, 1, d)
+    V -= V.mean(0)
+    s2 = np.array([0.2, 3.0, 0.7])[:d] if sigma2 == "by feature" else np.array(sigma2)
+    x = rng.multinomial(reads, np.exp(mu) / np.exp(mu).sum()).astype(float)
+    truth = log_evidence_by_grid(x, V, mu, s2)
+    x, V, mu, s2 = (torch.tensor(a) for a in (x[None], V, mu, s2))
+
+    z, D, noise = best_posterior(x, V, mu, s2)
+    best = (noise.bound - factor_kl(z, D) + log_coefficient(x)).item()
+    # the d noises have one direction more than the log-ratios, and being sure there costs this
+    rate = x - noise.r
+    common = -0.5 * (rate / reads / (1 + s2 * rate)).sum().log().item()
+    assert best < truth
+    assert truth - best < common + (0.8 if reads == 1 else 0.25)
+
+    z, D = torch.tensor(rng.normal(0, 1.5, (30, 1))), torch.tensor(rng.gamma(1, 1, (30, 1)))
+    anywhere = solve_noise(mu + z @ V.T, D @ (V * V).T, x.expand(30, -1), s2).bound
+    anywhere = anywhere - factor_kl(z, D) + log_coefficient(x)
+    assert (anywhere < truth).all()
+
+
+def test_probabilities_given_by_the_bound_sum_to_a_little_less_than_one():
+    x = torch.tensor([c for c in itertools.product(range(5), repeat=3) if sum(c) == 4]).double()
+    V, mu = torch.tensor([[1.0], [-0.4], [-0.6]]).double(), torch.tensor([0.5, 0.0, -0.5]).double()
+    z, D, noise = best_posterior(x, V, mu, torch.tensor(0.8, dtype=torch.float64))
+    total = (noise.bound - factor_kl(z, D) + log_coefficient(x)).exp().sum()
+    assert 0.5 < total < 1
+
+
+@pytest.mark.parametrize(("reads", "bar"), [(100, 0.08), (1_000, 0.45), (10_000, 1.4)])
+def test_distance_to_log_evidence_by_importance_sampling_is_as_stated(reads, bar):
+    table = simulate(8, 200, 10, reads, design="flat", rng=np.random.default_rng(1))
+    x = torch.tensor(table.counts.toarray()).double()
+    V, mu, sigma2 = (torch.tensor(a) for a in (table.V, table.mu, table.sigma2))
+    sigma2 = sigma2.double()
+    z, D, noise = best_posterior(x, V, mu, sigma2)
+    bound = noise.bound - factor_kl(z, D)
+    slope = -sigma2 * noise.w
+    s2 = sigma2 * (1 + slope)
+    generator = torch.Generator().manual_seed(0)
+    distance, variance = [], []
+    for i in range(len(x)):
+        a = torch.randn(2000, 10, generator=generator).double()
+        b = torch.randn(2000, 200, generator=generator).double()
+        deviation = a * D[i].sqrt()
+        factors = z[i] + deviation
+        eps = sigma2 * noise.r[i] + slope[i] * (deviation @ V.T) + b * s2[i].sqrt()
+        log_weight = torch.log_softmax(mu + factors @ V.T + eps, 1) @ x[i]
+        log_weight -= 0.5 * (factors.square() - a.square()).sum(1) - 0.5 * D[i].log().sum()
+        log_weight -= 0.5 * (eps.square() / sigma2 - b.square()).sum(1)
+        log_weight += 0.5 * (s2[i] / sigma2).log().sum()
+        weight = (log_weight - bound[i]).exp()
+        distance.append(weight.mean().log())
+        variance.append(weight.var() / weight.mean() ** 2 / len(weight))
+    mean = torch.stack(distance).mean()
+    error = torch.stack(variance).sum().sqrt() / len(x)
+    assert mean > 3 * error
+    assert mean + 2 * error < bar
+
+
+@pytest.mark.parametrize("reads", [1, 300, 100_000])
+@pytest.mark.parametrize("by_feature", [False, True])
+def test_gradient_of_the_noise_bound_equals_finite_differences(tight, reads, by_feature):
+    m0, Q, x = draw(reads=reads)
+    sigma2 = (
+        torch.linspace(0.1, 5, 7).double() if by_feature else torch.tensor(0.5, dtype=torch.float64)
+    )
+
+    def bound(m0, Q):
+        return noise_bound(m0, Q, solve_noise(m0.detach(), Q.detach(), x, sigma2))
+
+    inputs = (m0.requires_grad_(), Q.add(0.1).requires_grad_())
+    assert torch.autograd.gradcheck(bound, inputs, eps=1e-4, atol=1e-6 + 1e-9 * reads)
+
+
+def test_gradient_of_the_whole_bound_in_every_parameter_equals_finite_differences(tight):
+    _, _, x = draw(1, d=5)
+    rng = np.random.default_rng(2)
+    V, mu = torch.tensor(rng.normal(size=(5, 2))), torch.tensor(rng.normal(size=5))
+    z, D = torch.tensor(rng.normal(size=(4, 2))), torch.tensor(rng.uniform(0.2, 1, (4, 2)))
+    sigma2 = torch.tensor(0.7, dtype=torch.float64)
+
+    def bound(V, mu, z, D):
+        m0, Q = mu + z @ V.T, D @ (V * V).T
+        noise = solve_noise(m0.detach(), Q.detach(), x, sigma2)
+        return noise_bound(m0, Q, noise) - factor_kl(z, D)
+
+    inputs = [t.requires_grad_() for t in (V, mu, z, D)]
+    assert torch.autograd.gradcheck(bound, inputs, eps=1e-5, atol=1e-6, rtol=1e-6)
+
+
+def test_derivative_in_sigma2_is_zero_where_its_equation_holds(tight):
+    m0, Q, x = draw(3)
+    sigma2, h = torch.tensor(0.8, dtype=torch.float64), 1e-5
+    noise = solve_noise(m0, Q, x, sigma2)
+    up, down = (solve_noise(m0, Q, x, sigma2 + s).bound.sum() for s in (h, -h))
+    expected = 0.5 * (noise.r**2 + noise.w**2 * Q - noise.w).sum()
+    torch.testing.assert_close((up - down) / (2 * h), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("reads", [1, 300, 100_000])
+@pytest.mark.parametrize("by_feature", [False, True])
+def test_curvature_with_its_border_is_the_hessian_by_finite_differences(tight, reads, by_feature):
+    m0, Q, x = draw(b=1, reads=reads)
+    sigma2 = (
+        torch.linspace(0.1, 5, 7).double() if by_feature else torch.tensor(0.5, dtype=torch.float64)
+    )
+    c = solve_noise(m0, Q, x, sigma2).curvature[0]
+    H = torch.empty(7, 7).double()
+    for j, step in enumerate(torch.eye(7).double() * 1e-5):
+        up, down = (solve_noise(m0 + s, Q, x, sigma2).r[0] for s in (step, -step))
+        H[:, j] = (up - down) / 2e-5
+    expected = -(torch.diag(c) - torch.outer(c, c) / c.sum())
+    torch.testing.assert_close(H, expected, rtol=1e-5, atol=1e-6)
+
+
+def dense_bound(log_u, c, m0, Q, x, sigma2):
+    """Write the bound out in e, s2 and rho, all defined by l, as the page of the model does."""
+    rho = 1 / (1 + np.exp(log_u))
+    s2 = sigma2 * rho
+    h = rho**2 * Q + s2
+    e = log_u - np.log(sigma2) - m0 - c[:, None] - h / 2
+    m = m0 + e
+    prior = (e**2 + (1 - rho) ** 2 * Q + s2) / (2 * sigma2) - np.log(s2 / sigma2) / 2 - 0.5
+    return (x * m).sum(1) - x.sum(1) * logsumexp(m + h / 2, axis=1) - prior.sum(1)
+
+
+def bisect(m0, Q, x, sigma2):
+    """Find l and c by two nested bisections, nothing clever; sigma2 has a row for each sample."""
+    N, widest = x.sum(1), (Q + sigma2) / 2
+    fixed = m0 + np.log(sigma2) + sigma2 * x
+    c_low = np.log(N) - logsumexp(m0 + sigma2 * x + widest, axis=1)
+    c_high = np.log(N) - m0.min(1) + (sigma2 * N[:, None]).max(1) + 1
+    for _ in range(64):
+        c = (c_low + c_high) / 2
+        Y = fixed + c[:, None]
+        low = np.minimum(Y, 0) - 1
+        high = np.minimum(Y, np.log(np.maximum(Y, 1))) + widest
+        for _ in range(52):
+            log_u = (low + high) / 2
+            u = np.exp(log_u)
+            rho = 1 / (1 + u)
+            above = log_u + u - rho * (rho * Q + sigma2) / 2 > Y
+            low, high = np.where(above, low, log_u), np.where(above, log_u, high)
+        short = (u / sigma2).sum(1) < N
+        c_low, c_high = np.where(short, c, c_low), np.where(short, c_high, c)
+    return log_u, c
+
+
+@pytest.fixture(scope="module")
+def hard_cases():
+    """Return inputs over reads 1 to 1e7, sigma2 0.05 to 100 and Q 0 to 200; bisected bounds."""
+    rng = np.random.default_rng(0)
+    reads, sigma2, Q = (
+        np.array(column)[:, None]
+        for column in zip(
+            *itertools.product(
+                (1, 30, 1e3, 1e5, 1e7), (0.05, 0.5, 5, 20, 100), (0, 0.1, 3, 50, 200)
+            ),
+            strict=True,
+        )
+    )
+    m0 = rng.normal(0, 3, (len(reads), 40))
+    logits = m0 + rng.normal(size=m0.shape) * np.sqrt(sigma2)
+    p = np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
+    x = rng.multinomial(reads[:, 0].astype(int), p).astype(float)
+    Q = Q * rng.uniform(0, 2, m0.shape)
+    m0, Q, sigma2 = (a.astype(np.float32).astype(float) for a in (m0, Q, sigma2))
+    return m0, Q, x, sigma2, dense_bound(*bisect(m0, Q, x, sigma2), m0, Q, x, sigma2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_solver_reaches_the_bisected_optimum(evaluated_in_double, hard_cases, dtype):
+    *inputs, sigma2, expected = hard_cases
+    for s2 in np.unique(sigma2):
+        rows = sigma2[:, 0] == s2
+        m0, Q, x = (torch.tensor(a[rows], dtype=dtype) for a in inputs)
+        found = solve_noise(m0, Q, x, torch.tensor(s2, dtype=dtype)).bound.numpy()
+        assert found.dtype == np.float64
+        assert (np.abs(found - expected[rows]) < NATS).all()
+
+
+def test_solved_fields_are_those_of_the_bisected_solution(tight):
+    m0, Q, x = draw(5)
+    sigma2 = torch.full((4, 1), 0.8, dtype=torch.float64)
+    log_u, c = (torch.tensor(a) for a in bisect(m0.numpy(), Q.numpy(), x.numpy(), sigma2.numpy()))
+    u = log_u.exp()
+    rate, rho = u / 0.8, 1 / (1 + u)
+    slope = 1 + u + u * rho**2 * (rho * Q + 0.4)
+    noise = solve_noise(m0, Q, x, sigma2[0, 0])
+    for found, expected in (
+        (noise.r, x - rate),
+        (noise.w, rate * rho),
+        (noise.curvature, rate / slope),
+        (noise.log_scale, c),
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_bound_holds_before_the_solver_has_converged(monkeypatch):
+    m0, Q, x = draw(6)
+    sigma2 = torch.tensor(0.8, dtype=torch.float64)
+    best = solve_noise(m0, Q, x, sigma2).bound
+    monkeypatch.setattr(evidence, "TOLERANCE", float("inf"))
+    once = solve_noise(m0, Q, x, sigma2).bound
+    assert (once < best).all()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        log_u = 2 * torch.randn(m0.shape, generator=generator).double()
+        c = torch.randn(4, generator=generator).double()
+        anywhere = evidence._evaluate(log_u, c, m0 + sigma2.log(), Q, x, x.sum(1), sigma2).bound
+        written_out = dense_bound(*(t.numpy() for t in (log_u, c, m0, Q, x, sigma2)))
+        np.testing.assert_allclose(anywhere, written_out, rtol=1e-12)
+        assert (anywhere < best).all()
+
+
+def assert_same(a, b, **tolerance):
+    for mine, theirs in zip(a, b, strict=True):
+        torch.testing.assert_close(mine, theirs, **tolerance)
+
+
+def test_rows_do_not_influence_each_other(tight):
+    m0, Q, x = draw(7, b=6)
+    x[1], x[2], Q[3] = 10_000 * x[1], x[2].clamp(max=1), 100 * Q[3]
+    sigma2 = torch.tensor(0.8, dtype=torch.float64)
+    together = solve_noise(m0, Q, x, sigma2)
+    for i in range(6):
+        alone = solve_noise(m0[i : i + 1], Q[i : i + 1], x[i : i + 1], sigma2)
+        assert_same(alone, [field[i : i + 1] for field in together], rtol=1e-8, atol=1e-8)
+
+
+def test_rows_change_each_others_bound_by_less_than_the_tolerance(hard_cases):
+    m0, Q, x = (torch.tensor(a[::7]) for a in hard_cases[:3])
+    sigma2 = torch.tensor(0.8, dtype=torch.float64)
+    together = solve_noise(m0, Q, x, sigma2).bound
+    alone = [
+        solve_noise(m0[i : i + 1], Q[i : i + 1], x[i : i + 1], sigma2).bound for i in range(len(x))
+    ]
+    torch.testing.assert_close(torch.cat(alone), together, rtol=0, atol=NATS)
+
+
+def test_permuting_features_permutes_everything(tight):
+    m0, Q, x = draw(8)
+    sigma2 = torch.linspace(0.1, 5, 7).double()
+    order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    plain = solve_noise(m0, Q, x, sigma2)
+    permuted = solve_noise(m0[:, order], Q[:, order], x[:, order], sigma2[order])
+    expected = [field[:, order] if field.ndim == 2 else field for field in plain]
+    assert_same(permuted, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_constant_added_to_the_logits_moves_the_log_scale_alone(tight):
+    m0, Q, x = draw(9)
+    sigma2 = torch.tensor(0.8, dtype=torch.float64)
+    plain, shifted = (solve_noise(m0 + shift, Q, x, sigma2) for shift in (0.0, 4.0))
+    moved = shifted._replace(log_scale=shifted.log_scale + 4.0)
+    assert_same(moved, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_one_variance_for_all_features_is_the_shared_one(tight):
+    m0, Q, x = draw(10)
+    shared = solve_noise(m0, Q, x, torch.tensor(0.8, dtype=torch.float64))
+    by_feature = solve_noise(m0, Q, x, torch.full((7,), 0.8, dtype=torch.float64))
+    assert_same(by_feature, shared, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sample_without_reads_says_nothing(dtype):
+    m0, Q, x = (t.to(dtype) for t in draw(11))
+    noise = solve_noise(m0, Q, 0 * x, torch.tensor(0.8, dtype=dtype))
+    assert noise.log_scale.isfinite().all()
+    for field in (noise.bound, noise.r, noise.w, noise.curvature):
+        torch.testing.assert_close(field, torch.zeros_like(field), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sigma2", [0.05, 100.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_counts_of_a_thousand_million_give_finite_values(dtype, sigma2):
+    m0, Q, x = (t.to(dtype) for t in draw(12))
+    x[:, 0], x[0, 1:] = 1e9, 0
+    for field in solve_noise(m0, Q, x, torch.tensor(sigma2, dtype=dtype)):
+        assert field.isfinite().all()
+
+
+@pytest.mark.parametrize("away", [0.0, 0.5, -20.0, 20.0])
+def test_a_warm_start_ends_where_the_cold_one_does(tight, away):
+    m0, Q, x = draw(13)
+    sigma2 = torch.tensor(0.8, dtype=torch.float64)
+    cold = solve_noise(m0, Q, x, sigma2)
+    warm = solve_noise(m0, Q, x, sigma2, cold.log_scale + away)
+    assert_same(warm, cold, rtol=1e-8, atol=1e-8)
+
+
+@pytest.fixture
+def bracketed(monkeypatch):
+    """Count the samples that Newton hands to the bracket."""
+    counted, bracket = [], evidence._bracket
+
+    def counting(m0, *rest):
+        counted.append(len(m0))
+        return bracket(m0, *rest)
+
+    monkeypatch.setattr(evidence, "_bracket", counting)
+    return counted
+
+
+def test_a_sample_on_which_newton_wanders_is_bracketed_and_right(bracketed, hard_cases):
+    m0, Q, x, sigma2, expected = hard_cases
+    rows = (x.sum(1) == 1) & (sigma2[:, 0] < 0.1) & (Q.max(1) > 100)
+    assert rows.sum() == 1
+    m0, Q, x = (torch.tensor(a[rows]) for a in (m0, Q, x))
+    found = solve_noise(m0, Q, x, torch.tensor(sigma2[rows][0, 0]))
+    assert sum(bracketed) == 1
+    np.testing.assert_allclose(found.bound, expected[rows], atol=1e-9)
+
+
+def test_newton_alone_settles_all_but_the_most_uncertain_factors(bracketed, hard_cases):
+    m0, Q, x, sigma2, _ = hard_cases
+    x = np.concatenate([x, 0 * x[:1]])
+    m0, Q, sigma2 = (np.concatenate([a, a[:1]]) for a in (m0, Q, sigma2))
+    for s2 in np.unique(sigma2):
+        rows = (sigma2[:, 0] == s2) & (Q.max(1) < 101)
+        solve_noise(*(torch.tensor(a[rows]) for a in (m0, Q, x)), torch.tensor(s2))
+    assert sum(bracketed) == 0
+
+
+def test_the_bracket_agrees_with_newton(tight, bracketed, monkeypatch):
+    m0, Q, x = draw(14, b=12)
+    x[1], x[2] = 10_000 * x[1], x[2].clamp(max=1)
+    sigma2 = torch.linspace(0.1, 20, 7).double()
+    newton = solve_noise(m0, Q, x, sigma2)
+    bracketed.clear()
+    monkeypatch.setattr(evidence, "NEWTON_PASSES", 1)
+    assert_same(solve_noise(m0, Q, x, sigma2), newton, rtol=1e-7, atol=1e-7)
+    assert sum(bracketed) == 12
+
+
+@pytest.mark.parametrize("rows", [0.5, 1, 3, 4])
+def test_the_edges_of_blocks_change_nothing(tight, monkeypatch, rows):
+    m0, Q, x = draw(15, b=10)
+    sigma2, log_scale = torch.tensor(0.8, dtype=torch.float64), torch.linspace(0, 9, 10).double()
+    whole = solve_noise(m0, Q, x, sigma2, log_scale)
+    monkeypatch.setattr(evidence, "CACHED_ENTRIES", int(rows * 7))
+    assert_same(solve_noise(m0, Q, x, sigma2, log_scale), whole, rtol=1e-9, atol=1e-9)
+
+
+def test_deeper_reads_of_the_same_proportions_tighten_the_posterior():
+    V, mu = draw(16, b=2)[0].T, torch.zeros(7).double()
+    x = torch.tensor([[5.0, 2, 1, 0, 3, 8, 1]]).double() * torch.tensor([[1.0], [10], [100]])
+    _, D, noise = best_posterior(x, V, mu, torch.tensor(0.8, dtype=torch.float64))
+    assert (noise.w.sum(1).diff() > 0).all()
+    assert (D.diff(dim=0) < 0).all()
+    assert (noise.w < 1 / 0.8).all()  # the noise itself is what no depth removes
+
+
+def test_where_takes_each_sample_from_the_noise_chosen_for_it():
+    sigma2 = torch.tensor(0.8, dtype=torch.float64)
+    a, b = (solve_noise(*draw(seed), sigma2) for seed in (17, 18))
+    mixed = a.where(torch.tensor([True, False, True, False]), b)
+    for mine, theirs, taken in zip(a, b, mixed, strict=True):
+        assert torch.equal(taken[::2], mine[::2])
+        assert torch.equal(taken[1::2], theirs[1::2])
+
+
+def test_factor_divergence_is_that_of_torch():
+    z, D = torch.tensor([[0.3, -1.0]]), torch.tensor([[0.2, 1.5]])
+    normal = torch.distributions.Normal
+    expected = torch.distributions.kl_divergence(normal(z, D.sqrt()), normal(0.0, 1.0)).sum(1)
+    torch.testing.assert_close(factor_kl(z, D), expected)
+
+
+def test_log_coefficient_completes_the_multinomial():
+    x, p = np.array([[3.0, 0, 2], [0, 0, 1]]), np.array([0.5, 0.2, 0.3])
+    found = log_coefficient(torch.tensor(x)).numpy() + x @ np.log(p)
+    np.testing.assert_allclose(found, multinomial.logpmf(x, x.sum(1), p))
