@@ -2,6 +2,8 @@
 
 from importlib.metadata import version
 
-__all__ = ["__version__"]
+from countvae.estimator import MultinomialVAE
+
+__all__ = ["MultinomialVAE", "__version__"]
 
 __version__ = version("countvae")

@@ -58,7 +58,7 @@ class Encoder(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        d, k = A.shape
+        k = A.shape[1]
         self.pseudocount = pseudocount
         self.shared_D = shared_D
         self.A = nn.Parameter(A.clone())
@@ -69,9 +69,7 @@ class Encoder(nn.Module):
         if depth > 1:
             mix = torch.randn(k, width, generator=generator, dtype=A.dtype) / k**0.5
             self.G = nn.Parameter(A @ mix)
-            self.G_bias = nn.Parameter(
-                torch.randn(width, generator=generator, dtype=A.dtype) / 2
-            )
+            self.G_bias = nn.Parameter(torch.randn(width, generator=generator, dtype=A.dtype) / 2)
             layers: list[nn.Module] = [ACTIVATIONS[activation]()]
             for _ in range(depth - 2):
                 layers += [
@@ -84,9 +82,7 @@ class Encoder(nn.Module):
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(self.last.bias)
 
-    def forward(
-        self, x: Float[Tensor, "b d"]
-    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
+    def forward(self, x: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
         """Posterior mean z_hat and variance D of each sample."""
         logs = (x + self.pseudocount).log()
         inputs = logs - logs.mean(1, keepdim=True) - self.centre
@@ -110,6 +106,15 @@ class Encoder(nn.Module):
             k = len(self.b)
             self.last.weight[:k] = inverse @ self.last.weight[:k]
             self.last.bias[:k] = inverse @ self.last.bias[:k]
+
+    @torch.no_grad()
+    def recentre(self, centre: Float[Tensor, " d"]) -> None:
+        """Subtract another centre from the input and encode the same."""
+        shift = centre - self.centre
+        self.b += shift @ self.A
+        if self.G is not None:
+            self.G_bias += shift @ self.G
+        self.centre.copy_(centre)
 
 
 def _dense(inputs: int, outputs: int, generator: torch.Generator, dtype: torch.dtype) -> nn.Linear:

@@ -146,26 +146,20 @@ def _solve_block(m0, Q, x, sigma2, log_scale, tolerance) -> Noise:
         error = torch.addcmul(-u, x, sigma2).sub_(e)
         step = (error / slope).clamp_(-4, 4)
         rate = u / sigma2
-        total = rate.sum(1)
-        reached = (total + (rate * step).sum(1)).clamp_min_(0.1 * total)
         pull = (rate / slope).sum(1)
-        excess = N - reached
+        excess = N - torch.addcmul(rate, rate, step).sum(1)
         if any_deep:
             by_noise = (torch.addcmul(e + error, u, step, value=-1) / sigma2).sum(1)
             excess = torch.where(deep, by_noise, excess)
-        shift = torch.where(
-            reached < 0.5 * N, (N / reached).log() * reached / pull, excess / pull
-        ).clamp_(-3, 3)
+        shift = (excess / pull).clamp_(-6, 6)
         log_u = (log_u + step).addcdiv_(shift[:, None].expand_as(slope), slope)
         c = c + shift
-        moved = (step * error / sigma2).sum(1) + shift * shift * pull
+        moved = (step * error / sigma2).sum(1) + shift * excess
         unsettled = ~(moved < tolerance)
         if not unsettled.any():
             break
     else:
-        log_u[unsettled], c[unsettled] = _bracket(
-            m0[unsettled], Q[unsettled], x[unsettled], sigma2
-        )
+        log_u[unsettled], c[unsettled] = _bracket(m0[unsettled], Q[unsettled], x[unsettled], sigma2)
     return _evaluate(log_u, c, prior, Q, x, N, sigma2)
 
 
@@ -217,17 +211,18 @@ def _evaluate(log_u, c, prior, Q, x, N, sigma2) -> Noise:
     e = (log_u - prior).sub_(c[:, None]).sub_(h, alpha=0.5)
     rate = u / sigma2
     total = rate.sum(1, dtype=torch.float64)
-    expected_logit = (x * (log_u - sigma2.log() - 0.5 * h)).sum(1, dtype=torch.float64)
+    expected_logit = (x * (log_u.double() - sigma2.double().log() - 0.5 * h)).sum(1)
     likelihood = expected_logit - x.sum(1, dtype=torch.float64) * total.log()
-    slack = 1 - rho
+    slack = u * rho
     kl = torch.addcmul(e * e, slack * slack, Q).div_(sigma2).sub_(slack).add_(u.log1p())
     rate = rate * (N / total)[:, None].to(x.dtype)
     w = rate * rho
-    precision = (1 / sigma2).expand_as(w[0]).sum()
+    precision = (1 / sigma2).expand_as(u[0]).sum(dtype=torch.float64)
+    informed = (slack / sigma2).sum(1, dtype=torch.float64)
     return Noise(
         likelihood,
         0.5 * kl.sum(1, dtype=torch.float64),
-        0.5 * (torch.log1p(N / precision) - w.sum(1) / precision).double(),
+        0.5 * (torch.log1p(total / precision) - informed / precision),
         torch.where(u > 1, e / sigma2, x - rate).to(dtype),
         w.to(dtype),
         (rate / slope).to(dtype),
@@ -263,6 +258,6 @@ def factor_kl(z: Float[Tensor, "b k"], D: Float[Tensor, "b k"]) -> Float[Tensor,
 
 
 def log_coefficient(x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-    """log N! - sum_j log x_j!, in nats, in double precision."""
+    """Multinomial coefficient log N! - sum_j log x_j!, in nats, in double precision."""
     x = x.double()
     return torch.lgamma(x.sum(1) + 1) - torch.lgamma(x + 1).sum(1)

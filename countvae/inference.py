@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from countvae.decoder import Decoder
-from countvae.evidence import Noise, factor_kl, solve_noise
+from countvae.evidence import TOLERANCE, Noise, factor_kl, solve_noise
 
 BACKTRACK = 0.4
 
@@ -32,10 +32,11 @@ def posterior_at(
     z: Float[Tensor, "b k"],
     D: Float[Tensor, "b k"],
     log_scale: Float[Tensor, " b"] | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Posterior:
     """Solve the noise of a batch at given factors."""
     m0, Q = decoder(z, D)
-    return Posterior(z, D, solve_noise(m0, Q, x, decoder.sigma2, log_scale))
+    return Posterior(z, D, solve_noise(m0, Q, x, decoder.sigma2, log_scale, tolerance))
 
 
 @torch.no_grad()
@@ -63,7 +64,11 @@ def best_D(decoder: Decoder, noise: Noise) -> Float[Tensor, "b k"]:
 
 @torch.no_grad()
 def refine(
-    decoder: Decoder, x: Float[Tensor, "b d"], posterior: Posterior, steps: int
+    decoder: Decoder,
+    x: Float[Tensor, "b d"],
+    posterior: Posterior,
+    steps: int,
+    tolerance: float = TOLERANCE,
 ) -> Posterior:
     """Take Newton steps on z and fixed-point steps on D; no sample's bound ever falls.
 
@@ -77,6 +82,7 @@ def refine(
             posterior.z + length * newton_step(decoder, posterior),
             best_D(decoder, posterior.noise),
             posterior.noise.log_scale,
+            tolerance,
         )
         rises = proposed.bound >= posterior.bound
         rows = rises[:, None]

@@ -5,6 +5,7 @@ has no use, and lose real directions to it. The scores of the model with V = 0 d
 leading singular vectors are the score test for one more factor.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -35,9 +36,7 @@ class Start(NamedTuple):
 
 
 @torch.no_grad()
-def residual_start(
-    rows: Rows, k: int, *, pseudocount: float, generator: torch.Generator
-) -> Start:
+def residual_start(rows: Rows, k: int, *, pseudocount: float, generator: torch.Generator) -> Start:
     """Fit centre and noise without factors, read k factors off the residuals, fit an encoder.
 
     Parameters
@@ -100,30 +99,28 @@ def _factors_of_residuals(
     scale = (information + 1 / n).sqrt()
     cap = (n / 10) ** 0.5
 
-    def residuals():
+    def residuals() -> Iterator[Tensor]:
         for x, log_scale in zip(rows.in_order(), log_scales, strict=True):
             noise = solve_noise(mu.expand_as(x), zeros[: len(x)], x, sigma2, log_scale)
-            yield ((noise.r - residual_mean) / scale).clamp_(-cap, cap)
+            R = ((noise.r - residual_mean) / scale).clamp_(-cap, cap)
+            squares = R.square().sum(1, keepdim=True)
+            R *= (10 * squares.median() / squares.clamp_min(1e-12)).clamp_(max=1).sqrt_()
+            yield R
 
-    squares = torch.cat([R.square().sum(1) for R in residuals()])
-    shrink = (10 * squares.median() / squares).clamp_(max=1).sqrt_()
-    energy = (squares * shrink.square()).sum() / n
-
-    def gram_times(Y: Tensor) -> Tensor:
-        product = torch.zeros_like(Y)
-        done = 0
+    def gram_times(Y: Tensor) -> tuple[Tensor, Tensor]:
+        product, energy = torch.zeros_like(Y), Y.new_zeros(())
         for R in residuals():
-            R *= shrink[done : done + len(R), None]
-            done += len(R)
             product += R.T @ (R @ Y)
-        return product / n
+            energy += R.square().sum()
+        return product / n, energy / n
 
     width = min(k + OVERSAMPLING, d - 1, n)
     Y = torch.randn(d, width, generator=generator, dtype=mu.dtype).to(mu)
     for _ in range(POWER_PASSES):
-        Y = gram_times(torch.linalg.qr(Y)[0])
+        Y, _ = gram_times(torch.linalg.qr(Y)[0])
     Y = torch.linalg.qr(Y)[0]
-    eigenvalues, rotation = torch.linalg.eigh(Y.T @ gram_times(Y))
+    product, energy = gram_times(Y)
+    eigenvalues, rotation = torch.linalg.eigh(Y.T @ product)
     strength = eigenvalues.flip(0)[:k].clamp_min(0)
     u = (Y @ rotation).flip(1)[:, :k]
     background = ((energy - strength.sum()) / max(1, min(n, d) - k)).clamp_min(1e-6)

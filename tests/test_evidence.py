@@ -7,26 +7,15 @@ import pytest
 import torch
 from scipy.special import logsumexp
 from scipy.stats import multinomial, multivariate_normal
+from torch.distributions import MultivariateNormal, Normal
 
 from countvae import evidence
 from countvae.evidence import factor_kl, log_coefficient, noise_bound, solve_noise
 from countvae.simulate import simulate
 
 NATS = 0.01  # how far from the optimum a solved bound may be
-TIGHT = 1e-20
-
-
-@pytest.fixture
-def tight(monkeypatch):
-    """Solve to the last digit, so that what is left is arithmetic."""
-    monkeypatch.setattr(evidence, "TOLERANCE", TIGHT)
-
-
-@pytest.fixture
-def evaluated_in_double(monkeypatch):
-    """Evaluate where the solver ended in double precision: rounding of the bound itself aside."""
-    single = evidence._evaluate
-    monkeypatch.setattr(evidence, "_evaluate", lambda *a: single(*(t.double() for t in a)))
+TIGHT = 1e-12
+"""Tolerance that leaves nothing to Newton, so that what is left is arithmetic."""
 
 
 def draw(seed=0, b=4, d=7, reads=200, scale=2.0):
@@ -36,6 +25,12 @@ def draw(seed=0, b=4, d=7, reads=200, scale=2.0):
     p = np.exp(m0 + rng.normal(0, 1, (b, d)))
     x = rng.multinomial(reads, p / p.sum(1, keepdims=True)).astype(float)
     return torch.tensor(m0), torch.tensor(rng.uniform(0, 2, (b, d))), torch.tensor(x)
+
+
+def log_ratios(d):
+    """Return an orthonormal basis of the vectors that sum to zero, d x (d - 1)."""
+    whole = torch.cat([torch.ones(d, 1), torch.eye(d)[:, 1:]], 1).double()
+    return torch.linalg.qr(whole)[0][:, 1:]
 
 
 def best_posterior(x, V, mu, sigma2, steps=20):
@@ -61,7 +56,7 @@ def best_posterior(x, V, mu, sigma2, steps=20):
 def log_evidence_by_grid(x, V, mu, sigma2):
     """log p(x) for two or three features: the trapezoid rule over the log-ratios."""
     d = len(mu)
-    psi = np.linalg.qr(np.c_[np.ones(d), np.eye(d)[:, 1:]])[0][:, 1:]
+    psi = log_ratios(d).numpy()
     covariance = psi.T @ (V @ V.T + np.diag(np.broadcast_to(sigma2, d))) @ psi
     prior = multivariate_normal(mu @ psi, covariance)
     axes = [
@@ -89,16 +84,15 @@ def test_bound_lies_below_log_evidence_by_quadrature_wherever_the_posterior_is(d
     x, V, mu, s2 = (torch.tensor(a) for a in (x[None], V, mu, s2))
 
     z, D, noise = best_posterior(x, V, mu, s2)
-    best = (noise.bound - factor_kl(z, D) + log_coefficient(x)).item()
-    # the d noises have one direction more than the log-ratios, and being sure there costs this
-    rate = x - noise.r
-    common = -0.5 * (rate / reads / (1 + s2 * rate)).sum().log().item()
-    assert best < truth
-    assert truth - best < common + (0.8 if reads == 1 else 0.25)
+    bound = (noise.bound - factor_kl(z, D) + log_coefficient(x)).item()
+    reported = bound + noise.overcount.item()
+    assert bound < reported < truth < reported + 1
+    if reads == 300:
+        assert truth - reported < 0.4 * (truth - bound)
 
     z, D = torch.tensor(rng.normal(0, 1.5, (30, 1))), torch.tensor(rng.gamma(1, 1, (30, 1)))
-    anywhere = solve_noise(mu + z @ V.T, D @ (V * V).T, x.expand(30, -1), s2).bound
-    anywhere = anywhere - factor_kl(z, D) + log_coefficient(x)
+    noise = solve_noise(mu + z @ V.T, D @ (V * V).T, x.expand(30, -1), s2)
+    anywhere = noise.bound + noise.overcount - factor_kl(z, D) + log_coefficient(x)
     assert (anywhere < truth).all()
 
 
@@ -106,19 +100,28 @@ def test_probabilities_given_by_the_bound_sum_to_a_little_less_than_one():
     x = torch.tensor([c for c in itertools.product(range(5), repeat=3) if sum(c) == 4]).double()
     V, mu = torch.tensor([[1.0], [-0.4], [-0.6]]).double(), torch.tensor([0.5, 0.0, -0.5]).double()
     z, D, noise = best_posterior(x, V, mu, torch.tensor(0.8, dtype=torch.float64))
-    total = (noise.bound - factor_kl(z, D) + log_coefficient(x)).exp().sum()
-    assert 0.5 < total < 1
+    bound = noise.bound - factor_kl(z, D) + log_coefficient(x)
+    assert 0.5 < bound.exp().sum() < (bound + noise.overcount).exp().sum() < 1
 
 
-@pytest.mark.parametrize(("reads", "bar"), [(100, 0.08), (1_000, 0.45), (10_000, 1.4)])
-def test_distance_to_log_evidence_by_importance_sampling_is_as_stated(reads, bar):
-    table = simulate(8, 200, 10, reads, design="flat", rng=np.random.default_rng(1))
+@pytest.mark.parametrize(
+    ("design", "reads", "gain", "bar"),
+    [
+        ("flat", 100, 0.0, 0.08),
+        ("flat", 1_000, 0.03, 0.4),
+        ("flat", 10_000, 0.45, 0.7),
+        ("wide", 100, 0.1, 1.5),
+        ("wide", 1_000, 0.6, 1.5),
+        ("wide", 10_000, 1.4, 1.5),
+    ],
+)
+def test_distance_to_log_evidence_by_importance_sampling_is_as_stated(design, reads, gain, bar):
+    table = simulate(8, 200, 10, reads, design=design, rng=np.random.default_rng(1))
     x = torch.tensor(table.counts.toarray()).double()
-    V, mu, sigma2 = (torch.tensor(a) for a in (table.V, table.mu, table.sigma2))
-    sigma2 = sigma2.double()
+    V, mu, sigma2 = (torch.tensor(a).double() for a in (table.V, table.mu, table.sigma2))
     z, D, noise = best_posterior(x, V, mu, sigma2)
-    bound = noise.bound - factor_kl(z, D)
-    slope = -sigma2 * noise.w
+    reported = noise.bound + noise.overcount - factor_kl(z, D)
+    e, slope, psi = sigma2 * noise.r, -sigma2 * noise.w, log_ratios(200)
     s2 = sigma2 * (1 + slope)
     generator = torch.Generator().manual_seed(0)
     distance, variance = [], []
@@ -127,36 +130,94 @@ def test_distance_to_log_evidence_by_importance_sampling_is_as_stated(reads, bar
         b = torch.randn(2000, 200, generator=generator).double()
         deviation = a * D[i].sqrt()
         factors = z[i] + deviation
-        eps = sigma2 * noise.r[i] + slope[i] * (deviation @ V.T) + b * s2[i].sqrt()
+        mean_of_noise = e[i] + slope[i] * (deviation @ V.T)
+        eps = mean_of_noise + b * s2[i].sqrt()
+        # weighed on the log-ratios: along 1 the weights would have no use and all the variance
+        posterior = MultivariateNormal(torch.zeros(199).double(), psi.T @ s2[i].diag() @ psi)
         log_weight = torch.log_softmax(mu + factors @ V.T + eps, 1) @ x[i]
         log_weight -= 0.5 * (factors.square() - a.square()).sum(1) - 0.5 * D[i].log().sum()
-        log_weight -= 0.5 * (eps.square() / sigma2 - b.square()).sum(1)
-        log_weight += 0.5 * (s2[i] / sigma2).log().sum()
-        weight = (log_weight - bound[i]).exp()
+        log_weight += Normal(0, sigma2.sqrt()).log_prob(eps @ psi).sum(1)
+        log_weight -= posterior.log_prob((eps - mean_of_noise) @ psi)
+        weight = (log_weight - reported[i]).exp()
         distance.append(weight.mean().log())
         variance.append(weight.var() / weight.mean() ** 2 / len(weight))
     mean = torch.stack(distance).mean()
     error = torch.stack(variance).sum().sqrt() / len(x)
-    assert mean > 3 * error
-    assert mean + 2 * error < bar
+    assert 3 * error < mean < bar - 3 * error
+    assert noise.overcount.mean() > gain
+
+
+def noise_variance(by_feature):
+    return (
+        torch.linspace(0.1, 5, 7).double() if by_feature else torch.tensor(0.5, dtype=torch.float64)
+    )
+
+
+def gaussian_kl(mean, covariance, prior):
+    """KL( N(mean, covariance) || N(0, prior) ) where `mean` is random, by its second moment."""
+    second = torch.linalg.solve(prior, mean + covariance)
+    return 0.5 * (torch.trace(second) - len(prior) + prior.logdet() - covariance.logdet())
 
 
 @pytest.mark.parametrize("reads", [1, 300, 100_000])
 @pytest.mark.parametrize("by_feature", [False, True])
-def test_gradient_of_the_noise_bound_equals_finite_differences(tight, reads, by_feature):
+def test_overcount_is_the_divergence_that_the_log_ratios_do_not_have(reads, by_feature):
+    rng = np.random.default_rng(4)
+    m0, _, x = draw(4, b=1, reads=reads)
+    V, S = torch.tensor(rng.normal(size=(7, 2))), torch.tensor([0.3, 0.8]).double().diag()
+    Q, sigma2 = torch.einsum("jc,ce,je->j", V, S, V)[None], noise_variance(by_feature)
+    noise = solve_noise(m0, Q, x, sigma2, tolerance=TIGHT)
+    r, w = noise.r[0], noise.w[0]
+    e, slope, s2 = sigma2 * r, -sigma2 * w, sigma2 - sigma2**2 * w
+    mean = torch.outer(e, e) + slope[:, None] * V @ S @ V.T * slope
+    covariance, prior = s2.diag(), sigma2.expand(7).diag()
+    whole = gaussian_kl(mean, covariance, prior)
+    torch.testing.assert_close(whole, noise.kl[0], rtol=1e-6, atol=1e-9)
+
+    psi = log_ratios(7)
+    of_log_ratios = gaussian_kl(*(psi.T @ A @ psi for A in (mean, covariance, prior)))
+    coupling = 0.5 * (w @ V @ S @ V.T @ w) / prior.diag().reciprocal().sum()
+    expected = whole - of_log_ratios - coupling
+    torch.testing.assert_close(noise.overcount[0], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_overcount_is_that_divergence_at_most_before_the_solver_has_converged():
+    m0, _, x = draw(4)
+    sigma2, generator = noise_variance(by_feature=True), torch.Generator().manual_seed(0)
+    psi = log_ratios(7)
+    for _ in range(20):
+        log_u = 2 * torch.randn(m0.shape, generator=generator).double()
+        c = torch.randn(4, generator=generator).double()
+        rho = 1 / (1 + log_u.exp())
+        noise = evidence._evaluate(log_u, c, m0 + sigma2.log(), 0 * m0, x, x.sum(1), sigma2)
+        for i in range(4):
+            e = log_u[i] - sigma2.log() - m0[i] - c[i] - sigma2 * rho[i] / 2
+            parts = torch.outer(e, e), (sigma2 * rho[i]).diag(), sigma2.diag()
+            most = gaussian_kl(*parts) - gaussian_kl(*(psi.T @ A @ psi for A in parts))
+            assert 0 < noise.overcount[i] < most
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_overcount_is_never_negative(hard_cases, dtype):
+    m0, Q, x = (torch.tensor(a, dtype=dtype) for a in hard_cases[:3])
+    for sigma2 in (torch.tensor(0.05), torch.tensor(100.0), torch.logspace(-2, 2, 40)):
+        assert (solve_noise(m0, Q, x, sigma2.to(dtype)).overcount > 0).all()
+
+
+@pytest.mark.parametrize("reads", [1, 300, 100_000])
+@pytest.mark.parametrize("by_feature", [False, True])
+def test_gradient_of_the_noise_bound_equals_finite_differences(reads, by_feature):
     m0, Q, x = draw(reads=reads)
-    sigma2 = (
-        torch.linspace(0.1, 5, 7).double() if by_feature else torch.tensor(0.5, dtype=torch.float64)
-    )
+    sigma2 = noise_variance(by_feature)
 
     def bound(m0, Q):
-        return noise_bound(m0, Q, solve_noise(m0.detach(), Q.detach(), x, sigma2))
+        return noise_bound(m0, Q, solve_noise(m0.detach(), Q.detach(), x, sigma2, tolerance=TIGHT))
 
     inputs = (m0.requires_grad_(), Q.add(0.1).requires_grad_())
     assert torch.autograd.gradcheck(bound, inputs, eps=1e-4, atol=1e-6 + 1e-9 * reads)
 
 
-def test_gradient_of_the_whole_bound_in_every_parameter_equals_finite_differences(tight):
+def test_gradient_of_the_whole_bound_in_every_parameter_equals_finite_differences():
     _, _, x = draw(1, d=5)
     rng = np.random.default_rng(2)
     V, mu = torch.tensor(rng.normal(size=(5, 2))), torch.tensor(rng.normal(size=5))
@@ -165,33 +226,31 @@ def test_gradient_of_the_whole_bound_in_every_parameter_equals_finite_difference
 
     def bound(V, mu, z, D):
         m0, Q = mu + z @ V.T, D @ (V * V).T
-        noise = solve_noise(m0.detach(), Q.detach(), x, sigma2)
+        noise = solve_noise(m0.detach(), Q.detach(), x, sigma2, tolerance=TIGHT)
         return noise_bound(m0, Q, noise) - factor_kl(z, D)
 
     inputs = [t.requires_grad_() for t in (V, mu, z, D)]
     assert torch.autograd.gradcheck(bound, inputs, eps=1e-5, atol=1e-6, rtol=1e-6)
 
 
-def test_derivative_in_sigma2_is_zero_where_its_equation_holds(tight):
+def test_derivative_in_sigma2_is_zero_where_its_equation_holds():
     m0, Q, x = draw(3)
     sigma2, h = torch.tensor(0.8, dtype=torch.float64), 1e-5
-    noise = solve_noise(m0, Q, x, sigma2)
-    up, down = (solve_noise(m0, Q, x, sigma2 + s).bound.sum() for s in (h, -h))
+    noise = solve_noise(m0, Q, x, sigma2, tolerance=TIGHT)
+    up, down = (solve_noise(m0, Q, x, sigma2 + s, tolerance=TIGHT).bound.sum() for s in (h, -h))
     expected = 0.5 * (noise.r**2 + noise.w**2 * Q - noise.w).sum()
     torch.testing.assert_close((up - down) / (2 * h), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("reads", [1, 300, 100_000])
 @pytest.mark.parametrize("by_feature", [False, True])
-def test_curvature_with_its_border_is_the_hessian_by_finite_differences(tight, reads, by_feature):
+def test_curvature_with_its_border_is_the_hessian_by_finite_differences(reads, by_feature):
     m0, Q, x = draw(b=1, reads=reads)
-    sigma2 = (
-        torch.linspace(0.1, 5, 7).double() if by_feature else torch.tensor(0.5, dtype=torch.float64)
-    )
-    c = solve_noise(m0, Q, x, sigma2).curvature[0]
+    sigma2 = noise_variance(by_feature)
+    c = solve_noise(m0, Q, x, sigma2, tolerance=TIGHT).curvature[0]
     H = torch.empty(7, 7).double()
     for j, step in enumerate(torch.eye(7).double() * 1e-5):
-        up, down = (solve_noise(m0 + s, Q, x, sigma2).r[0] for s in (step, -step))
+        up, down = (solve_noise(m0 + s, Q, x, sigma2, tolerance=TIGHT).r[0] for s in (step, -step))
         H[:, j] = (up - down) / 2e-5
     expected = -(torch.diag(c) - torch.outer(c, c) / c.sum())
     torch.testing.assert_close(H, expected, rtol=1e-5, atol=1e-6)
@@ -253,24 +312,27 @@ def hard_cases():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_solver_reaches_the_bisected_optimum(evaluated_in_double, hard_cases, dtype):
+def test_solver_reaches_the_bisected_optimum(hard_cases, dtype):
     *inputs, sigma2, expected = hard_cases
-    for s2 in np.unique(sigma2):
-        rows = sigma2[:, 0] == s2
+    depth = inputs[2].sum(1)
+    for s2, N in itertools.product(np.unique(sigma2), np.unique(depth)):
+        rows = (sigma2[:, 0] == s2) & (
+            depth == N
+        )  # alone: a deep sample lends others its precision
         m0, Q, x = (torch.tensor(a[rows], dtype=dtype) for a in inputs)
         found = solve_noise(m0, Q, x, torch.tensor(s2, dtype=dtype)).bound.numpy()
         assert found.dtype == np.float64
         assert (np.abs(found - expected[rows]) < NATS).all()
 
 
-def test_solved_fields_are_those_of_the_bisected_solution(tight):
+def test_solved_fields_are_those_of_the_bisected_solution():
     m0, Q, x = draw(5)
     sigma2 = torch.full((4, 1), 0.8, dtype=torch.float64)
     log_u, c = (torch.tensor(a) for a in bisect(m0.numpy(), Q.numpy(), x.numpy(), sigma2.numpy()))
     u = log_u.exp()
     rate, rho = u / 0.8, 1 / (1 + u)
     slope = 1 + u + u * rho**2 * (rho * Q + 0.4)
-    noise = solve_noise(m0, Q, x, sigma2[0, 0])
+    noise = solve_noise(m0, Q, x, sigma2[0, 0], tolerance=TIGHT)
     for found, expected in (
         (noise.r, x - rate),
         (noise.w, rate * rho),
@@ -280,12 +342,11 @@ def test_solved_fields_are_those_of_the_bisected_solution(tight):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_bound_holds_before_the_solver_has_converged(monkeypatch):
+def test_bound_holds_before_the_solver_has_converged():
     m0, Q, x = draw(6)
     sigma2 = torch.tensor(0.8, dtype=torch.float64)
     best = solve_noise(m0, Q, x, sigma2).bound
-    monkeypatch.setattr(evidence, "TOLERANCE", float("inf"))
-    once = solve_noise(m0, Q, x, sigma2).bound
+    once = solve_noise(m0, Q, x, sigma2, tolerance=float("inf")).bound
     assert (once < best).all()
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
@@ -302,19 +363,20 @@ def assert_same(a, b, **tolerance):
         torch.testing.assert_close(mine, theirs, **tolerance)
 
 
-def test_rows_do_not_influence_each_other(tight):
+def test_rows_do_not_influence_each_other():
     m0, Q, x = draw(7, b=6)
     x[1], x[2], Q[3] = 10_000 * x[1], x[2].clamp(max=1), 100 * Q[3]
     sigma2 = torch.tensor(0.8, dtype=torch.float64)
-    together = solve_noise(m0, Q, x, sigma2)
+    together = solve_noise(m0, Q, x, sigma2, tolerance=1e-9)
     for i in range(6):
-        alone = solve_noise(m0[i : i + 1], Q[i : i + 1], x[i : i + 1], sigma2)
-        assert_same(alone, [field[i : i + 1] for field in together], rtol=1e-8, atol=1e-8)
+        alone = solve_noise(m0[i : i + 1], Q[i : i + 1], x[i : i + 1], sigma2, tolerance=1e-9)
+        assert_same(alone, [field[i : i + 1] for field in together], rtol=1e-10, atol=1e-10)
 
 
-def test_rows_change_each_others_bound_by_less_than_the_tolerance(hard_cases):
-    m0, Q, x = (torch.tensor(a[::7]) for a in hard_cases[:3])
-    sigma2 = torch.tensor(0.8, dtype=torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_move_each_others_bound_by_next_to_nothing_at_the_default_tolerance(hard_cases, dtype):
+    m0, Q, x = (torch.tensor(a[::7], dtype=dtype) for a in hard_cases[:3])
+    sigma2 = torch.tensor(0.8, dtype=dtype)
     together = solve_noise(m0, Q, x, sigma2).bound
     alone = [
         solve_noise(m0[i : i + 1], Q[i : i + 1], x[i : i + 1], sigma2).bound for i in range(len(x))
@@ -322,28 +384,30 @@ def test_rows_change_each_others_bound_by_less_than_the_tolerance(hard_cases):
     torch.testing.assert_close(torch.cat(alone), together, rtol=0, atol=NATS)
 
 
-def test_permuting_features_permutes_everything(tight):
+def test_permuting_features_permutes_everything():
     m0, Q, x = draw(8)
     sigma2 = torch.linspace(0.1, 5, 7).double()
     order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
-    plain = solve_noise(m0, Q, x, sigma2)
-    permuted = solve_noise(m0[:, order], Q[:, order], x[:, order], sigma2[order])
+    plain = solve_noise(m0, Q, x, sigma2, tolerance=TIGHT)
+    permuted = solve_noise(m0[:, order], Q[:, order], x[:, order], sigma2[order], tolerance=TIGHT)
     expected = [field[:, order] if field.ndim == 2 else field for field in plain]
     assert_same(permuted, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_a_constant_added_to_the_logits_moves_the_log_scale_alone(tight):
+def test_a_constant_added_to_the_logits_moves_the_log_scale_alone():
     m0, Q, x = draw(9)
     sigma2 = torch.tensor(0.8, dtype=torch.float64)
-    plain, shifted = (solve_noise(m0 + shift, Q, x, sigma2) for shift in (0.0, 4.0))
+    plain, shifted = (
+        solve_noise(m0 + shift, Q, x, sigma2, tolerance=TIGHT) for shift in (0.0, 4.0)
+    )
     moved = shifted._replace(log_scale=shifted.log_scale + 4.0)
     assert_same(moved, plain, rtol=1e-9, atol=1e-9)
 
 
-def test_one_variance_for_all_features_is_the_shared_one(tight):
+def test_one_variance_for_all_features_is_the_shared_one():
     m0, Q, x = draw(10)
-    shared = solve_noise(m0, Q, x, torch.tensor(0.8, dtype=torch.float64))
-    by_feature = solve_noise(m0, Q, x, torch.full((7,), 0.8, dtype=torch.float64))
+    shared = solve_noise(m0, Q, x, torch.tensor(0.8, dtype=torch.float64), tolerance=TIGHT)
+    by_feature = solve_noise(m0, Q, x, torch.full((7,), 0.8, dtype=torch.float64), tolerance=TIGHT)
     assert_same(by_feature, shared, rtol=1e-12, atol=1e-12)
 
 
@@ -366,11 +430,11 @@ def test_counts_of_a_thousand_million_give_finite_values(dtype, sigma2):
 
 
 @pytest.mark.parametrize("away", [0.0, 0.5, -20.0, 20.0])
-def test_a_warm_start_ends_where_the_cold_one_does(tight, away):
+def test_a_warm_start_ends_where_the_cold_one_does(away):
     m0, Q, x = draw(13)
     sigma2 = torch.tensor(0.8, dtype=torch.float64)
-    cold = solve_noise(m0, Q, x, sigma2)
-    warm = solve_noise(m0, Q, x, sigma2, cold.log_scale + away)
+    cold = solve_noise(m0, Q, x, sigma2, tolerance=TIGHT)
+    warm = solve_noise(m0, Q, x, sigma2, cold.log_scale + away, tolerance=TIGHT)
     assert_same(warm, cold, rtol=1e-8, atol=1e-8)
 
 
@@ -407,24 +471,40 @@ def test_newton_alone_settles_all_but_the_most_uncertain_factors(bracketed, hard
     assert sum(bracketed) == 0
 
 
-def test_the_bracket_agrees_with_newton(tight, bracketed, monkeypatch):
+@pytest.mark.parametrize("away", [-50.0, -3.0, 3.0, 20.0])
+def test_newton_alone_settles_every_warm_start_right(bracketed, hard_cases, away):
+    *inputs, sigma2, expected = hard_cases
+    for s2 in np.unique(sigma2):
+        rows = sigma2[:, 0] == s2
+        m0, Q, x = (torch.tensor(a[rows]) for a in inputs)
+        s2 = torch.tensor(s2)
+        log_scale = solve_noise(m0, Q, x, s2).log_scale
+        bracketed.clear()
+        found = solve_noise(m0, Q, x, s2, log_scale + away).bound
+        assert (np.abs(found.numpy() - expected[rows]) < NATS).all()
+        assert sum(bracketed) == 0
+
+
+def test_the_bracket_agrees_with_newton(bracketed, monkeypatch):
     m0, Q, x = draw(14, b=12)
     x[1], x[2] = 10_000 * x[1], x[2].clamp(max=1)
     sigma2 = torch.linspace(0.1, 20, 7).double()
-    newton = solve_noise(m0, Q, x, sigma2)
-    bracketed.clear()
+    newton = solve_noise(m0, Q, x, sigma2, tolerance=TIGHT)
+    assert sum(bracketed) == 0
     monkeypatch.setattr(evidence, "NEWTON_PASSES", 1)
-    assert_same(solve_noise(m0, Q, x, sigma2), newton, rtol=1e-7, atol=1e-7)
+    assert_same(solve_noise(m0, Q, x, sigma2, tolerance=TIGHT), newton, rtol=1e-7, atol=1e-7)
     assert sum(bracketed) == 12
 
 
 @pytest.mark.parametrize("rows", [0.5, 1, 3, 4])
-def test_the_edges_of_blocks_change_nothing(tight, monkeypatch, rows):
+def test_the_edges_of_blocks_change_nothing(monkeypatch, rows):
     m0, Q, x = draw(15, b=10)
     sigma2, log_scale = torch.tensor(0.8, dtype=torch.float64), torch.linspace(0, 9, 10).double()
-    whole = solve_noise(m0, Q, x, sigma2, log_scale)
+    whole = solve_noise(m0, Q, x, sigma2, log_scale, tolerance=TIGHT)
     monkeypatch.setattr(evidence, "CACHED_ENTRIES", int(rows * 7))
-    assert_same(solve_noise(m0, Q, x, sigma2, log_scale), whole, rtol=1e-9, atol=1e-9)
+    assert_same(
+        solve_noise(m0, Q, x, sigma2, log_scale, tolerance=TIGHT), whole, rtol=1e-9, atol=1e-9
+    )
 
 
 def test_deeper_reads_of_the_same_proportions_tighten_the_posterior():
@@ -447,8 +527,7 @@ def test_where_takes_each_sample_from_the_noise_chosen_for_it():
 
 def test_factor_divergence_is_that_of_torch():
     z, D = torch.tensor([[0.3, -1.0]]), torch.tensor([[0.2, 1.5]])
-    normal = torch.distributions.Normal
-    expected = torch.distributions.kl_divergence(normal(z, D.sqrt()), normal(0.0, 1.0)).sum(1)
+    expected = torch.distributions.kl_divergence(Normal(z, D.sqrt()), Normal(0.0, 1.0)).sum(1)
     torch.testing.assert_close(factor_kl(z, D), expected)
 
 

@@ -1,0 +1,580 @@
+"""MultinomialVAE: the only translator between the mathematics and scikit-learn."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from scipy.special import softmax
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from countvae import store
+from countvae.basis import make_basis, restore
+from countvae.checks import CountvaeWarning, InputError, check_counts, examples
+from countvae.decoder import Decoder
+from countvae.encoder import ACTIVATIONS, Encoder
+from countvae.evidence import log_coefficient
+from countvae.inference import Posterior, posterior_at, refine
+from countvae.rows import Rows
+from countvae.start import residual_start
+from countvae.table import CountTable
+from countvae.training import Diverged, Schedule, train
+
+MAX_COVARIANCE_BYTES = 2**31
+EXACT = 1e-8
+"""Tolerance of the solver in nats where an answer is reported, not trained on."""
+
+OPTIMAL_STEPS = 30
+"""Newton steps that stand for the optimum of a sample's posterior."""
+
+RETRIES = 2
+
+
+class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    r"""Multinomial variational autoencoder with a linear-Gaussian decoder.
+
+    .. math::
+
+        z \sim N(0, I), \quad \eta \mid z \sim N(W z + \mu, \sigma^2 I), \quad
+        x \mid \eta \sim \mathrm{Mult}(\mathrm{softmax}(\Psi \eta)), \quad
+        q(z \mid x) = N(F_L(\Psi^\top \log(x + c) - \mu), D)
+
+    Parameters
+    ----------
+    n_components : int
+        k, the number of factors; lowered with a warning where the table cannot carry it.
+    encoder_depth : int
+        L, the dense layers of the encoder; 1 is linear.
+    encoder_width : int
+        Units of a hidden layer.
+    activation : {"silu", "gelu", "softplus", "relu", "tanh"}
+        Of the hidden layers.
+    pseudocount : float
+        c > 0. It enters the encoder only, never the likelihood.
+    basis : {"balanced", "sequential"}, tree, path or matrix
+        The ILR basis in which `loadings_` are given: a scikit-bio ``TreeNode``, a Newick file, a
+        (d, d-1) orthonormal matrix, or a name.
+    noise : {"isotropic", "by_feature"}
+        One noise variance, as in the paper, or one a feature, shrunk to the common one.
+    posterior_variance : {"per_sample", "shared"}
+        Whether the encoder's D depends on the sample; "shared" is the paper's.
+    shrink_loadings : bool
+        Put an empirical-Bayes prior on the loadings of each factor in the second part of a fit.
+    refinement_steps : int
+        Newton steps after the encoder in every answer; 0 is the purely amortised answer.
+    whiten : bool
+        Return factors z of unit prior variance instead of coordinates y.
+    optimizer : {"adam", "sgd"}
+        Of the parameters that have no equation of their own.
+    learning_rate : float
+        Of the loadings; the encoder's follow from it.
+    max_epochs : int, optional
+        By default about 400 steps in all, at least 8 and at most 60 epochs.
+    batch_size : int, optional
+        By default an eighth of the samples, at least 16 and at most 256.
+    validation_fraction : float
+        Share of the samples held out of the fit to watch it; the best epoch is then kept.
+    patience : int, optional
+        Stop after so many epochs without a better (validation) bound.
+    random_state : int, RandomState or None
+        The same integer gives the same bits on one machine.
+    progress : callable, optional
+        Called after each epoch with that row of `history_` and `max_epochs`.
+
+    Attributes
+    ----------
+    components_ : (k, d)
+        Orthonormal axes in CLR space, by falling variance; the largest entry of each is positive.
+    explained_variance_ : (k,)
+        Variance along each axis: ``components_.T * sqrt(explained_variance_)`` is V = Psi W.
+    explained_variance_ratio_ : (k,)
+        Its share in the total CLR variance of the model, noise included.
+    mean_ : (d,)
+        Centre in CLR space, Psi mu.
+    noise_variance_ : float
+        sigma^2; the mean over features where ``noise="by_feature"``.
+    feature_noise_variance_ : (d,)
+        The noise variance of each feature.
+    loadings_ : (d-1, k)
+        W in the basis.
+    basis_operator_ : Balances or MatrixBasis
+        Psi as an operator, with the names of the balances.
+    history_ : DataFrame
+        One row an epoch: bound in nats a sample (coefficient left out), sigma2, learning rate.
+    n_components_, n_iter_, n_features_in_ : int
+        Factors and epochs used, features seen.
+    feature_names_in_ : (d,)
+        Feature ids, where the table had any.
+    depth_ : (n,)
+        Reads of each sample fitted.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from countvae import MultinomialVAE
+    >>> counts = np.random.default_rng(0).poisson(5.0, size=(60, 12))
+    >>> model = MultinomialVAE(n_components=2, max_epochs=5).fit(counts)
+    >>> model.transform(counts).shape
+    (60, 2)
+    """
+
+    def __init__(
+        self,
+        n_components=10,
+        *,
+        encoder_depth=2,
+        encoder_width=128,
+        activation="silu",
+        pseudocount=1.0,
+        basis="balanced",
+        noise="isotropic",
+        posterior_variance="per_sample",
+        shrink_loadings=True,
+        refinement_steps=2,
+        whiten=False,
+        optimizer="adam",
+        learning_rate=0.02,
+        max_epochs=None,
+        batch_size=None,
+        validation_fraction=0.0,
+        patience=None,
+        random_state=0,
+        progress=None,
+    ) -> None:
+        self.n_components = n_components
+        self.encoder_depth = encoder_depth
+        self.encoder_width = encoder_width
+        self.activation = activation
+        self.pseudocount = pseudocount
+        self.basis = basis
+        self.noise = noise
+        self.posterior_variance = posterior_variance
+        self.shrink_loadings = shrink_loadings
+        self.refinement_steps = refinement_steps
+        self.whiten = whiten
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.random_state = random_state
+        self.progress = progress
+
+    def __sklearn_tags__(self):  # noqa: D105
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.input_tags.positive_only = True
+        return tags
+
+    def fit(self, X: Any, y: Any = None) -> "MultinomialVAE":
+        """Fit the model to a table of counts, samples by features.
+
+        Parameters
+        ----------
+        X : array, sparse matrix or array, DataFrame or CountTable, (n, d)
+            Counts. Fractional ones and samples without reads are taken with a warning.
+        y
+            Ignored.
+
+        Returns
+        -------
+        MultinomialVAE
+            The estimator itself.
+
+        Raises
+        ------
+        InputError
+            For anything that is not a table of counts, and for settings out of range.
+        Diverged
+            If no learning rate that was tried kept the bound finite.
+        """
+        self._check_settings()
+        counts = self._counts(X, reset=True)
+        k = self._feasible_components(*counts.shape)
+        ids = self._feature_ids()
+        self.basis_operator_ = make_basis(self.basis, ids)
+        self.depth_ = counts.sum(axis=1)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        counts, held_out = self._split(counts, seed)
+        encoder, decoder, history = self._fit_from_start(counts, held_out, k, seed)
+        self.history_ = pd.DataFrame(history)
+        self.n_iter_ = len(history)
+        encoder, decoder = encoder.double(), decoder.double()
+        decoder.centre()
+        self._identify(encoder, decoder)
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Posterior mean coordinates y of each sample, (n, k).
+
+        Distances between rows are Aitchison distances between the fitted compositions. Samples
+        do not influence each other. With `whiten`, factors z of unit prior variance instead.
+        """
+        return self.posterior(X)[0]
+
+    def posterior(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Posterior mean and standard deviation of the coordinates, (n, k) each."""
+        means, sds = [], []
+        for posterior, _ in self._posteriors(X, self.refinement_steps):
+            means.append(posterior.z.numpy() @ self._rotation)
+            sds.append(np.sqrt(posterior.D.numpy() @ self._rotation**2))
+        scale = 1.0 if self.whiten else np.sqrt(self.explained_variance_)
+        return np.concatenate(means) * scale, np.concatenate(sds) * scale
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Bound on log p(x) of each sample in nats, multinomial coefficient included, (n,)."""
+        return np.concatenate(
+            [
+                (posterior.bound + posterior.noise.overcount + log_coefficient(x)).numpy()
+                for posterior, x in self._posteriors(X, self.refinement_steps)
+            ]
+        )
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean of `score_samples`, in nats a sample."""
+        return float(self.score_samples(X).mean())
+
+    def amortization_gap(self, X: Any) -> np.ndarray:
+        """Nats that each sample loses to the encoder, (n,).
+
+        The bound with z and D optimised for that sample, less the bound at the encoder's own
+        answer, before any refinement.
+        """
+        gaps = []
+        for posterior, x in self._posteriors(X, 0):
+            best = refine(self._decoder, x, posterior, OPTIMAL_STEPS, tolerance=EXACT)
+            gaps.append((best.bound - posterior.bound).numpy())
+        return np.concatenate(gaps)
+
+    def inverse_transform(self, X: Any) -> np.ndarray:
+        """Proportions at coordinates y (or z, with `whiten`), without noise, (n, d)."""
+        check_is_fitted(self)
+        y = np.asarray(X, dtype=float)
+        if y.ndim != 2 or y.shape[1] != self.n_components_:
+            raise InputError(
+                f"X: expected coordinates of shape (n, {self.n_components_}); got {y.shape}."
+            )
+        if self.whiten:
+            y = y * np.sqrt(self.explained_variance_)
+        return softmax(self.mean_ + y @ self.components_, axis=1)
+
+    def sample(
+        self, n_samples: int = 1, depth: Any = None, random_state: Any = None
+    ) -> tuple[sp.csr_array, np.ndarray]:
+        """Draw counts from the fitted model, noise included.
+
+        Parameters
+        ----------
+        n_samples : int
+            Samples to draw.
+        depth : int or (n_samples,), optional
+            Reads of each sample; by default drawn from those of the fit.
+        random_state : int, RandomState or None
+            By default the estimator's own.
+
+        Returns
+        -------
+        counts : csr_array, (n_samples, d)
+        coordinates : (n_samples, k)
+            The latent factors that made them, as `transform` gives them.
+        """
+        check_is_fitted(self)
+        rng = check_random_state(self.random_state if random_state is None else random_state)
+        k, d = self.components_.shape
+        depths = rng.choice(self.depth_, n_samples) if depth is None else depth
+        depths = np.broadcast_to(np.asarray(depths).astype(int), (n_samples,))
+        z = rng.standard_normal((n_samples, k))
+        y = z * np.sqrt(self.explained_variance_)
+        noise_sd = np.sqrt(self.feature_noise_variance_)
+        rows = []
+        for yi, N in zip(y, depths, strict=True):
+            logits = self.mean_ + yi @ self.components_ + noise_sd * rng.standard_normal(d)
+            rows.append(sp.csr_array(rng.multinomial(N, softmax(logits))[None]))
+        return sp.csr_array(sp.vstack(rows)), z if self.whiten else y
+
+    def get_covariance(self) -> np.ndarray:
+        """Covariance of the log-ratios in CLR space, V V' + sigma^2 (I - 11'/d), (d, d).
+
+        Raises
+        ------
+        InputError
+            If it would not fit in memory.
+        """
+        check_is_fitted(self)
+        d = self.n_features_in_
+        if 8 * d * d > MAX_COVARIANCE_BYTES:
+            raise InputError(
+                f"get_covariance: a dense {d} x {d} matrix takes {8 * d * d / 2**30:.1f} GiB; "
+                "use components_, explained_variance_ and noise_variance_, which define it."
+            )
+        noise = self.feature_noise_variance_
+        covariance = (self.components_.T * self.explained_variance_) @ self.components_
+        covariance += np.diag(noise) - (noise[:, None] + noise) / d + noise.sum() / d**2
+        return covariance
+
+    @property
+    def basis_(self) -> sp.csc_array:
+        """Psi, (d, d-1), sparse."""
+        check_is_fitted(self)
+        return self.basis_operator_.to_sparse()
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        force: bool = False,
+        extra_files: Mapping[str, Callable[[Path], object]] | None = None,
+    ) -> None:
+        """Write the model to a new folder of safetensors and JSON, whole or not at all."""
+        check_is_fitted(self)
+        settings = self.get_params(deep=False)
+        del settings["basis"], settings["progress"]
+        if not isinstance(settings["random_state"], int):
+            settings["random_state"] = None
+        arrays = {f"basis.{name}": value for name, value in self.basis_operator_.state().items()}
+        for room, module in (("encoder", self._encoder), ("decoder", self._decoder)):
+            for name, value in module.state_dict().items():
+                arrays[f"{room}.{name}"] = value.numpy()
+        arrays["depth"] = self.depth_
+        if hasattr(self, "feature_names_in_"):
+            arrays["feature_names"] = self.feature_names_in_
+        settings = {"parameters": settings, "history": self.history_.to_dict("list")}
+        store.save(path, arrays, settings, extra_files=extra_files, force=force)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "MultinomialVAE":
+        """Read a model folder written by `save`; it is checked before anything is used."""
+        arrays, settings = store.load(path)
+        try:
+            state = {
+                room: {
+                    name.removeprefix(room + "."): value
+                    for name, value in arrays.items()
+                    if name.startswith(room + ".")
+                }
+                for room in ("basis", "encoder", "decoder")
+            }
+            basis = restore(state["basis"])
+            model = cls(**settings["parameters"], basis=basis)
+            model._check_settings()
+            model.basis_operator_ = basis
+            model.depth_ = arrays["depth"]
+            model.history_ = pd.DataFrame(settings["history"])
+            model.n_iter_ = len(model.history_)
+            model.n_features_in_ = basis.d
+            if "feature_names" in arrays:
+                model.feature_names_in_ = arrays["feature_names"]
+            tensors = {
+                room: {name: torch.from_numpy(value) for name, value in state[room].items()}
+                for room in ("encoder", "decoder")
+            }
+            decoder = Decoder(*(tensors["decoder"][name] for name in ("V", "mu", "sigma2")))
+            encoder = model._new_encoder(
+                *(tensors["encoder"][name] for name in ("A", "b", "log_D", "centre")),
+                torch.Generator(),
+            )
+            decoder.load_state_dict(tensors["decoder"])
+            encoder.load_state_dict(tensors["encoder"])
+            if len(decoder.mu) != basis.d:
+                raise InputError(f"{path}: the basis and the decoder differ in features.")
+        except (KeyError, TypeError, RuntimeError, IndexError) as error:
+            raise InputError(f"{path}: not a MultinomialVAE that this version reads.") from error
+        model._identify(encoder, decoder)
+        return model
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_components_
+
+    def _check_settings(self) -> None:
+        for name, low in (
+            ("n_components", 1),
+            ("encoder_depth", 1),
+            ("encoder_width", 1),
+            ("refinement_steps", 0),
+            ("max_epochs", 1),
+            ("batch_size", 1),
+            ("patience", 1),
+        ):
+            value = getattr(self, name)
+            optional = name in ("max_epochs", "batch_size", "patience")
+            if value is None and optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
+                raise InputError(f"{name}: expected a whole number >= {low}; got {value!r}.")
+        for name, choices in (
+            ("activation", tuple(ACTIVATIONS)),
+            ("noise", ("isotropic", "by_feature")),
+            ("posterior_variance", ("per_sample", "shared")),
+            ("optimizer", ("adam", "sgd")),
+        ):
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name}: expected one of {choices}; got {getattr(self, name)!r}.")
+        for name in ("pseudocount", "learning_rate"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float | np.number) and 0 < value < np.inf):
+                raise InputError(f"{name}: expected a positive number; got {value!r}.")
+        if not 0 <= self.validation_fraction < 1:
+            raise InputError(
+                f"validation_fraction: expected 0 <= share < 1; got {self.validation_fraction!r}."
+            )
+
+    def _counts(self, X: Any, *, reset: bool) -> sp.csr_array:
+        """Check a table and return it as CSR, its features in the order of the fit."""
+        sample_ids = feature_ids = None
+        if isinstance(X, CountTable):
+            if reset:
+                self.n_features_in_, self.feature_names_in_ = X.d, X.feature_ids
+            elif hasattr(self, "feature_names_in_"):
+                X = self._aligned(X)
+            sample_ids, feature_ids, counts = X.sample_ids, X.feature_ids, X.counts
+        else:
+            if isinstance(X, pd.DataFrame):
+                sample_ids, feature_ids = X.index.to_numpy(), X.columns.to_numpy()
+            counts = validate_data(
+                self,
+                X,
+                reset=reset,
+                accept_sparse="csr",
+                dtype=[np.float64, np.float32],
+                ensure_min_samples=2 if reset else 1,
+                ensure_min_features=2 if reset else 1,
+            )
+        counts = sp.csr_array(counts, dtype=np.float64)
+        check_counts(
+            counts, sample_ids, feature_ids, fractional="warn", empty_samples="warn", argument="X"
+        )
+        if reset and counts.sum() == 0:
+            raise InputError("X: expected counts; every sample is empty.")
+        return counts
+
+    def _aligned(self, table: CountTable) -> CountTable:
+        wanted = set(self.feature_names_in_)
+        missing = [name for name in self.feature_names_in_ if name not in set(table.feature_ids)]
+        extra = [name for name in table.feature_ids if name not in wanted]
+        if missing or extra:
+            what, names = ("lacks", missing) if missing else ("has", extra)
+            raise InputError(
+                f"X: the table {what} {len(names)} features that the model was "
+                f"{'' if missing else 'not '}fitted with: {examples(names)}."
+            )
+        position = {name: i for i, name in enumerate(table.feature_ids)}
+        return table.select_features(np.array([position[name] for name in self.feature_names_in_]))
+
+    def _feature_ids(self) -> list[str]:
+        names = getattr(self, "feature_names_in_", range(self.n_features_in_))
+        return [str(name) for name in names]
+
+    def _feasible_components(self, n: int, d: int) -> int:
+        most = max(1, min(n, d) - 1)
+        if self.n_components > most:
+            warnings.warn(
+                f"n_components: {self.n_components} factors need more than {n} samples of {d} "
+                f"features; using {most}.",
+                CountvaeWarning,
+                stacklevel=3,
+            )
+        return min(self.n_components, most)
+
+    def _split(self, counts: sp.csr_array, seed: int) -> tuple[sp.csr_array, sp.csr_array | None]:
+        held = round(self.validation_fraction * counts.shape[0])
+        if held == 0:
+            return counts, None
+        order = np.random.default_rng(seed).permutation(counts.shape[0])
+        return counts[np.sort(order[held:])], counts[np.sort(order[:held])]
+
+    def _fit_from_start(
+        self, counts: sp.csr_array, held_out: sp.csr_array | None, k: int, seed: int
+    ) -> tuple[Encoder, Decoder, list[dict[str, float | int]]]:
+        n = counts.shape[0]
+        rows = Rows(counts, self.batch_size or min(256, max(16, n // 8)))
+        validation = None if held_out is None else Rows(held_out, rows.batch_size)
+        max_epochs = self.max_epochs or int(np.clip(np.ceil(400 * rows.batch_size / n), 8, 60))
+        rate = self.learning_rate
+        for attempt in range(RETRIES + 1):
+            generator = torch.Generator().manual_seed(seed)
+            start = residual_start(rows, k, pseudocount=self.pseudocount, generator=generator)
+            sigma2 = start.sigma2
+            if self.noise == "by_feature":
+                sigma2 = sigma2.expand(rows.d)
+            decoder = Decoder(start.V, start.mu, sigma2)
+            encoder = self._new_encoder(
+                start.A, start.b, start.log_D, decoder.mu.detach(), generator
+            )
+            try:
+                history = train(
+                    rows,
+                    encoder,
+                    decoder,
+                    Schedule(max_epochs, rate, self.optimizer, self.patience),
+                    shrink_loadings=self.shrink_loadings,
+                    generator=generator,
+                    validation=validation,
+                    progress=self._report(max_epochs),
+                )
+                return encoder, decoder, history
+            except Diverged:
+                if attempt == RETRIES:
+                    raise
+                rate /= 4
+                warnings.warn(
+                    f"the fit diverged; trying again with a learning rate of {rate:g}.",
+                    CountvaeWarning,
+                    stacklevel=3,
+                )
+        raise AssertionError("unreachable")
+
+    def _report(self, max_epochs: int) -> Callable[[dict[str, float | int]], None] | None:
+        progress = self.progress
+        if progress is None:
+            return None
+        return lambda row: progress({**row, "max_epochs": max_epochs})
+
+    def _new_encoder(self, A, b, log_D, centre, generator: torch.Generator) -> Encoder:
+        return Encoder(
+            A,
+            b,
+            log_D,
+            centre,
+            depth=self.encoder_depth,
+            width=self.encoder_width,
+            activation=self.activation,
+            pseudocount=self.pseudocount,
+            shared_D=self.posterior_variance == "shared",
+            generator=generator,
+        )
+
+    def _identify(self, encoder: Encoder, decoder: Decoder) -> None:
+        """Read centre, axes, variances and signs off a trained decoder."""
+        self._encoder = encoder.requires_grad_(False)
+        self._decoder = decoder.requires_grad_(False)
+        U, s, Rt = np.linalg.svd(self._decoder.V.numpy(), full_matrices=False)
+        signs = np.sign(U[np.abs(U).argmax(0), np.arange(len(s))])
+        signs[signs == 0] = 1
+        self._rotation = Rt.T * signs
+        self.components_ = (U * signs).T
+        self.explained_variance_ = s**2
+        self.n_components_ = len(s)
+        self.mean_ = self._decoder.mu.numpy().copy()
+        d = len(self.mean_)
+        self.feature_noise_variance_ = np.broadcast_to(self._decoder.sigma2.numpy(), (d,)).copy()
+        self.noise_variance_ = float(self.feature_noise_variance_.mean())
+        total = self.explained_variance_.sum() + self.noise_variance_ * (d - 1)
+        self.explained_variance_ratio_ = self.explained_variance_ / total
+        V = self.components_.T * np.sqrt(self.explained_variance_)
+        self.loadings_ = self.basis_operator_.adjoint(V.T).T
+
+    def _posteriors(self, X: Any, steps: int) -> Iterator[tuple[Posterior, torch.Tensor]]:
+        check_is_fitted(self)
+        counts = self._counts(X, reset=False)
+        rows = Rows(counts, max(1, 2**20 // counts.shape[1]), dtype=torch.float64)
+        for x in rows.in_order():
+            posterior = posterior_at(self._decoder, x, *self._encoder(x), tolerance=EXACT)
+            yield refine(self._decoder, x, posterior, steps, tolerance=EXACT), x

@@ -1,0 +1,238 @@
+"""The one loop: minibatches, a step, rescaling, the noise, stopping, history."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from countvae.decoder import Decoder
+from countvae.encoder import Encoder
+from countvae.evidence import factor_kl, noise_bound, solve_noise
+from countvae.rows import Rows
+
+FEATURE_NOISE_SHRINKAGE = 50
+"""Samples' worth of information by which a feature's own sigma2 is held to the common one."""
+
+PRIOR_FROM = 0.2
+"""Share of the epochs after which the loadings are shrunk: earlier, weak factors would die."""
+
+
+class Diverged(ArithmeticError):
+    """The bound stopped being finite."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast."""
+
+    max_epochs: int
+    learning_rate: float
+    optimizer: str
+    patience: int | None
+
+    def factor(self, progress: float, step: int) -> float:
+        """Warm up over ten steps, stay, and from 40 % on anneal to zero along a cosine."""
+        anneal = max(0.0, (progress - 0.4) / 0.6)
+        return min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * anneal))
+
+
+def train(
+    rows: Rows,
+    encoder: Encoder,
+    decoder: Decoder,
+    schedule: Schedule,
+    *,
+    shrink_loadings: bool,
+    generator: torch.Generator,
+    validation: Rows | None = None,
+    progress: Callable[[dict[str, float | int]], None] | None = None,
+) -> list[dict[str, float | int]]:
+    """Maximise the mean bound over the rows; encoder and decoder are changed in place.
+
+    Parameters
+    ----------
+    rows, validation : Rows
+        Tables to fit and, optionally, to watch; with a validation table the best epoch is kept.
+    encoder, decoder
+        q(z | x) and p(eta | z) at their start.
+    schedule : Schedule
+        Epochs, learning rate, optimiser and patience.
+    shrink_loadings : bool
+        Put an empirical-Bayes prior N(0, tau_c^2) on the loadings of each factor.
+    generator : torch.Generator
+        Shuffles the rows.
+    progress : callable, optional
+        Called with the row of the history after each epoch.
+
+    Returns
+    -------
+    list of dict
+        One row an epoch: `epoch`, `bound` (nats a sample, coefficient left out), `sigma2`,
+        `learning_rate` and, with a validation table, `validation_bound`.
+
+    Raises
+    ------
+    Diverged
+        If the bound is not finite.
+    """
+    optimizer = _optimizer(rows, encoder, decoder, schedule)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    steps_an_epoch = math.ceil(rows.n / rows.batch_size)
+    log_scale = torch.full((rows.n,), math.nan, dtype=rows.dtype, device=rows.device)
+    tau2: Tensor | None = None
+    history: list[dict[str, float | int]] = []
+    best_bound, best_epoch, best_state = -math.inf, 0, None
+    for epoch in range(schedule.max_epochs):
+        moments = _Moments(decoder)
+        for i, (index, x) in enumerate(rows.shuffled(generator)):
+            step = epoch * steps_an_epoch + i
+            factor = schedule.factor(step / (schedule.max_epochs * steps_an_epoch), step)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            z, D = encoder(x)
+            m0, Q = decoder(z, D)
+            noise = solve_noise(
+                m0.detach(), Q.detach(), x, decoder.sigma2, log_scale[index] if epoch else None
+            )
+            bound = noise_bound(m0, Q, noise) - factor_kl(z, D)
+            loss = -bound.mean()
+            if tau2 is not None:
+                loss = loss + (decoder.V.square() / tau2).sum() / (2 * rows.n)
+            if not torch.isfinite(loss):
+                raise Diverged(f"the bound is not finite in epoch {epoch + 1}")
+            optimizer.zero_grad()
+            loss.backward()
+            if schedule.optimizer == "sgd":
+                _clip(optimizer)
+            optimizer.step()
+            decoder.centre()
+            log_scale[index] = noise.log_scale
+            moments.add(z, D, Q, noise, bound)
+        moments.update(encoder, decoder, tau2)
+        if shrink_loadings and epoch + 1 >= PRIOR_FROM * schedule.max_epochs:
+            tau2 = moments.prior_variance(decoder, tau2)
+        row = {
+            "epoch": epoch + 1,
+            "bound": moments.mean_bound,
+            "sigma2": decoder.sigma2.mean().item(),
+            "learning_rate": schedule.learning_rate * factor,
+        }
+        watched = row["bound"]
+        if validation is not None:
+            watched = row["validation_bound"] = mean_bound(encoder, decoder, validation.in_order())
+            if watched > best_bound:
+                best_state = _copy(encoder), _copy(decoder)
+        history.append(row)
+        if progress is not None:
+            progress(row)
+        if watched > best_bound:
+            best_bound, best_epoch = watched, epoch
+        elif schedule.patience is not None and epoch - best_epoch >= schedule.patience:
+            break
+    if best_state is not None:
+        encoder.load_state_dict(best_state[0])
+        decoder.load_state_dict(best_state[1])
+    return history
+
+
+@torch.no_grad()
+def mean_bound(encoder: Encoder, decoder: Decoder, batches: Iterable[Tensor]) -> float:
+    """Mean of the bound at the encoder's own answer, in nats, coefficient left out."""
+    total, n = 0.0, 0
+    for x in batches:
+        z, D = encoder(x)
+        m0, Q = decoder(z, D)
+        total += (solve_noise(m0, Q, x, decoder.sigma2).bound - factor_kl(z, D)).sum().item()
+        n += len(x)
+    return total / n
+
+
+class _Moments:
+    """What an epoch adds up: moments of the factors and of the noise."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        d, k = decoder.V.shape
+        zeros = decoder.V.new_zeros
+        self.n, self.bound = 0, 0.0
+        self.z, self.zz = zeros(k), zeros(k, k)
+        self.squares, self.information = zeros(d), zeros(d)
+
+    @torch.no_grad()
+    def add(self, z, D, Q, noise, bound) -> None:
+        self.n += len(z)
+        self.bound += bound.sum().item()
+        self.z += z.sum(0)
+        self.zz += z.T @ z + torch.diag(D.sum(0))
+        self.squares += (noise.r.square() + noise.w.square() * Q).sum(0)
+        self.information += noise.w.sum(0)
+
+    @property
+    def mean_bound(self) -> float:
+        return self.bound / self.n
+
+    @torch.no_grad()
+    def update(self, encoder: Encoder, decoder: Decoder, tau2: Tensor | None) -> None:
+        """Give the noise its own equation, and the factors mean 0 and covariance I."""
+        fitted = 1 + self.fitted_loadings(tau2, decoder)
+        squares, information = self.squares + self.information * (fitted / self.n), self.information
+        if decoder.sigma2.ndim:
+            own, common = decoder.sigma2, squares.sum() / information.sum()
+            squares = own * squares + FEATURE_NOISE_SHRINKAGE * common * own.mean() / own
+            information = own * information + FEATURE_NOISE_SHRINKAGE
+            decoder.grow_sigma2(squares / information)
+        else:
+            decoder.grow_sigma2(squares.sum() / information.sum())
+        mean = self.z / self.n
+        variances, axes = torch.linalg.eigh(self.zz / self.n - torch.outer(mean, mean))
+        root = (axes * variances.clamp_min(1e-6).sqrt()) @ axes.T
+        decoder.rescale(root, mean)
+        encoder.rescale(root, mean)
+        encoder.recentre(decoder.mu.detach())
+
+    def fitted_loadings(self, tau2: Tensor | None, decoder: Decoder) -> Tensor:
+        """Degrees of freedom that each feature's loadings took from its residuals."""
+        if tau2 is None:
+            return torch.full_like(self.information, decoder.V.shape[1])
+        information = self.information[:, None]
+        return (information / (information + 1 / tau2)).sum(1)
+
+    @torch.no_grad()
+    def prior_variance(self, decoder: Decoder, tau2: Tensor | None) -> Tensor:
+        """One step of empirical Bayes: mean of V^2 plus its posterior variance, by factor."""
+        V2 = decoder.V.square()
+        if tau2 is None:
+            return V2.mean(0)
+        return (V2 + 1 / (self.information[:, None] + 1 / tau2)).mean(0)
+
+
+def _optimizer(
+    rows: Rows, encoder: Encoder, decoder: Decoder, schedule: Schedule
+) -> torch.optim.Optimizer:
+    """Learning rates in units of what a step does to the logits, whatever d is."""
+    rate = schedule.learning_rate
+    x = next(rows.in_order())
+    logs = (x + encoder.pseudocount).log()
+    reach = (logs - logs.mean(1, keepdim=True) - encoder.centre).abs().sum(1).mean().item()
+    wide = [encoder.A] if encoder.G is None else [encoder.A, encoder.G]
+    narrow = [p for p in encoder.parameters() if all(p is not q for q in wide)]
+    groups = [
+        {"params": list(decoder.parameters()), "lr": rate},
+        {"params": wide, "lr": rate * min(1.0, 30 / max(reach, 1e-6))},
+        {"params": narrow, "lr": rate / 3},
+    ]
+    if schedule.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=0.9)
+    return torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.98))
+
+
+def _clip(optimizer: torch.optim.Optimizer) -> None:
+    """Clip each gradient to unit root mean square, so that a rate means the same everywhere."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            nn.utils.clip_grad_norm_(parameter, parameter.numel() ** 0.5)
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
