@@ -132,7 +132,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         encoder_width=128,
         activation="silu",
         pseudocount=1.0,
-        basis="balanced",
+        basis: Any = "balanced",
         noise="isotropic",
         posterior_variance="per_sample",
         shrink_loadings=True,
@@ -375,13 +375,17 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 room: {name: torch.from_numpy(value) for name, value in state[room].items()}
                 for room in ("encoder", "decoder")
             }
-            decoder = Decoder(*(tensors["decoder"][name] for name in ("V", "mu", "sigma2")))
+            of_decoder, of_encoder = tensors["decoder"], tensors["encoder"]
+            decoder = Decoder(of_decoder["V"], of_decoder["mu"], of_decoder["sigma2"])
             encoder = model._new_encoder(
-                *(tensors["encoder"][name] for name in ("A", "b", "log_D", "centre")),
+                of_encoder["A"],
+                of_encoder["b"],
+                of_encoder["log_D"],
+                of_encoder["centre"],
                 torch.Generator(),
             )
-            decoder.load_state_dict(tensors["decoder"])
-            encoder.load_state_dict(tensors["encoder"])
+            decoder.load_state_dict(of_decoder)
+            encoder.load_state_dict(of_encoder)
             if len(decoder.mu) != basis.d:
                 raise InputError(f"{path}: the basis and the decoder differ in features.")
         except (KeyError, TypeError, RuntimeError, IndexError) as error:

@@ -140,6 +140,7 @@ def _solve_block(m0, Q, x, sigma2, log_scale, tolerance) -> Noise:
     # N - sum(lambda) cancels in samples deeper than this; sum(e / sigma2) does not.
     deep = N > 10 * (1 / sigma2).expand_as(m0[0]).sum()
     any_deep = bool(deep.any())
+    unsettled = torch.ones_like(deep)
     for _ in range(NEWTON_PASSES):
         u, _, h, slope = _rates(log_u, Q, sigma2)
         e = (log_u - prior).sub_(c[:, None]).sub_(h, alpha=0.5)
@@ -158,7 +159,7 @@ def _solve_block(m0, Q, x, sigma2, log_scale, tolerance) -> Noise:
         unsettled = ~(moved < tolerance)
         if not unsettled.any():
             break
-    else:
+    if unsettled.any():
         log_u[unsettled], c[unsettled] = _bracket(m0[unsettled], Q[unsettled], x[unsettled], sigma2)
     return _evaluate(log_u, c, prior, Q, x, N, sigma2)
 
@@ -191,10 +192,11 @@ def _bracket(m0, Q, x, sigma2) -> tuple[Tensor, Tensor]:
 
     low = N.log() - (m0 + sigma2 * x + widest).logsumexp(1) - 1
     high = low + (sigma2 * x).amax(1) + widest.amax(1) + sigma2.amax() * N + N.log().abs() + 10
+    c = (low + high) / 2
     for _ in range(100):
-        c = (low + high) / 2
         short = (log_u_at(c).exp() / sigma2).sum(1) < N
         low, high = torch.where(short, c, low), torch.where(short, high, c)
+        c = (low + high) / 2
         if (high - low).max() < 1e-10:
             break
     return log_u_at(c).to(dtype), c.to(dtype)
@@ -239,7 +241,7 @@ class _AtFixedPoint(torch.autograd.Function):
         return bound.clone()
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         r, w = ctx.saved_tensors
         grad = grad[:, None].to(r.dtype)
         return grad * r, grad * w * -0.5, None, None, None

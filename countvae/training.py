@@ -19,6 +19,9 @@ PRIOR_FROM = 0.2
 """Share of the epochs after which the loadings are shrunk: earlier, weak factors would die."""
 
 
+ANNEAL_FROM = 0.4
+
+
 class Diverged(ArithmeticError):
     """The bound stopped being finite."""
 
@@ -33,8 +36,8 @@ class Schedule:
     patience: int | None
 
     def factor(self, progress: float, step: int) -> float:
-        """Warm up over ten steps, stay, and from 40 % on anneal to zero along a cosine."""
-        anneal = max(0.0, (progress - 0.4) / 0.6)
+        """Warm up over ten steps, stay, and anneal to zero along a cosine."""
+        anneal = max(0.0, (progress - ANNEAL_FROM) / (1 - ANNEAL_FROM))
         return min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * anneal))
 
 
@@ -110,14 +113,14 @@ def train(
             decoder.centre()
             log_scale[index] = noise.log_scale
             moments.add(z, D, Q, noise, bound)
-        moments.update(encoder, decoder, tau2)
+        moments.update(encoder, decoder, tau2, rotate=epoch < ANNEAL_FROM * schedule.max_epochs)
         if shrink_loadings and epoch + 1 >= PRIOR_FROM * schedule.max_epochs:
             tau2 = moments.prior_variance(decoder, tau2)
         row = {
             "epoch": epoch + 1,
             "bound": moments.mean_bound,
             "sigma2": decoder.sigma2.mean().item(),
-            "learning_rate": schedule.learning_rate * factor,
+            "learning_rate": optimizer.param_groups[0]["lr"],
         }
         watched = row["bound"]
         if validation is not None:
@@ -173,7 +176,7 @@ class _Moments:
         return self.bound / self.n
 
     @torch.no_grad()
-    def update(self, encoder: Encoder, decoder: Decoder, tau2: Tensor | None) -> None:
+    def update(self, encoder: Encoder, decoder: Decoder, tau2: Tensor | None, rotate) -> None:
         """Give the noise its own equation, and the factors mean 0 and covariance I."""
         fitted = 1 + self.fitted_loadings(tau2, decoder)
         squares, information = self.squares + self.information * (fitted / self.n), self.information
@@ -187,6 +190,10 @@ class _Moments:
         mean = self.z / self.n
         variances, axes = torch.linalg.eigh(self.zz / self.n - torch.outer(mean, mean))
         root = (axes * variances.clamp_min(1e-6).sqrt()) @ axes.T
+        if rotate:
+            V = decoder.V @ root
+            _, axes = torch.linalg.eigh(V.T @ (self.information[:, None] * V))
+            root = root @ axes.flip(1)
         decoder.rescale(root, mean)
         encoder.rescale(root, mean)
         encoder.recentre(decoder.mu.detach())

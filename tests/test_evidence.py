@@ -474,14 +474,14 @@ def test_newton_alone_settles_all_but_the_most_uncertain_factors(bracketed, hard
 @pytest.mark.parametrize("away", [-50.0, -3.0, 3.0, 20.0])
 def test_newton_alone_settles_every_warm_start_right(bracketed, hard_cases, away):
     *inputs, sigma2, expected = hard_cases
-    for s2 in np.unique(sigma2):
-        rows = sigma2[:, 0] == s2
+    depth = inputs[2].sum(1)
+    for s2, N in itertools.product(np.unique(sigma2), np.unique(depth)):
+        rows = (sigma2[:, 0] == s2) & (depth == N)  # alone: a block goes on till its last settles
         m0, Q, x = (torch.tensor(a[rows]) for a in inputs)
-        s2 = torch.tensor(s2)
-        log_scale = solve_noise(m0, Q, x, s2).log_scale
+        cold = solve_noise(m0, Q, x, torch.tensor(s2))
         bracketed.clear()
-        found = solve_noise(m0, Q, x, s2, log_scale + away).bound
-        assert (np.abs(found.numpy() - expected[rows]) < NATS).all()
+        warm = solve_noise(m0, Q, x, torch.tensor(s2), cold.log_scale + away)
+        assert (np.abs(warm.bound.numpy() - expected[rows]) < NATS).all()
         assert sum(bracketed) == 0
 
 

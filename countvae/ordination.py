@@ -1,0 +1,267 @@
+"""Samples and features of a fitted model, in the files and objects that other programs read."""
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from jaxtyping import Float, Shaped
+from skbio import OrdinationResults
+
+from countvae.checks import InputError
+from countvae.estimator import MultinomialVAE
+from countvae.files import new_file
+from countvae.table import write_frame
+
+__all__ = [
+    "annotate",
+    "axis_names",
+    "check_ids",
+    "feature_frame",
+    "files",
+    "ordination",
+    "sample_frame",
+    "write_ordination",
+]
+
+MIN_AXES = 3
+"""Emperor draws in space, so an ordination is filled up with axes of zeros."""
+
+Ids = Sequence[str] | Shaped[np.ndarray, " ids"]
+
+
+def axis_names(k: int) -> list[str]:
+    """Names of the axes, in order.
+
+    Examples
+    --------
+    >>> axis_names(3)
+    ['F1', 'F2', 'F3']
+    """
+    return [f"F{c + 1}" for c in range(k)]
+
+
+def check_ids(ids: Ids, what: str) -> None:
+    """Refuse ids that an ordination file would not give back as they are.
+
+    Parameters
+    ----------
+    ids : sequence of str
+        Names of samples or features.
+    what : str
+        What they are, the subject of the sentence.
+
+    Raises
+    ------
+    InputError
+        If an id is empty, begins with a blank, or holds a tab or the end of a line.
+
+    Examples
+    --------
+    >>> check_ids(["s1", "s 2"], "sample ids")
+    >>> check_ids(["s1", " s2"], "sample ids")
+    Traceback (most recent call last):
+    countvae.checks.InputError: sample ids: expected ids without tabs, line ends or a leading blank;
+    got ' s2'.
+    """
+    for name in ids:
+        if not name or name != name.lstrip() or any(c in name for c in "\t\n\r"):
+            raise InputError(
+                f"{what}: expected ids without tabs, line ends or a leading blank; got {name!r}."
+            )
+
+
+def sample_frame(
+    sample_ids: Ids, mean: Float[np.ndarray, "n k"], sd: Float[np.ndarray, "n k"]
+) -> pd.DataFrame:
+    """Coordinates of samples and their standard deviations: F1, ..., Fk, F1_sd, ..., Fk_sd.
+
+    Parameters
+    ----------
+    sample_ids : sequence of str
+        Names of the rows.
+    mean, sd : ndarray, shape (n, k)
+        What `MultinomialVAE.posterior` returns.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by "sample-id", which QIIME 2 and scikit-bio know as a column of ids.
+    """
+    axes = axis_names(mean.shape[1])
+    return pd.DataFrame(
+        np.hstack([mean, sd]),
+        index=pd.Index(sample_ids, name="sample-id", dtype=object),
+        columns=[*axes, *(f"{axis}_sd" for axis in axes)],
+    )
+
+
+def feature_frame(model: MultinomialVAE, metadata: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Loadings V, mean CLR and noise variance of each feature, and what else is known of it.
+
+    Parameters
+    ----------
+    model : MultinomialVAE
+        A fitted model.
+    metadata : DataFrame, optional
+        More columns, such as the taxonomy, by feature id.
+
+    Returns
+    -------
+    DataFrame
+        Columns F1, ..., Fk, mean_clr and noise_variance, then those of `metadata`; indexed by
+        "feature-id".
+    """
+    frame = pd.DataFrame(
+        _loadings(model),
+        index=pd.Index(_feature_ids(model), name="feature-id", dtype=object),
+        columns=axis_names(model.n_components_),
+    ).assign(mean_clr=model.mean_, noise_variance=model.feature_noise_variance_)
+    return frame if metadata is None else frame.join(metadata, rsuffix="_given")
+
+
+def ordination(
+    model: MultinomialVAE, sample_ids: Ids, mean: Float[np.ndarray, "n k"]
+) -> OrdinationResults:
+    """Return scikit-bio's view of a model: samples are coordinates, features are unit axes.
+
+    Parameters
+    ----------
+    model : MultinomialVAE
+        A fitted model; its `explained_variance_` are the eigenvalues.
+    sample_ids : sequence of str
+        Names of the samples.
+    mean : ndarray, shape (n, k)
+        Their coordinates, as `transform` returns them.
+
+    Returns
+    -------
+    OrdinationResults
+        With three axes or more: those beyond k are zero.
+    """
+    k = model.n_components_
+    names = axis_names(max(k, MIN_AXES))
+    more = len(names) - k
+
+    def frame(values: np.ndarray, ids: Ids) -> pd.DataFrame:
+        padded = np.pad(values, ((0, 0), (0, more)))
+        return pd.DataFrame(padded, index=pd.Index(ids, dtype=object), columns=names)
+
+    return OrdinationResults(
+        short_method_name="mvae",
+        long_method_name="Multinomial variational autoencoder",
+        eigvals=pd.Series(np.pad(model.explained_variance_, (0, more)), names),
+        proportion_explained=pd.Series(np.pad(model.explained_variance_ratio_, (0, more)), names),
+        samples=frame(mean, sample_ids),
+        features=frame(model.components_.T, _feature_ids(model)),
+    )
+
+
+def write_ordination(results: OrdinationResults, path: str | Path, force: bool = False) -> None:
+    """Write scikit-bio's ordination file, whole or not at all.
+
+    Parameters
+    ----------
+    results : OrdinationResults
+        What `ordination` returns.
+    path : path
+        The file to write.
+    force : bool
+        Whether to replace a file that is there.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written, or would not give an id back as it is.
+    """
+    check_ids(results.sample_ids, "sample ids")
+    check_ids(results.feature_ids, "feature ids")
+    with new_file(path, force) as beside:
+        results.write(str(beside))
+
+
+def files(
+    model: MultinomialVAE,
+    sample_ids: Ids,
+    mean: Float[np.ndarray, "n k"],
+    sd: Float[np.ndarray, "n k"],
+    feature_metadata: pd.DataFrame | None = None,
+) -> dict[str, Callable[[Path], None]]:
+    """What lies beside a saved model: samples.tsv, features.tsv, ordination.txt.
+
+    Parameters
+    ----------
+    model : MultinomialVAE
+        A fitted model.
+    sample_ids : sequence of str
+        The samples it was fitted to.
+    mean, sd : ndarray, shape (n, k)
+        Their coordinates, from `MultinomialVAE.posterior`.
+    feature_metadata : DataFrame, optional
+        More columns of features.tsv.
+
+    Returns
+    -------
+    dict
+        Name of each file to the function that writes it, as `MultinomialVAE.save` takes them.
+    """
+    return {
+        "samples.tsv": lambda path: write_frame(sample_frame(sample_ids, mean, sd), path),
+        "features.tsv": lambda path: write_frame(feature_frame(model, feature_metadata), path),
+        "ordination.txt": lambda path: write_ordination(ordination(model, sample_ids, mean), path),
+    }
+
+
+def annotate(
+    adata: AnnData,
+    model: MultinomialVAE,
+    mean: Float[np.ndarray, "n k"],
+    sd: Float[np.ndarray, "n k"],
+    *,
+    key_added: str | None = None,
+) -> AnnData:
+    """Return a copy of `adata` that carries coordinates, their uncertainty and the loadings.
+
+    Parameters
+    ----------
+    adata : AnnData
+        n samples; never changed.
+    model : MultinomialVAE
+        A fitted model. Features of `adata` that it does not know have missing loadings.
+    mean, sd : ndarray, shape (n, k)
+        From `MultinomialVAE.posterior`, in the order of `adata`.
+    key_added : str, optional
+        Used as it stands in place of "X_mvae" and "mvae".
+
+    Returns
+    -------
+    AnnData
+        With ``obsm["X_mvae"]``, ``obsm["X_mvae_sd"]``, ``varm["mvae_loadings"]`` and
+        ``uns["mvae"]``, a dict of plain values.
+    """
+    coordinates, rest = ("X_mvae", "mvae") if key_added is None else (key_added, key_added)
+    loadings = pd.DataFrame(_loadings(model), index=pd.Index(_feature_ids(model), dtype=object))
+    settings = {k: v for k, v in model.get_params().items() if isinstance(v, int | float | str)}
+    annotated = adata.copy()
+    annotated.obsm[coordinates] = mean
+    annotated.obsm[f"{coordinates}_sd"] = sd
+    annotated.varm[f"{rest}_loadings"] = loadings.reindex(adata.var_names.astype(object)).to_numpy()
+    annotated.uns[rest] = {
+        "explained_variance": model.explained_variance_,
+        "explained_variance_ratio": model.explained_variance_ratio_,
+        "noise_variance": model.noise_variance_,
+        "parameters": settings,
+        "version": version("countvae"),
+    }
+    return annotated
+
+
+def _loadings(model: MultinomialVAE) -> Float[np.ndarray, "d k"]:
+    return model.components_.T * np.sqrt(model.explained_variance_)
+
+
+def _feature_ids(model: MultinomialVAE) -> list[str]:
+    names = getattr(model, "feature_names_in_", range(model.n_features_in_))
+    return [str(name) for name in names]
