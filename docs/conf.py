@@ -28,3 +28,5 @@ napoleon_use_rtype = False
 autosummary_generate = True
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "none"
+# The letters of a shape, (n, d), are no references.
+suppress_warnings = ["ref.python"]

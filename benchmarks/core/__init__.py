@@ -1,0 +1,1 @@
+"""What the core must show, one script a claim; see `python -m benchmarks.core.NAME --help`."""

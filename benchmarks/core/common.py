@@ -1,0 +1,149 @@
+"""What the scripts share: settings, fits with a clock, the peer, results with their origin."""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+from countvae import MultinomialVAE
+from countvae.table import CountTable
+from countvae.table import write as write_table
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+DATA = Path(os.environ.get("COUNTVAE_DATA", ROOT.parent / "shared" / "data"))
+PEERS_PYTHON = Path(os.environ.get("PEERS_PYTHON", ROOT / ".venv-peers" / "bin" / "python"))
+
+
+def arguments(description: str, seeds: int) -> argparse.Namespace:
+    """Read --seeds, the number of seeds."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=seeds, help=f"how many (default {seeds})")
+    return parser.parse_args()
+
+
+def fitted(model: MultinomialVAE, X: Any) -> tuple[MultinomialVAE, float]:
+    """Fit, start included, and say how many seconds it took."""
+    begun = time.perf_counter()
+    model.fit(X)
+    return model, time.perf_counter() - begun
+
+
+def loadings(model: MultinomialVAE) -> np.ndarray:
+    """Loadings of a fitted model in CLR space, V = Psi W, (d, k)."""
+    return model.components_.T * np.sqrt(model.explained_variance_)
+
+
+def plnpca(counts: sp.csr_array, rank: int) -> dict[str, Any] | None:
+    """Fit PlnPCA in the peers' environment: loadings, seconds, iterations, converged.
+
+    None where that environment is missing.
+    """
+    if not PEERS_PYTHON.exists():
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        given, found = Path(folder) / "counts.npz", Path(folder) / "fit.npz"
+        np.savez(given, counts=counts.toarray())
+        script = HERE / "peer_plnpca.py"
+        command = [PEERS_PYTHON, script, given, found, "--rank", str(rank)]
+        subprocess.run([str(part) for part in command], check=True, capture_output=True)
+        with np.load(found) as fit:
+            return {name: fit[name][()] for name in fit.files}
+
+
+def say_if_peers_are_missing() -> None:
+    if not PEERS_PYTHON.exists():
+        print("PlnPCA is left out: there is no peers' environment (`make bench-peers`).")
+
+
+def fitted_by_command(table: CountTable, *options: str) -> tuple[MultinomialVAE, float, float]:
+    """`countvae fit` of a table: the model, seconds from start to end, and peak memory in MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, found = Path(folder) / "table.h5ad", Path(folder) / "model"
+        write_table(table, given)
+        command = [sys.executable, "-m", "countvae", "fit", str(given), "-o", str(found)]
+        begun = time.perf_counter()
+        process = subprocess.Popen([*command, "--quiet", *options], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begun
+        if status:
+            raise SystemExit(f"countvae fit ended with {os.waitstatus_to_exitcode(status)}.")
+        return MultinomialVAE.load(found), seconds, usage.ru_maxrss / 1024
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return min / median / max."""
+    values = np.asarray(values, dtype=float)
+    if np.isnan(values).all():
+        return "-"
+    return " / ".join(f"{v:.4g}" for v in np.nanquantile(values, [0, 0.5, 1]))
+
+
+def tell(row: Mapping[str, Any]) -> None:
+    """Print one run on one line."""
+    said = (f"{name} {v:.5g}" if isinstance(v, float) else f"{name} {v}" for name, v in row.items())
+    print("  ".join(said), flush=True)
+
+
+def show(rows: pd.DataFrame, by: list[str], columns: list[str]) -> None:
+    """Print min / median / max of the columns over the runs of each group."""
+    table = rows.groupby(by, sort=False, dropna=False)[columns].agg(spread)
+    print("\nmin / median / max over runs")
+    with pd.option_context("display.width", 250, "display.max_columns", 30):
+        print(table.to_string())
+
+
+def verdict(claim: str, values: Sequence[float], most: float) -> None:
+    """Say how many values lie within a bar, and the worst of them."""
+    values = np.asarray(values, dtype=float)
+    good = int((values <= most).sum())
+    print(f"{claim} <= {most}: {good} of {len(values)}, worst {np.max(values):.4g}")
+
+
+def write(name: str, rows: pd.DataFrame) -> None:
+    """Write results/NAME.csv below comment lines that say where the figures come from."""
+    path = HERE / "results" / f"{name}.csv"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as out:
+        out.writelines(f"# {line}\n" for line in origin())
+        rows.to_csv(out, index=False, float_format="%.6g")
+    print(f"\nwrote {path.relative_to(ROOT)}")
+
+
+def origin() -> list[str]:
+    """Versions, the machine without its name, and the command."""
+    packages = ("countvae", "torch", "numpy", "scipy", "scikit-learn", "scikit-bio")
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    return [
+        f"python -m benchmarks.core.{Path(sys.argv[0]).stem} {' '.join(sys.argv[1:])}".rstrip(),
+        f"Python {platform.python_version()}, {versions}, commit {_commit()}",
+        f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"{platform.system()} {platform.machine()}",
+    ]
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
