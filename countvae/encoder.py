@@ -78,7 +78,7 @@ class Encoder(nn.Module):
                 ]
             self.hidden = nn.Sequential(*layers)
             outputs = k if shared_D else 2 * k
-            self.last = nn.Linear(width, outputs, dtype=A.dtype)
+            self.last = nn.utils.skip_init(nn.Linear, width, outputs, dtype=A.dtype)
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(self.last.bias)
 
@@ -97,15 +97,22 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def rescale(self, A: Float[Tensor, "k k"], shift: Float[Tensor, " k"]) -> None:
-        """Encode into u where z = A u + shift."""
+        """Encode into u where z = A u + shift.
+
+        The mean exactly; log D to first order where A mixes factors, exactly where it does not.
+        """
         inverse = torch.linalg.inv(A)
         self.A.copy_(self.A @ inverse.T)
         self.b.copy_(inverse @ (self.b - shift))
-        self.log_D.copy_((inverse.square() @ self.log_D.exp()).log())
+        parts = inverse.square() * self.log_D.exp()
+        self.log_D.copy_(parts.sum(1).log())
         if self.G is not None:
             k = len(self.b)
-            self.last.weight[:k] = inverse @ self.last.weight[:k]
-            self.last.bias[:k] = inverse @ self.last.bias[:k]
+            shares = parts / parts.sum(1, keepdim=True)
+            for of_last in (self.last.weight, self.last.bias):
+                of_last[:k] = inverse @ of_last[:k]
+                if not self.shared_D:
+                    of_last[k:] = shares @ of_last[k:]
 
     @torch.no_grad()
     def recentre(self, centre: Float[Tensor, " d"]) -> None:
@@ -118,7 +125,7 @@ class Encoder(nn.Module):
 
 
 def _dense(inputs: int, outputs: int, generator: torch.Generator, dtype: torch.dtype) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs, dtype=dtype)
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=dtype)
     with torch.no_grad():
         layer.weight.normal_(0, (2 / inputs) ** 0.5, generator=generator)
         layer.bias.zero_()

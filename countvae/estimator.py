@@ -197,12 +197,11 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """
         self._check_settings()
         counts = self._counts(X, reset=True)
-        k = self._feasible_components(*counts.shape)
-        ids = self._feature_ids()
-        self.basis_operator_ = make_basis(self.basis, ids)
+        self.basis_operator_ = make_basis(self.basis, self._feature_ids())
         self.depth_ = counts.sum(axis=1)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         counts, held_out = self._split(counts, seed)
+        k = self._feasible_components(*counts.shape)
         encoder, decoder, history = self._fit_from_start(counts, held_out, k, seed)
         self.history_ = pd.DataFrame(history)
         self.n_iter_ = len(history)
@@ -288,8 +287,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         check_is_fitted(self)
         rng = check_random_state(self.random_state if random_state is None else random_state)
         k, d = self.components_.shape
-        depths = rng.choice(self.depth_, n_samples) if depth is None else depth
-        depths = np.broadcast_to(np.asarray(depths).astype(int), (n_samples,))
+        depths = self._depths(n_samples, depth, rng)
         z = rng.standard_normal((n_samples, k))
         y = z * np.sqrt(self.explained_variance_)
         noise_sd = np.sqrt(self.feature_noise_variance_)
@@ -298,6 +296,20 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             logits = self.mean_ + yi @ self.components_ + noise_sd * rng.standard_normal(d)
             rows.append(sp.csr_array(rng.multinomial(N, softmax(logits))[None]))
         return sp.csr_array(sp.vstack(rows)), z if self.whiten else y
+
+    def _depths(self, n_samples: int, depth: Any, rng: np.random.RandomState) -> np.ndarray:
+        typical = np.rint(rng.choice(self.depth_, n_samples))
+        given = typical if depth is None else np.asarray(depth)
+        if (
+            given.shape not in ((), (1,), (n_samples,))
+            or given.dtype.kind not in "iuf"
+            or not np.all((given >= 0) & (given == np.floor(given)) & np.isfinite(given))
+        ):
+            raise InputError(
+                f"depth: expected a whole number >= 0, or one for each of {n_samples} samples; "
+                f"got {depth!r}."
+            )
+        return np.broadcast_to(given.astype(np.int64), (n_samples,))
 
     def get_covariance(self) -> np.ndarray:
         """Covariance of the log-ratios in CLR space, V V' + sigma^2 (I - 11'/d), (d, d).
@@ -336,6 +348,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         check_is_fitted(self)
         settings = self.get_params(deep=False)
         del settings["basis"], settings["progress"]
+        settings = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in settings.items()
+        }
         if not isinstance(settings["random_state"], int):
             settings["random_state"] = None
         arrays = {f"basis.{name}": value for name, value in self.basis_operator_.state().items()}
@@ -425,7 +441,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             value = getattr(self, name)
             if not (isinstance(value, int | float | np.number) and 0 < value < np.inf):
                 raise InputError(f"{name}: expected a positive number; got {value!r}.")
-        if not 0 <= self.validation_fraction < 1:
+        share = self.validation_fraction
+        if not (isinstance(share, int | float | np.number) and 0 <= share < 1):
             raise InputError(
                 f"validation_fraction: expected 0 <= share < 1; got {self.validation_fraction!r}."
             )
@@ -438,6 +455,11 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 self.n_features_in_, self.feature_names_in_ = X.d, X.feature_ids
             elif hasattr(self, "feature_names_in_"):
                 X = self._aligned(X)
+            if X.d != self.n_features_in_:
+                raise InputError(
+                    f"X: the table has {X.d} features; the model was fitted with "
+                    f"{self.n_features_in_}, which have no ids."
+                )
             sample_ids, feature_ids, counts = X.sample_ids, X.feature_ids, X.counts
         else:
             if isinstance(X, pd.DataFrame):
@@ -460,16 +482,20 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return counts
 
     def _aligned(self, table: CountTable) -> CountTable:
-        wanted = set(self.feature_names_in_)
-        missing = [name for name in self.feature_names_in_ if name not in set(table.feature_ids)]
-        extra = [name for name in table.feature_ids if name not in wanted]
-        if missing or extra:
-            what, names = ("lacks", missing) if missing else ("has", extra)
-            raise InputError(
-                f"X: the table {what} {len(names)} features that the model was "
-                f"{'' if missing else 'not '}fitted with: {examples(names)}."
-            )
+        """Put the features in the order of the fit."""
         position = {name: i for i, name in enumerate(table.feature_ids)}
+        missing = [name for name in self.feature_names_in_ if name not in position]
+        if missing:
+            raise InputError(
+                f"X: the table lacks {len(missing)} features that the model was fitted with: "
+                f"{examples(missing)}."
+            )
+        if table.d > len(self.feature_names_in_):
+            extra = sorted(set(position) - set(self.feature_names_in_))
+            raise InputError(
+                f"X: the table has {len(extra)} features that the model was not fitted with: "
+                f"{examples(extra)}."
+            )
         return table.select_features(np.array([position[name] for name in self.feature_names_in_]))
 
     def _feature_ids(self) -> list[str]:
@@ -485,12 +511,17 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 CountvaeWarning,
                 stacklevel=3,
             )
-        return min(self.n_components, most)
+        return min(int(self.n_components), most)
 
     def _split(self, counts: sp.csr_array, seed: int) -> tuple[sp.csr_array, sp.csr_array | None]:
         held = round(self.validation_fraction * counts.shape[0])
         if held == 0:
             return counts, None
+        if counts.shape[0] - held < 2:
+            raise InputError(
+                f"validation_fraction: {self.validation_fraction!r} of {counts.shape[0]} samples "
+                "leaves fewer than two to fit."
+            )
         order = np.random.default_rng(seed).permutation(counts.shape[0])
         return counts[np.sort(order[held:])], counts[np.sort(order[:held])]
 
@@ -498,13 +529,15 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self, counts: sp.csr_array, held_out: sp.csr_array | None, k: int, seed: int
     ) -> tuple[Encoder, Decoder, list[dict[str, float | int]]]:
         n = counts.shape[0]
-        rows = Rows(counts, self.batch_size or min(256, max(16, n // 8)))
+        rows = Rows(counts, int(self.batch_size or min(256, max(16, n // 8))))
         validation = None if held_out is None else Rows(held_out, rows.batch_size)
-        max_epochs = self.max_epochs or int(np.clip(np.ceil(400 * rows.batch_size / n), 8, 60))
-        rate = self.learning_rate
+        max_epochs = int(self.max_epochs or np.clip(np.ceil(400 * rows.batch_size / n), 8, 60))
+        rate = float(self.learning_rate)
         for attempt in range(RETRIES + 1):
             generator = torch.Generator().manual_seed(seed)
-            start = residual_start(rows, k, pseudocount=self.pseudocount, generator=generator)
+            start = residual_start(
+                rows, k, pseudocount=float(self.pseudocount), generator=generator
+            )
             sigma2 = start.sigma2
             if self.noise == "by_feature":
                 sigma2 = sigma2.expand(rows.d)
@@ -518,7 +551,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                     encoder,
                     decoder,
                     Schedule(max_epochs, rate, self.optimizer, self.patience),
-                    shrink_loadings=self.shrink_loadings,
+                    shrink_loadings=bool(self.shrink_loadings),
                     generator=generator,
                     validation=validation,
                     progress=self._report(max_epochs),
@@ -547,10 +580,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             b,
             log_D,
             centre,
-            depth=self.encoder_depth,
-            width=self.encoder_width,
+            depth=int(self.encoder_depth),
+            width=int(self.encoder_width),
             activation=self.activation,
-            pseudocount=self.pseudocount,
+            pseudocount=float(self.pseudocount),
             shared_D=self.posterior_variance == "shared",
             generator=generator,
         )

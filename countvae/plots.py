@@ -8,10 +8,13 @@ from jaxtyping import Float, Shaped
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-__all__ = ["agreement", "history", "ordination"]
+__all__ = ["agreement", "history", "loadings", "ordination"]
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
-"""Okabe and Ito's, told apart by every eye."""
+COLOURS = (
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000"),
+    *("#882255", "#999933"),
+)
+"""Okabe and Ito's eight, told apart by every eye, and two of Tol's."""
 
 GREY = "#9a9a9a"
 MAX_POINTS = 20_000
@@ -64,10 +67,49 @@ def ordination(
                 of_group = (groups == name).to_numpy()
                 colour = COLOURS[i] if i < len(COLOURS) else GREY
                 ax.scatter(*at[of_group].T, color=colour, label=f"{name} ({size})", **style)
-            ax.legend(title=groups.name, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+            ax.legend(
+                title=groups.name,
+                frameon=False,
+                loc="center left",
+                bbox_to_anchor=(1, 0.5),
+                handletextpad=0.1,
+            )
     ax.set_aspect("equal", adjustable="datalim")
     for c, label in zip(axes, (ax.set_xlabel, ax.set_ylabel), strict=True):
         label(f"F{c + 1}" + ("" if ratio is None else f" ({100 * ratio[c]:.0f} % of variance)"))
+    return ax
+
+
+def loadings(
+    frame: pd.DataFrame, axis: str = "F1", *, top: int = 10, ax: Axes | None = None
+) -> Axes:
+    """Draw the features that weigh most on one axis, as bars.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Loadings, a column an axis, by feature id: see `countvae.ordination.feature_frame`.
+    axis : str
+        The column to draw.
+    top : int
+        How many features, those of the greatest loadings whatever their sign.
+    ax : Axes, optional
+        Where to draw; by default on a new figure.
+
+    Returns
+    -------
+    Axes
+    """
+    ax = _new_axes(ax)
+    largest = frame[axis].abs().nlargest(top).index
+    chosen = frame.loc[largest, axis].sort_values()
+    at = np.arange(len(chosen))
+    ax.barh(at, chosen.to_numpy(), color=[COLOURS[0] if v > 0 else COLOURS[1] for v in chosen])
+    ax.set_yticks(at, [str(name) for name in chosen.index])
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlabel(f"loading on {axis}")
     return ax
 
 
@@ -106,7 +148,7 @@ def agreement(
     ax.set_ylabel("estimate")
     if label is not None:
         legend = ax.legend(frameon=False, loc="upper left", markerscale=3, handletextpad=0.2)
-        for handle in legend.legend_handles:
+        for handle in filter(None, legend.legend_handles):
             handle.set_alpha(1)
     return ax
 
@@ -132,6 +174,7 @@ def history(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ax.legend(frameon=False, loc="lower right")
     ax.set_xlabel("epoch")
     ax.set_ylabel("bound (nats a sample)")
+    ax.ticklabel_format(axis="y", useOffset=False)
     return ax
 
 

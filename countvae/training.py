@@ -113,6 +113,8 @@ def train(
             decoder.centre()
             log_scale[index] = noise.log_scale
             moments.add(z, D, Q, noise, bound)
+        if not moments.finite:
+            raise Diverged(f"the factors are not finite after epoch {epoch + 1}")
         moments.update(encoder, decoder, tau2, rotate=epoch < ANNEAL_FROM * schedule.max_epochs)
         if shrink_loadings and epoch + 1 >= PRIOR_FROM * schedule.max_epochs:
             tau2 = moments.prior_variance(decoder, tau2)
@@ -175,6 +177,11 @@ class _Moments:
     def mean_bound(self) -> float:
         return self.bound / self.n
 
+    @property
+    def finite(self) -> bool:
+        sums = self.zz.sum() + self.squares.sum() + self.information.sum()
+        return bool(torch.isfinite(sums))
+
     @torch.no_grad()
     def update(self, encoder: Encoder, decoder: Decoder, tau2: Tensor | None, rotate) -> None:
         """Give the noise its own equation, and the factors mean 0 and covariance I."""
@@ -230,12 +237,12 @@ def _optimizer(
         {"params": narrow, "lr": rate / 3},
     ]
     if schedule.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=0.9)
+        return torch.optim.SGD(groups, lr=rate, momentum=0.9, dampening=0.9)
     return torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.98))
 
 
 def _clip(optimizer: torch.optim.Optimizer) -> None:
-    """Clip each gradient to unit root mean square, so that a rate means the same everywhere."""
+    """Clip each gradient to unit root mean square: a rate then means the same everywhere."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             nn.utils.clip_grad_norm_(parameter, parameter.numel() ** 0.5)

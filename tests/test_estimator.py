@@ -1,10 +1,749 @@
+"""MultinomialVAE: scikit-learn's manners, the identities of its attributes, and what it refuses."""
+
+import json
+import pickle
+import warnings
+
+import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse as sp
+import torch
+from scipy.special import logsumexp, softmax
+from scipy.stats import multivariate_normal, spearmanr
+from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import countvae.estimator
 from countvae import MultinomialVAE
+from countvae.basis import sequential
+from countvae.checks import CountvaeWarning, InputError
+from countvae.evidence import log_coefficient
+from countvae.metrics import subspace_error
+from countvae.ppca import clr_counts
+from countvae.simulate import simulate
+from countvae.table import CountTable
+from countvae.training import Diverged
+
+SMALL = {"n_components": 3, "max_epochs": 4, "encoder_width": 8}
 
 
 @pytest.mark.filterwarnings("ignore::countvae.checks.CountvaeWarning")
 @parametrize_with_checks([MultinomialVAE(n_components=2, max_epochs=3, encoder_width=8)])
 def test_scikit_learn_finds_nothing_to_object_to(estimator, check):
     check(estimator)
+
+
+@pytest.fixture(name="table", scope="module")
+def wide_table():
+    return simulate(90, 20, 3, 400, rng=np.random.default_rng(0))
+
+
+@pytest.fixture(name="X", scope="module")
+def wide_counts(table):
+    return table.counts.toarray()
+
+
+@pytest.fixture(name="model", scope="module")
+def fitted_model(X):
+    return MultinomialVAE(**SMALL).fit(X)
+
+
+@pytest.fixture(name="named", scope="module")
+def table_with_names(table):
+    return CountTable(table.counts, table.sample_ids, table.feature_ids)
+
+
+def loadings(model):
+    return model.components_.T * np.sqrt(model.explained_variance_)
+
+
+def assert_same_bits(one, other):
+    for name in ("components_", "explained_variance_", "mean_", "feature_noise_variance_"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+# --- what the attributes are ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", ["isotropic", "by_feature"])
+def test_components_are_orthonormal_centred_ordered_and_signed(X, noise):
+    model = MultinomialVAE(**SMALL, noise=noise).fit(X)
+    np.testing.assert_allclose(model.components_ @ model.components_.T, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(model.components_.sum(1), 0, atol=1e-12)
+    np.testing.assert_allclose(model.mean_.sum(), 0, atol=1e-10)
+    assert (np.diff(model.explained_variance_) <= 0).all()
+    assert (model.explained_variance_ > 0).all()
+    at = np.abs(model.components_).argmax(1)
+    assert (model.components_[np.arange(3), at] > 0).all()
+    total = np.trace(model.get_covariance())
+    np.testing.assert_allclose(model.explained_variance_ratio_, model.explained_variance_ / total)
+
+
+@pytest.mark.parametrize("noise", ["isotropic", "by_feature"])
+def test_covariance_equals_its_definition(X, noise):
+    model = MultinomialVAE(**SMALL, noise=noise).fit(X)
+    V, P = loadings(model), np.eye(20) - 1 / 20
+    expected = V @ V.T + P @ np.diag(model.feature_noise_variance_) @ P
+    np.testing.assert_allclose(model.get_covariance(), expected, atol=1e-12)
+    if noise == "isotropic":
+        np.testing.assert_allclose(model.feature_noise_variance_, model.noise_variance_)
+        np.testing.assert_allclose(expected, V @ V.T + model.noise_variance_ * P, atol=1e-12)
+    np.testing.assert_allclose(model.feature_noise_variance_.mean(), model.noise_variance_)
+
+
+def test_covariance_that_would_not_fit_in_memory_is_refused_in_a_sentence(X):
+    model = MultinomialVAE(**SMALL).fit(X)
+    model.n_features_in_ = 20_000
+    with pytest.raises(InputError, match=r"20000 x 20000 .* takes 3\.0 GiB"):
+        model.get_covariance()
+
+
+def test_rotating_basis_loadings_and_centre_together_changes_nothing(X):
+    Psi, _ = np.linalg.qr(np.c_[np.ones(20), np.random.default_rng(1).normal(size=(20, 19))])
+    models = [
+        MultinomialVAE(**SMALL, basis=basis).fit(X)
+        for basis in ("balanced", "sequential", Psi[:, 1:])
+    ]
+    for model in models:
+        assert_same_bits(model, models[0])
+        assert model.loadings_.shape == (19, 3)
+        Psi = model.basis_.toarray()
+        np.testing.assert_allclose(Psi.T @ Psi, np.eye(19), atol=1e-6)
+        np.testing.assert_allclose(Psi @ model.loadings_, loadings(model), atol=1e-6)
+        np.testing.assert_array_equal(model.transform(X), models[0].transform(X))
+    assert not np.allclose(models[0].loadings_, models[1].loadings_)
+
+
+def test_distances_are_aitchison_distances_between_the_fitted_compositions(model, X):
+    y = model.transform(X)
+    composition = np.log(model.inverse_transform(y))
+    composition -= composition.mean(1, keepdims=True)
+    between = composition[:, None] - composition
+    np.testing.assert_allclose(
+        np.linalg.norm(y[:, None] - y, axis=2), np.linalg.norm(between, axis=2), atol=1e-10
+    )
+
+
+def test_inverse_transform_gives_proportions(model, X):
+    p = model.inverse_transform(model.transform(X))
+    assert (p > 0).all()
+    np.testing.assert_allclose(p.sum(1), 1)
+    np.testing.assert_allclose(model.inverse_transform(np.zeros((1, 3)))[0], softmax(model.mean_))
+    with pytest.raises(InputError, match=r"expected coordinates of shape \(n, 3\)"):
+        model.inverse_transform(np.zeros((4, 2)))
+
+
+def test_whitened_factors_are_coordinates_over_their_prior_sd(model, X):
+    white = MultinomialVAE(**SMALL, whiten=True).fit(X)
+    assert_same_bits(white, model)
+    scale = np.sqrt(model.explained_variance_)
+    for mine, theirs in zip(white.posterior(X), model.posterior(X), strict=True):
+        np.testing.assert_allclose(mine * scale, theirs, rtol=1e-12)
+    y = model.transform(X)
+    np.testing.assert_allclose(
+        white.inverse_transform(white.transform(X)), model.inverse_transform(y), rtol=1e-9
+    )
+    for mine, theirs in zip(white.sample(5, 100), model.sample(5, 100), strict=True):
+        if not sp.issparse(mine):
+            np.testing.assert_allclose(mine * scale, theirs, rtol=1e-12)
+        else:
+            np.testing.assert_array_equal(mine.toarray(), theirs.toarray())
+
+
+def test_posterior_sd_lies_between_zero_and_the_priors(model, X):
+    mean, sd = model.posterior(X)
+    assert mean.shape == sd.shape == (90, 3)
+    np.testing.assert_array_equal(mean, model.transform(X))
+    assert (sd > 0).all() and (sd <= np.sqrt(model.explained_variance_) * 1.001).all()
+
+
+# --- what the answers are ------------------------------------------------------------------------
+
+
+def log_evidence_by_grid(x, V, mu, sigma2):
+    """log p(x) for three features: the trapezoid rule over the two log-ratios."""
+    Psi = sequential(["a", "b", "c"]).to_sparse().toarray()
+    prior = multivariate_normal(mu @ Psi, Psi.T @ (V @ V.T + np.diag(sigma2)) @ Psi)
+    axes = [
+        m + np.linspace(-9, 9, 301) * s
+        for m, s in zip(prior.mean, np.sqrt(np.diag(prior.cov)), strict=True)
+    ]
+    eta = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    logits = eta @ Psi.T
+    log_p = logits - logsumexp(logits, axis=-1, keepdims=True)
+    cell = sum(np.log(axis[1] - axis[0]) for axis in axes)
+    coefficient = log_coefficient(torch.tensor(x)[None]).item()
+    return coefficient + logsumexp(log_p @ x + prior.logpdf(eta)) + cell
+
+
+@pytest.mark.parametrize("noise", ["isotropic", "by_feature"])
+def test_scores_lie_a_little_below_log_evidence_by_quadrature(noise):
+    table = simulate(60, 3, 1, 60, sigma2=0.2, rng=np.random.default_rng(4))
+    model = MultinomialVAE(1, max_epochs=10, noise=noise).fit(table.counts)
+    x = table.counts.toarray()[:8].astype(float)
+    truth = [
+        log_evidence_by_grid(row, loadings(model), model.mean_, model.feature_noise_variance_)
+        for row in x
+    ]
+    distance = truth - model.score_samples(x)
+    assert (distance > -1e-6).all()
+    assert distance.max() < 0.5
+    amortised = model.set_params(refinement_steps=0).score_samples(x)
+    assert (truth - amortised > -1e-6).all()
+
+
+def test_scores_of_all_samples_of_one_depth_sum_to_a_little_less_than_one():
+    table = simulate(60, 3, 1, 60, sigma2=0.2, rng=np.random.default_rng(4))
+    model = MultinomialVAE(1, max_epochs=5).fit(table.counts)
+    x = np.array([(a, b, 5 - a - b) for a in range(6) for b in range(6 - a)])
+    assert 0.7 < np.exp(model.score_samples(x)).sum() < 1
+
+
+def test_score_is_the_mean_of_the_samples(model, X):
+    assert model.score(X) == pytest.approx(model.score_samples(X).mean(), abs=1e-12)
+
+
+def test_more_refinement_never_scores_lower_and_the_gap_is_what_it_can_gain(X):
+    model = MultinomialVAE(**SMALL, refinement_steps=0).fit(X)
+    gap, amortised = model.amortization_gap(X), model.score_samples(X)
+    assert gap.shape == (90,)
+    assert (gap >= 0).all() and gap.max() > 1e-3
+    last = amortised
+    for steps in (1, 2, 5):
+        score = model.set_params(refinement_steps=steps).score_samples(X)
+        # the overcount of the noise is reported too, and is not climbed
+        assert (score > last - 0.05).all() and score.mean() > last.mean()
+        last = score
+    np.testing.assert_allclose(model.amortization_gap(X), gap, atol=1e-9)
+
+
+def test_rows_do_not_influence_each_other(model, X):
+    for method in (model.transform, model.score_samples, model.amortization_gap):
+        together = method(X)
+        alone = np.concatenate([method(X[i : i + 1]) for i in range(12)])
+        np.testing.assert_allclose(alone, together[:12], atol=1e-9, rtol=1e-9)
+        np.testing.assert_allclose(method(X[::-1])[::-1], together, atol=1e-9, rtol=1e-9)
+
+
+def test_a_batch_boundary_changes_nothing(X):
+    """Two rows more than a batch takes, of a table wide enough to make a batch short."""
+    wide = np.random.default_rng(0).poisson(0.3, (60, 40_000)).astype(float)
+    model = MultinomialVAE(1, max_epochs=1, encoder_depth=1, batch_size=16).fit(wide[:16])
+    together = model.transform(wide)
+    np.testing.assert_allclose(model.transform(wide[20:]), together[20:], atol=1e-9)
+
+
+def test_moments_of_deep_samples_are_the_covariance_and_mean():
+    table = simulate(80, 6, 2, 500, rng=np.random.default_rng(1))
+    model = MultinomialVAE(2, max_epochs=3, noise="by_feature").fit(table.counts)
+    n = 3000
+    counts, y = model.sample(n, 10**12, random_state=0)
+    assert (counts.sum(axis=1) == 10**12).all()
+    clr, covariance = clr_counts(counts, 1e-9), model.get_covariance()
+    variance = np.diag(covariance)
+    error = np.sqrt((np.outer(variance, variance) + covariance**2) / n)  # of a normal's moments
+    assert (np.abs(np.cov(clr.T) - covariance) < 5 * error).all()
+    assert (np.abs(clr.mean(0) - model.mean_) < 5 * np.sqrt(variance / n)).all()
+    np.testing.assert_allclose(y.var(0), model.explained_variance_, rtol=5 * np.sqrt(2 / n))
+    beta = np.linalg.lstsq(y, clr - clr.mean(0))[0]
+    np.testing.assert_allclose(beta, model.components_, atol=5 * error.max())
+
+
+def test_samples_have_the_depths_asked_for_or_those_of_the_fit(model, X):
+    counts, y = model.sample(4, [1, 10, 100, 0], random_state=1)
+    assert isinstance(counts, sp.csr_array) and y.shape == (4, 3)
+    assert counts.sum(axis=1).tolist() == [1, 10, 100, 0]
+    assert set(model.sample(20)[0].sum(axis=1)) <= set(X.sum(1))
+    for first, again in zip(model.sample(3, 50), model.sample(3, 50), strict=True):
+        assert (abs(first - again)).sum() == 0
+    other = model.sample(3, 50, random_state=9)[1]
+    assert not np.array_equal(model.sample(3, 50)[1], other)
+
+
+def test_coordinates_of_deep_samples_are_those_that_made_them():
+    table = simulate(150, 40, 2, 3000, sigma2=0.05, rng=np.random.default_rng(2))
+    model = MultinomialVAE(2).fit(table.counts)
+    counts, y = model.sample(60, 20_000, random_state=0)
+    mean, sd = model.posterior(counts)
+    assert 0.8 < ((mean - y) / sd).std() < 1.25
+    for theirs, mine in zip(y.T, mean.T, strict=True):
+        assert np.corrcoef(theirs, mine)[0, 1] > 0.95
+
+
+# --- what a fit finds ----------------------------------------------------------------------------
+
+
+def test_noise_variance_is_recovered_within_15_percent_on_a_small_flat_table():
+    table = simulate(300, 40, 3, 1000, design="flat", rng=np.random.default_rng(0))
+    model = MultinomialVAE(3, max_epochs=20).fit(table.counts)
+    assert model.noise_variance_ == pytest.approx(0.1, rel=0.15)
+    assert subspace_error(table.V[:, :2], loadings(model)) < 0.05
+
+
+def test_noise_by_feature_recovers_the_order_of_uneven_noise():
+    table = simulate(300, 30, 2, 5000, noise="uneven", rng=np.random.default_rng(1))
+    model = MultinomialVAE(2, noise="by_feature", max_epochs=30).fit(table.counts)
+    common = np.asarray(table.counts.sum(axis=0)) > 5 * 300
+    order = spearmanr(model.feature_noise_variance_[common], table.feature_sigma2[common])
+    assert common.sum() > 15 and order.statistic > 0.8
+
+
+def test_noise_by_feature_scores_uneven_noise_higher():
+    table = simulate(300, 30, 2, 5000, noise="uneven", rng=np.random.default_rng(1))
+    train, test = table.counts[:200], table.counts[200:]
+    by_feature, isotropic = (
+        MultinomialVAE(2, noise=noise, max_epochs=20).fit(train).score(test)
+        for noise in ("by_feature", "isotropic")
+    )
+    assert by_feature > isotropic + 1
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_fit_raises_the_bound_and_scores_above_its_own_start(X, optimizer):
+    settings = {"n_components": 3, "optimizer": optimizer, "encoder_width": 16}
+    short = MultinomialVAE(**settings, max_epochs=1, learning_rate=1e-9).fit(X)
+    long = MultinomialVAE(**settings, max_epochs=30).fit(X)
+    assert long.score(X) > short.score(X) + 0.1
+    assert long.history_["bound"].iloc[-1] > long.history_["bound"].iloc[0] + 0.3
+
+
+def test_permuted_features_permute_the_answer():
+    """With one layer, and few enough features that the start is exact, nothing is random in d."""
+    table = simulate(80, 12, 2, 400, rng=np.random.default_rng(3))
+    order = np.random.default_rng(4).permutation(12)
+    settings = {"encoder_depth": 1, "posterior_variance": "shared", "max_epochs": 5}
+    one = MultinomialVAE(2, **settings).fit(table.counts)
+    other = MultinomialVAE(2, **settings).fit(table.counts[:, order])
+    np.testing.assert_allclose(other.mean_, one.mean_[order], atol=2e-3)
+    np.testing.assert_allclose(other.components_, one.components_[:, order], atol=2e-3)
+    np.testing.assert_allclose(other.explained_variance_, one.explained_variance_, rtol=2e-3)
+    assert other.noise_variance_ == pytest.approx(one.noise_variance_, rel=2e-3)
+
+
+@pytest.mark.parametrize("posterior_variance", ["per_sample", "shared"])
+@pytest.mark.parametrize("encoder_depth", [1, 2, 4])
+@pytest.mark.parametrize("activation", ["silu", "relu", "softplus"])
+def test_every_encoder_fits(X, encoder_depth, posterior_variance, activation):
+    model = MultinomialVAE(
+        **SMALL,
+        encoder_depth=encoder_depth,
+        posterior_variance=posterior_variance,
+        activation=activation,
+        pseudocount=0.5,
+    ).fit(X)
+    assert np.isfinite(model.transform(X)).all() and np.isfinite(model.score_samples(X)).all()
+
+
+# --- the same bits -------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_differs(X, model):
+    assert_same_bits(MultinomialVAE(**SMALL).fit(X), model)
+    other = MultinomialVAE(**SMALL, random_state=1).fit(X)
+    assert not np.array_equal(other.components_, model.components_)
+
+
+def test_fitting_touches_no_global_state(X):
+    torch.manual_seed(5)
+    np.random.seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    MultinomialVAE(**SMALL).fit(X)
+    assert torch.equal(before[0], torch.get_rng_state())
+    np.testing.assert_array_equal(before[1], np.random.get_state()[1])
+
+
+def test_fit_transform_equals_fit_and_transform_exactly(X, model):
+    np.testing.assert_array_equal(MultinomialVAE(**SMALL).fit_transform(X), model.transform(X))
+
+
+def test_all_kinds_of_table_give_the_same_bits(X, model, named):
+    kinds = [
+        X.astype(float),
+        X.astype(np.int32),
+        X.tolist(),
+        sp.csr_array(X),
+        sp.csc_array(X),
+        sp.csr_matrix(X),
+        sp.coo_array(X),
+        pd.DataFrame(X, columns=named.feature_ids, index=named.sample_ids),
+        named,
+    ]
+    y, scores = model.transform(X), model.score_samples(X)
+    for kind in kinds:
+        other = MultinomialVAE(**SMALL).fit(kind)
+        assert_same_bits(other, model)
+        np.testing.assert_array_equal(other.transform(kind), y)
+        np.testing.assert_array_equal(other.score_samples(kind), scores)
+
+
+def test_the_caller_s_table_is_not_changed(X):
+    for table in (X.astype(float), sp.csr_array(X.astype(float))):
+        before = table.copy()
+        model = MultinomialVAE(**SMALL).fit(table)
+        model.transform(table)
+        assert abs(before - table).sum() == 0
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+def test_names_of_features_are_kept_and_reordered_ones_are_aligned(named):
+    model = MultinomialVAE(**SMALL).fit(named)
+    np.testing.assert_array_equal(model.feature_names_in_, named.feature_ids)
+    assert "f0" in model.basis_operator_.names[0]
+    order = np.random.default_rng(0).permutation(20)
+    shuffled = named.select_features(order)
+    assert shuffled.feature_ids.tolist() != named.feature_ids.tolist()
+    np.testing.assert_array_equal(model.transform(shuffled), model.transform(named))
+    np.testing.assert_array_equal(model.score_samples(shuffled), model.score_samples(named))
+
+
+def test_missing_and_extra_features_are_named(named):
+    model = MultinomialVAE(**SMALL).fit(named)
+    with pytest.raises(InputError, match=r"lacks 2 features .* 'f3', 'f7'"):
+        model.transform(named.select_features(np.delete(np.arange(20), [3, 7])))
+    with pytest.raises(InputError, match=r"has 1 features .* 'f5'"):
+        smaller = MultinomialVAE(**SMALL).fit(named.select_features(np.delete(np.arange(20), 5)))
+        smaller.transform(named)
+
+
+def test_a_table_of_another_width_is_refused_when_the_model_knows_no_names(model, named):
+    with pytest.raises(ValueError, match="20 features"):
+        model.transform(named.counts[:, :7])
+    with pytest.raises(ValueError, match="features"):
+        model.transform(named.select_features(np.arange(7)))
+
+
+def test_names_are_forgotten_when_fitted_again_without(named, X):
+    model = MultinomialVAE(**SMALL).fit(named)
+    model.fit(X)
+    assert not hasattr(model, "feature_names_in_")
+
+
+def test_a_frame_comes_out_where_a_frame_is_asked_for(named, X):
+    frame = pd.DataFrame(X, columns=named.feature_ids, index=named.sample_ids)
+    y = MultinomialVAE(**SMALL).set_output(transform="pandas").fit_transform(frame)
+    assert y.columns.tolist() == [f"multinomialvae{i}" for i in range(3)]
+    assert y.index.tolist() == named.sample_ids.tolist()
+
+
+def test_names_are_matched_in_a_few_passes_over_them_whatever_their_number(named):
+    model = MultinomialVAE(**SMALL).fit(named)
+    passes = []
+
+    class Watched(np.ndarray):
+        def __iter__(self):
+            passes.append(len(self))
+            return super().__iter__()
+
+    again = CountTable(named.counts, named.sample_ids, named.feature_ids.view(Watched))
+    passes.clear()
+    model.transform(again)
+    assert len(passes) < named.d / 2
+
+
+# --- folders -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"encoder_depth": 1, "posterior_variance": "shared", "whiten": True},
+        {"encoder_depth": 3, "noise": "by_feature", "activation": "gelu"},
+        {"basis": "sequential", "refinement_steps": 0, "pseudocount": 0.5},
+        {"validation_fraction": 0.2, "patience": 2, "random_state": None},
+    ],
+)
+def test_a_loaded_model_answers_with_identical_bits(settings, named, tmp_path):
+    model = MultinomialVAE(**SMALL | settings).fit(named)
+    model.save(tmp_path / "model")
+    loaded = MultinomialVAE.load(tmp_path / "model")
+    assert_same_bits(loaded, model)
+    for name in ("loadings_", "explained_variance_ratio_", "depth_", "feature_names_in_"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(model, name))
+    for name in ("n_components_", "n_iter_", "n_features_in_", "noise_variance_"):
+        assert getattr(loaded, name) == getattr(model, name)
+    pd.testing.assert_frame_equal(loaded.history_, model.history_)
+    assert (loaded.basis_ != model.basis_).nnz == 0
+    assert loaded.basis_operator_.names.tolist() == model.basis_operator_.names.tolist()
+    for method in ("transform", "score_samples", "amortization_gap"):
+        np.testing.assert_array_equal(getattr(loaded, method)(named), getattr(model, method)(named))
+    parameters = loaded.get_params()
+    for name, value in model.get_params().items():
+        if name not in ("basis", "progress"):
+            assert parameters[name] == value, name
+
+
+def test_a_loaded_model_can_be_fitted_and_saved_again(model, X, tmp_path):
+    model.save(tmp_path / "model")
+    loaded = MultinomialVAE.load(tmp_path / "model")
+    assert_same_bits(clone(loaded).fit(X), model)
+    loaded.save(tmp_path / "again")
+    assert_same_bits(MultinomialVAE.load(tmp_path / "again"), model)
+
+
+def test_numpy_s_numbers_are_settings_like_any(X, tmp_path):
+    model = MultinomialVAE(
+        np.int64(2),
+        max_epochs=np.int64(2),
+        pseudocount=np.float64(1),
+        learning_rate=np.float32(0.02),
+        random_state=np.int64(3),
+    ).fit(X)
+    model.save(tmp_path / "model")
+    assert_same_bits(MultinomialVAE.load(tmp_path / "model"), model)
+
+
+def test_the_folder_holds_safetensors_and_json_and_no_pickle(model, tmp_path):
+    model.save(tmp_path / "model", extra_files={"note.txt": lambda path: path.write_text("hi")})
+    files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    assert files.keys() == {"model.safetensors", "config.json", "note.txt"}
+    for name in ("model.safetensors", "config.json"):
+        with pytest.raises(Exception):  # noqa: B017 - whatever pickle makes of it, it is not one
+            pickle.loads(files[name])
+    assert json.loads(files["config.json"])["settings"]["parameters"]["n_components"] == 3
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_an_altered_truncated_or_missing_file_is_refused(model, tmp_path, file):
+    folder = tmp_path / "model"
+    model.save(folder)
+    content = (folder / file).read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    for spoilt in (flipped, content[:middle], b""):
+        (folder / file).write_bytes(spoilt)
+        with pytest.raises(InputError, match=file):
+            MultinomialVAE.load(folder)
+    (folder / file).unlink()
+    with pytest.raises(InputError, match=file):
+        MultinomialVAE.load(folder)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    countvae.store.save(tmp_path / "other", {"a": np.zeros(3)}, {"b": 1})
+    with pytest.raises(InputError, match="not a MultinomialVAE"):
+        MultinomialVAE.load(tmp_path / "other")
+
+
+def test_nothing_is_overwritten_without_force(model, tmp_path):
+    model.save(tmp_path / "model")
+    with pytest.raises(InputError):
+        model.save(tmp_path / "model")
+    model.save(tmp_path / "model", force=True)
+
+
+# --- what is refused, and what is taken with a warning -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("n_components", 0),
+        ("n_components", 2.5),
+        ("n_components", "three"),
+        ("n_components", True),
+        ("encoder_depth", 0),
+        ("encoder_width", 0),
+        ("activation", "sigmoid"),
+        ("pseudocount", 0),
+        ("pseudocount", -1.0),
+        ("pseudocount", float("nan")),
+        ("pseudocount", "one"),
+        ("basis", "phylogeny.nwk"),
+        ("basis", np.eye(20)),
+        ("noise", "none"),
+        ("posterior_variance", "full"),
+        ("refinement_steps", -1),
+        ("optimizer", "lbfgs"),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("inf")),
+        ("max_epochs", 0),
+        ("batch_size", 0),
+        ("validation_fraction", 1.0),
+        ("validation_fraction", -0.1),
+        ("validation_fraction", float("nan")),
+        ("validation_fraction", "half"),
+        ("patience", 0),
+    ],
+)
+def test_a_bad_setting_is_refused_in_a_sentence_that_names_it(X, setting, value):
+    with pytest.raises(InputError, match=setting) as refused:
+        MultinomialVAE(**SMALL | {setting: value}).fit(X)
+    assert str(refused.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [(-1, "-1 in sample 1, feature 2"), (np.nan, "NaN"), (np.inf, "infinity")],
+)
+def test_a_value_that_is_no_count_is_refused(X, value, sentence):
+    spoilt = X.astype(float)
+    spoilt[1, 2] = value
+    for table in (spoilt, sp.csr_array(spoilt)):
+        with pytest.raises(ValueError, match=sentence):
+            MultinomialVAE(**SMALL).fit(table)
+
+
+def test_a_wrong_count_in_a_table_with_names_is_called_by_them(named):
+    counts = named.counts.astype(float).tolil()
+    counts[1, 2] = -1
+    spoilt = CountTable(sp.csr_array(counts), named.sample_ids, named.feature_ids)
+    with pytest.raises(InputError, match="-1 in sample 's1', feature 'f2'"):
+        MultinomialVAE(**SMALL).fit(spoilt)
+
+
+def test_fractional_counts_and_empty_samples_are_taken_with_a_warning(X):
+    fractional = X + np.where(np.random.default_rng(0).random(X.shape) < 0.3, 0.37, 0.0)
+    with pytest.warns(CountvaeWarning, match="whole numbers"):
+        model = MultinomialVAE(**SMALL).fit(fractional)
+    assert np.isfinite(model.components_).all()
+    empty = X.copy()
+    empty[[4, 9]] = 0
+    with pytest.warns(CountvaeWarning, match="2 of 90 have none: 4, 9"):
+        model = MultinomialVAE(**SMALL).fit(empty)
+    with pytest.warns(CountvaeWarning, match="none"):
+        y = model.transform(empty[4:5])
+    assert np.abs(y).max() < np.abs(model.transform(X)).max()
+
+
+def test_a_table_without_a_read_is_refused():
+    with (
+        pytest.warns(CountvaeWarning),
+        pytest.raises(InputError, match="every sample is empty"),
+    ):
+        MultinomialVAE(**SMALL).fit(np.zeros((10, 5)))
+
+
+def test_too_many_components_are_lowered_with_a_warning(X):
+    with pytest.warns(CountvaeWarning, match="n_components: 50 .* using 19"):
+        model = MultinomialVAE(50, max_epochs=2).fit(X)
+    assert model.n_components_ == 19 and model.n_components == 50
+    with pytest.warns(CountvaeWarning, match="using 9"):
+        assert MultinomialVAE(50, max_epochs=2).fit(X[:10]).n_components_ == 9
+
+
+def test_components_are_lowered_to_what_the_rows_left_for_training_carry(X):
+    with pytest.warns(CountvaeWarning, match="n_components"):
+        model = MultinomialVAE(9, max_epochs=2, validation_fraction=0.5).fit(X[:12])
+    assert model.n_components_ <= 5
+    assert np.isfinite(model.transform(X)).all()
+
+
+@pytest.mark.parametrize(("n", "share"), [(3, 0.9), (2, 0.5)])
+def test_a_validation_share_that_leaves_too_little_to_train_on_is_refused(X, n, share):
+    with warnings.catch_warnings(), pytest.raises(InputError, match="validation_fraction"):
+        warnings.simplefilter("ignore", CountvaeWarning)
+        MultinomialVAE(2, max_epochs=2, validation_fraction=share).fit(X[:n])
+
+
+@pytest.mark.parametrize("depth", [[1, 2], -5, np.nan, 2.7])
+def test_a_bad_depth_to_draw_at_is_refused_in_a_sentence(model, depth):
+    with pytest.raises(InputError, match="depth"):
+        model.sample(3, depth)
+
+
+FEW = np.random.default_rng(0).poisson(4, (20, 6))
+HARDLY_TABLES = {
+    "two samples of two features": np.array([[3, 1], [0, 9]]),
+    "two samples": np.random.default_rng(0).poisson(2, (2, 30)),
+    "two features": np.random.default_rng(0).poisson(9, (30, 2)),
+    "a sample of one feature": np.r_[FEW, 500 * np.eye(6)[:1]],
+    "samples of one feature each": 1000 * np.eye(6)[np.arange(24) % 6],
+    "identical samples": np.tile([5, 3, 2, 1], (12, 1)),
+    "features never seen": np.c_[FEW, np.zeros((20, 4))],
+    "a billion reads an entry": np.random.default_rng(0).poisson(10**9, (20, 6)),
+    "one read a sample": np.eye(8)[np.random.default_rng(0).integers(0, 8, 40)],
+    "depths from 1 to a billion": np.random.default_rng(0).poisson(
+        10.0 ** np.linspace(0, 9, 20)[:, None] * np.ones(5)
+    )
+    + np.eye(20, 5, dtype=int),
+}
+
+
+@pytest.mark.filterwarnings("ignore::countvae.checks.CountvaeWarning")
+@pytest.mark.parametrize("noise", ["isotropic", "by_feature"])
+@pytest.mark.parametrize("name", HARDLY_TABLES)
+def test_results_are_finite_on(name, noise, tmp_path):
+    X = HARDLY_TABLES[name]
+    model = MultinomialVAE(2, max_epochs=4, encoder_width=8, noise=noise).fit(X)
+    assert np.isfinite(model.get_covariance()).all() and model.noise_variance_ > 0
+    assert np.isfinite(model.loadings_).all() and np.isfinite(model.history_).all(axis=None)
+    for answer in (*model.posterior(X), model.score_samples(X), model.amortization_gap(X)):
+        assert np.isfinite(answer).all()
+    assert (model.score_samples(X) < 1e-6).all()
+    assert (model.amortization_gap(X) >= 0).all()
+    model.save(tmp_path / "model")
+
+
+# --- the course of a fit -------------------------------------------------------------------------
+
+
+def test_progress_is_told_each_row_of_the_history_and_how_long_it_may_take(X):
+    told = []
+    model = MultinomialVAE(**SMALL, progress=told.append).fit(X)
+    assert [row.pop("max_epochs") for row in told] == [4] * 4
+    pd.testing.assert_frame_equal(pd.DataFrame(told), model.history_)
+    assert model.n_iter_ == 4
+
+
+def test_validation_rows_are_disjoint_from_those_trained_on(X, monkeypatch):
+    seen = {}
+
+    def spy(rows, *args, validation, **kwargs):
+        seen["rows"], seen["validation"] = rows.counts.toarray(), validation.counts.toarray()
+        return train(rows, *args, validation=validation, **kwargs)
+
+    train = countvae.estimator.train
+    monkeypatch.setattr(countvae.estimator, "train", spy)
+    marked = X.copy()
+    marked[:, 0] = 1000 + np.arange(90)
+    model = MultinomialVAE(**SMALL, validation_fraction=0.3).fit(marked)
+    trained, held = set(seen["rows"][:, 0]), set(seen["validation"][:, 0])
+    assert len(held) == 27 and trained | held == set(marked[:, 0]) and not trained & held
+    # training saw the held-out rows through nothing but the epoch it kept
+    assert model.history_["validation_bound"].notna().all()
+    assert len(model.depth_) == 90
+
+
+def test_patience_stops_a_fit(X):
+    model = MultinomialVAE(
+        3, max_epochs=60, learning_rate=0.3, validation_fraction=0.3, patience=3, encoder_width=8
+    ).fit(X)
+    bounds = model.history_["validation_bound"]
+    assert model.n_iter_ == len(bounds) < 60
+    assert len(bounds) - 1 - bounds.argmax() == 3
+
+
+def test_a_fit_that_diverged_is_tried_again_with_a_smaller_rate_and_a_warning(X, monkeypatch):
+    train, rates = countvae.estimator.train, []
+
+    def diverges_once(rows, encoder, decoder, schedule, **kwargs):
+        rates.append(schedule.learning_rate)
+        if len(rates) == 1:
+            raise Diverged("the bound is not finite in epoch 1")
+        return train(rows, encoder, decoder, schedule, **kwargs)
+
+    monkeypatch.setattr(countvae.estimator, "train", diverges_once)
+    with pytest.warns(CountvaeWarning, match="diverged"):
+        model = MultinomialVAE(**SMALL, learning_rate=0.08).fit(X)
+    assert rates[0] == 0.08 and rates[1] < 0.08 and len(rates) == 2
+    monkeypatch.undo()
+    assert_same_bits(model, MultinomialVAE(**SMALL, learning_rate=rates[1]).fit(X))
+
+
+def test_a_fit_that_always_diverges_says_so(X, monkeypatch):
+    def diverges(*args, **kwargs):
+        raise Diverged("the bound is not finite in epoch 1")
+
+    monkeypatch.setattr(countvae.estimator, "train", diverges)
+    with pytest.warns(CountvaeWarning), pytest.raises(Diverged, match="not finite"):
+        MultinomialVAE(**SMALL).fit(X)
+
+
+def test_epochs_by_default_follow_from_the_samples(X):
+    settings = {"n_components": 1, "encoder_depth": 1}
+    assert MultinomialVAE(**settings).fit(X[:20]).n_iter_ == 60
+    assert 8 <= MultinomialVAE(**settings).fit(np.tile(X, (12, 1))).n_iter_ < 60

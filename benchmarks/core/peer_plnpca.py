@@ -22,15 +22,19 @@ def main() -> None:
     parser.add_argument("fit")
     parser.add_argument("--rank", type=int, required=True)
     given = parser.parse_args()
-    X = np.load(given.counts)["counts"].astype(float)
+    counts = np.load(given.counts)["counts"].astype(float)
+    # it fails on features without a count, of which it can know nothing
+    present = counts.sum(axis=0) > 0
+    X = counts[:, present]
 
     begun = time.perf_counter()
     model = PlnPCA(X, rank=given.rank, compute_offsets_method="logsum")
     model.fit(maxiter=MAXITER, tol=TOLERANCE, verbose=False)
     seconds = time.perf_counter() - begun
 
-    C = model.components.detach().cpu().numpy()
-    C = C - C.mean(axis=0)
+    C = np.zeros((len(present), given.rank))
+    C[present] = model.components.detach().cpu().numpy()
+    C -= C.mean(axis=0)
     iterations = model.optim_details["Number of iterations done"]
     np.savez(
         given.fit,

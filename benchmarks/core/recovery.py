@@ -69,7 +69,7 @@ def compare(truth: Simulation, seed: int) -> list[dict[str, object]]:
             }
         )
     # what is left when the log-ratios themselves are known: the error of 1,000 samples
-    known = ppca(np.log(truth.proportions), K, rank=D - 1)
+    known = ppca(clr_counts(truth.proportions, 0.0), K, rank=D - 1)
     rows.append(
         {"method": "true log-ratios", **errors(truth, known.loadings, known.noise_variance)}
     )

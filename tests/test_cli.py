@@ -1,0 +1,631 @@
+import io
+import json
+import os
+import subprocess
+import sys
+
+import anndata
+import click
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from scipy.sparse import csr_array
+from skbio import OrdinationResults
+
+from countvae import MultinomialVAE, cli, demo
+from countvae.checks import InputError
+from countvae.cli import EXIT_CODES, Progress, explain, main
+from countvae.files import sha256
+from countvae.table import CountTable, read, write
+from countvae.training import Diverged
+
+QUICK = ["-k", "2", "--max-epochs", "2", "--quiet"]
+MODEL_FILES = {
+    "config.json",
+    "features.tsv",
+    "model.safetensors",
+    "ordination.txt",
+    "run.json",
+    "samples.tsv",
+}
+SAMPLES = np.array(["007", "2538.1001130", "1e5", *(f"s{i}" for i in range(17))], dtype=object)
+FEATURES = np.array(["1.10", "NA", "c", "d", "e", "f"], dtype=object)
+
+
+@pytest.fixture(scope="module")
+def counts():
+    return np.random.default_rng(0).poisson(5.0, size=(20, 6))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, counts):
+    """A table in a file and a model fitted to it, both only to be read."""
+    folder = tmp_path_factory.mktemp("shared")
+    taxonomy = pd.DataFrame({"taxonomy": list("uvwxyz")}, index=FEATURES)
+    table = CountTable(csr_array(counts), SAMPLES, FEATURES, feature_metadata=taxonomy)
+    write(table, folder / "table.biom")
+    result = CliRunner().invoke(
+        main, ["fit", str(folder / "table.biom"), "-o", str(folder / "model"), *QUICK]
+    )
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Call the program in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments, code=0):
+        result = CliRunner().invoke(main, [str(a) for a in arguments])
+        assert result.exit_code == code, result.output
+        return result
+
+    return call
+
+
+def write_tsv(path, counts, samples=SAMPLES, features=FEATURES):
+    lines = ["\t".join(["sample_id", *features])]
+    lines += ["\t".join([s, *map(str, row)]) for s, row in zip(samples, counts, strict=True)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def refused(result, *named):
+    """One sentence on stderr that names what is wrong."""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    assert lines[0].endswith((".", ")."))
+    for name in named:
+        assert name in lines[0]
+    assert result.stdout == ""
+
+
+# ---- fit
+
+
+def test_the_folder_that_fit_makes_is_a_model_with_all_its_files(shared, counts):
+    assert {file.name for file in (shared / "model").iterdir()} == MODEL_FILES
+    model = MultinomialVAE.load(shared / "model")
+    table = read(shared / "table.biom")
+    mean, sd = model.posterior(table)
+    frame = pd.read_csv(shared / "model" / "samples.tsv", sep="\t", dtype={0: str}).set_index(
+        "sample-id"
+    )
+    assert list(frame.index) == list(SAMPLES)
+    np.testing.assert_allclose(frame.to_numpy(), np.hstack([mean, sd]), rtol=1e-12)
+    features = pd.read_csv(
+        shared / "model" / "features.tsv", sep="\t", dtype={0: str}, keep_default_na=False
+    ).set_index("feature-id")
+    assert list(features.index) == list(FEATURES)
+    assert "".join(features["taxonomy"]) == "uvwxyz"
+    np.testing.assert_allclose(features["mean_clr"], model.mean_, rtol=1e-12)
+    results = OrdinationResults.read(str(shared / "model" / "ordination.txt"))
+    assert list(results.samples.index) == list(SAMPLES)
+    assert list(results.features.index) == list(FEATURES)
+
+
+def test_fit_gives_what_the_estimator_gives_with_the_same_settings(shared):
+    model = MultinomialVAE.load(shared / "model")
+    same = MultinomialVAE(2, max_epochs=2).fit(read(shared / "table.biom"))
+    np.testing.assert_array_equal(model.components_, same.components_)
+
+
+def test_run_json_says_what_was_run_on_what(shared):
+    about = json.loads((shared / "model" / "run.json").read_text())
+    assert about["arguments"]["max_epochs"] == 2
+    assert about["arguments"]["table"] == str(shared / "table.biom")
+    assert about["seed"] == 0
+    assert about["input"]["sha256"] == sha256(shared / "table.biom")
+    assert about["versions"]["torch"] == torch.__version__
+    assert about["before_filters"]["samples"] == about["after_filters"]["samples"] == 20
+    assert set(about["seconds"]) == {"read", "fit", "encode"}
+    model = MultinomialVAE.load(shared / "model")
+    assert about["result"]["bound"] == model.history_["bound"].iloc[-1]
+    assert about["result"]["validation_bound"] is None
+
+
+def test_the_same_seed_twice_gives_the_same_bits_and_another_does_not(run, shared, tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run("fit", shared / "table.biom", "-o", name, *QUICK, "--seed", seed)
+    hashes = {name: sha256(tmp_path / name / "model.safetensors") for name in "abc"}
+    assert hashes["a"] == hashes["b"] != hashes["c"]
+
+
+def test_every_default_of_fit_is_the_estimators_own():
+    options = {p.name: p for p in main.commands["fit"].params}
+    shared_names = options.keys() & MultinomialVAE().get_params().keys()
+    assert {"n_components", "learning_rate", "random_state", "basis"} <= shared_names
+    for name in shared_names - {"patience"}:
+        assert options[name].default == MultinomialVAE().get_params()[name], name
+
+
+def test_fit_prints_a_summary_or_json_to_stdout_alone(run, shared):
+    result = run("fit", shared / "table.biom", "-o", "m", *QUICK)
+    assert "20 samples × 6 features" in result.stdout
+    assert result.stderr == ""
+    result = run("fit", shared / "table.biom", "-o", "j", *QUICK, "--json")
+    assert json.loads(result.stdout)["result"]["epochs"] == 2
+
+
+def test_filters_print_before_and_after(run, tmp_path, counts):
+    rare = counts.copy()
+    rare[1:, 2] = 0
+    write_tsv(tmp_path / "t.tsv", rare)
+    arguments = [*QUICK[:-1], "--min-feature-samples", "2"]
+    result = run("fit", "t.tsv", "-o", "m", *arguments)
+    assert "before 20 samples × 6 features" in result.stderr
+    assert "after 20 samples × 5 features" in result.stderr
+    about = json.loads((tmp_path / "m" / "run.json").read_text())
+    assert (about["before_filters"]["features"], about["after_filters"]["features"]) == (6, 5)
+
+
+def test_settings_reach_the_estimator(run, shared, tmp_path):
+    (tmp_path / "tree.nwk").write_text("((1.10,NA)x,(c,(d,(e,f))));")
+    more = ["--tree", "tree.nwk", "--noise", "by-feature", "--validation-fraction", "0.25"]
+    more += ["--patience", "5", "--encoder-depth", "1", "--batch-size", "7", "--pseudocount", "0.5"]
+    run("fit", shared / "table.biom", "-o", "m", *QUICK, *more)
+    model = MultinomialVAE.load(tmp_path / "m")
+    assert (model.noise, model.patience, model.encoder_depth) == ("by_feature", 5, 1)
+    assert (model.batch_size, model.pseudocount) == (7, 0.5)
+    assert "x" in model.basis_operator_.names.tolist()
+    result = json.loads((tmp_path / "m" / "run.json").read_text())["result"]
+    assert result["validation_bound"] == model.history_["validation_bound"].max()
+
+
+def test_too_many_components_are_lowered_with_a_warning(run, shared):
+    result = run("fit", shared / "table.biom", "-o", "m", *QUICK, "-k", "10")
+    assert result.stderr.startswith("Warning: n_components: 10 factors")
+    assert "k = 5" in result.stdout
+
+
+def test_empty_samples_are_left_out_on_request_and_named(run, tmp_path, counts):
+    empty = counts.copy()
+    empty[2] = 0
+    write_tsv(tmp_path / "t.tsv", empty)
+    result = run("fit", "t.tsv", "-o", "m", *QUICK, "--drop-empty")
+    assert "'1e5'" in result.stderr
+    assert len((tmp_path / "m" / "samples.tsv").read_text().splitlines()) == 20
+
+
+def test_nothing_is_replaced_without_force(run, shared, tmp_path):
+    arguments = ["fit", shared / "table.biom", "-o", "m", *QUICK]
+    run(*arguments)
+    before = sha256(tmp_path / "m" / "run.json")
+    refused(run(*arguments, code=3), "m: is already there")
+    assert sha256(tmp_path / "m" / "run.json") == before
+    run(*arguments, "--force", "--seed", "5")
+    assert json.loads((tmp_path / "m" / "run.json").read_text())["seed"] == 5
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_fit(
+    run, shared, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(MultinomialVAE, "fit", lambda *_: pytest.fail("was fitted"))
+    refused(run("fit", shared / "table.biom", "-o", "no/m", *QUICK, code=3), "no")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "thesis.txt").touch()
+    arguments = ["fit", shared / "table.biom", "-o", "own", *QUICK, "--force"]
+    refused(run(*arguments, code=3), "own: is not replaced")
+    assert [file.name for file in (tmp_path / "own").iterdir()] == ["thesis.txt"]
+
+
+# ---- bad input: exit code 3, one sentence, nothing written
+
+
+def _cell(i, j, value):
+    def change(path, counts):
+        cells = counts.astype(object)
+        cells[i, j] = value
+        write_tsv(path, cells)
+
+    return change
+
+
+def _empty_sample(path, counts):
+    counts[2] = 0
+    write_tsv(path, counts)
+
+
+BAD_TABLES = {
+    "negative": (_cell(1, 2, -1), "2538.1001130", "'c'"),
+    "NaN": (_cell(1, 2, "nan"), "2538.1001130", "'c'"),
+    "infinite": (_cell(1, 2, "inf"), "2538.1001130", "'c'"),
+    "text": (_cell(1, 2, "many"), "2538.1001130", "'c'", "many"),
+    "fractional": (_cell(1, 2, 2.25), "2538.1001130", "'c'", "2.25"),
+    "logs": (lambda path, counts: write_tsv(path, np.log1p(counts)), "log-normalised"),
+    "sample twice": (
+        lambda path, counts: write_tsv(path, counts, ["007", *SAMPLES[:-1]]),
+        "sample ids",
+        "'007'",
+    ),
+    "feature twice": (
+        lambda path, counts: write_tsv(path, counts, features=["NA", *FEATURES[:-1]]),
+        "feature ids",
+        "'NA'",
+    ),
+    "empty sample": (_empty_sample, "'1e5'"),
+    "one feature": (
+        lambda path, counts: write_tsv(path, counts[:, :1] + 1, features=["a"]),
+        "n_features = 1",
+    ),
+    "no feature": (lambda path, counts: path.write_text("sample_id\ns1\n"), "t.tsv"),
+    "no file": (lambda path, counts: None, "t.tsv", "no such file"),
+    "foreign": (lambda path, counts: path.write_bytes(b"\x00\x01\x02" * 99), "t.tsv"),
+    "pickle": (lambda path, counts: path.write_bytes(b"\x80\x04\x95\x00"), "t.tsv"),
+    "leading blank": (
+        lambda path, counts: write_tsv(path, counts, [" a", *SAMPLES[1:]]),
+        "sample ids",
+        "' a'",
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_TABLES.values(), ids=BAD_TABLES.keys())
+def test_bad_tables_are_refused(run, tmp_path, counts, bad):
+    make, *named = bad
+    make(tmp_path / "t.tsv", counts.copy())
+    before = sorted(tmp_path.iterdir())
+    refused(run("fit", "t.tsv", "-o", "m", *QUICK, code=3), *named)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_truncated_file_is_refused(run, shared, tmp_path):
+    content = (shared / "table.biom").read_bytes()
+    (tmp_path / "t.biom").write_bytes(content[: len(content) // 2])
+    refused(run("fit", "t.biom", "-o", "m", *QUICK, code=3), "t.biom")
+    assert [file.name for file in tmp_path.iterdir()] == ["t.biom"]
+
+
+def test_a_transposed_table_is_noticed_by_its_metadata(run, shared, tmp_path):
+    (tmp_path / "m.tsv").write_text("id\tx\n" + "".join(f"{f}\t1\n" for f in FEATURES))
+    arguments = ["fit", shared / "table.biom", "-o", "m", *QUICK, "--metadata", "m.tsv"]
+    refused(run(*arguments, code=3), "transposed")
+    run(*arguments, "--transpose")
+    assert MultinomialVAE.load(tmp_path / "m").n_features_in_ == 20
+
+
+def test_a_tree_without_the_features_is_refused(run, shared, tmp_path):
+    arguments = ["fit", shared / "table.biom", "-o", "m", *QUICK, "--tree", "tree.nwk"]
+    refused(run(*arguments, code=3), "tree.nwk")
+    (tmp_path / "tree.nwk").write_text("((a,b),(c,d));")
+    refused(run(*arguments, code=3), "1.10")
+    assert [file.name for file in tmp_path.iterdir()] == ["tree.nwk"]
+
+
+def test_a_filter_that_would_leave_nothing_is_refused(run, shared, tmp_path):
+    arguments = ["fit", shared / "table.biom", "-o", "m", *QUICK, "--min-sample-count", "10000"]
+    refused(run(*arguments, code=3), "min_sample_count=10000")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sample_emptied_by_a_filter_is_refused_or_dropped(run, tmp_path, counts):
+    only = counts.copy()
+    only[:, 0] = 0
+    only[3] = 0
+    only[3, 0] = 7
+    write_tsv(tmp_path / "t.tsv", only)
+    arguments = ["fit", "t.tsv", "-o", "m", *QUICK, "--min-feature-samples", "2"]
+    refused(run(*arguments, code=3), "t.tsv", "'s0'")
+    run(*arguments, "--drop-empty")
+    assert MultinomialVAE.load(tmp_path / "m").depth_.size == 19
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_model_folder_with_a_missing_or_altered_file_is_refused(run, shared, tmp_path, file):
+    arguments = ["transform", shared / "table.biom", "--model", "m", "-o", "t.tsv", "--quiet"]
+    run("fit", shared / "table.biom", "-o", "m", *QUICK)
+    content = bytearray((tmp_path / "m" / file).read_bytes())
+    content[-20] ^= 1
+    (tmp_path / "m" / file).write_bytes(content)
+    refused(run(*arguments, code=3), file)
+    (tmp_path / "m" / file).unlink()
+    refused(run(*arguments, code=3), file)
+    assert not (tmp_path / "t.tsv").exists()
+
+
+# ---- transform
+
+
+def test_transform_gives_the_coordinates_of_the_fit_in_three_formats(run, shared, tmp_path):
+    model = MultinomialVAE.load(shared / "model")
+    mean, sd = model.posterior(read(shared / "table.biom"))
+    arguments = ["transform", shared / "table.biom", "--model", shared / "model", "--quiet", "-o"]
+    for name in ("t.tsv", "t.txt", "t.h5ad"):
+        assert run(*arguments, name).output == ""
+    assert (tmp_path / "t.tsv").read_bytes() == (shared / "model" / "samples.tsv").read_bytes()
+    assert (tmp_path / "t.txt").read_bytes() == (shared / "model" / "ordination.txt").read_bytes()
+    adata = anndata.read_h5ad(tmp_path / "t.h5ad")
+    assert list(adata.obs_names) == list(SAMPLES)
+    assert list(adata.var_names) == list(FEATURES)
+    assert np.array_equal(adata.X.toarray(), read(shared / "table.biom").counts.toarray())
+    assert np.array_equal(adata.obsm["X_mvae"], mean)
+    assert np.array_equal(adata.obsm["X_mvae_sd"], sd)
+    assert adata.varm["mvae_loadings"].shape == (6, 2)
+    assert adata.uns["mvae"]["parameters"]["max_epochs"] == 2
+
+
+def test_transform_keeps_all_of_an_h5ad_and_the_samples_with_reads(run, shared, tmp_path, counts):
+    empty = counts.copy()
+    empty[0] = 0
+    adata = anndata.AnnData(
+        np.log1p(empty).astype(np.float32),
+        obs=pd.DataFrame({"kind": list("ab" * 10)}, index=SAMPLES),
+        var=pd.DataFrame(index=FEATURES),
+        layers={"counts": csr_array(empty)},
+    )
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    arguments = ["transform", "in.h5ad", "--model", shared / "model", "-o", "out.h5ad", "--quiet"]
+    result = run(*arguments, "--drop-empty")
+    assert "'007'" in result.stderr
+    out = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert list(out.obs_names) == list(SAMPLES[1:])
+    assert "".join(out.obs["kind"]) == "ba" * 9 + "b"
+    np.testing.assert_array_equal(out.X, adata.X[1:])
+    assert out.obsm["X_mvae"].shape == (19, 2)
+
+
+def test_transform_turns_an_h5ad_whose_axes_are_the_other_way_round(run, shared, tmp_path, counts):
+    adata = anndata.AnnData(
+        counts.T.astype(np.float32), pd.DataFrame(index=FEATURES), pd.DataFrame(index=SAMPLES)
+    )
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    arguments = ["transform", "in.h5ad", "--model", shared / "model", "-o", "out.h5ad", "--quiet"]
+    refused(run(*arguments, code=3), "in.h5ad", "transposed")
+    run(*arguments, "--transpose")
+    out = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert list(out.obs_names) == list(SAMPLES)
+    assert out.obsm["X_mvae"].shape == (20, 2)
+
+
+def test_features_are_matched_by_id_and_what_does_not_match_is_reported(
+    run, shared, tmp_path, counts
+):
+    write_tsv(tmp_path / "turned.tsv", counts[:, ::-1], features=FEATURES[::-1])
+    arguments = ["--model", shared / "model", "--quiet", "-o"]
+    assert run("transform", "turned.tsv", *arguments, "turned.out.tsv").stderr == ""
+    turned = (tmp_path / "turned.out.tsv").read_bytes()
+    assert turned == (shared / "model" / "samples.tsv").read_bytes()
+    write_tsv(tmp_path / "other.tsv", counts, features=[*FEATURES[:-1], "new"])
+    result = run("transform", "other.tsv", *arguments, "other.out.tsv")
+    assert "5 of 6 features are in the table" in result.stderr
+    assert "1 missing are taken as zero, 1 extra are left out" in result.stderr
+    assert len((tmp_path / "other.out.tsv").read_text().splitlines()) == 21
+
+
+def test_a_table_without_one_of_the_models_features_is_refused(run, shared, tmp_path, counts):
+    write_tsv(tmp_path / "t.tsv", counts, features=list("uvwxyz"))
+    arguments = ["transform", "t.tsv", "--model", shared / "model", "--quiet", "-o", "o.tsv"]
+    refused(run(*arguments, code=3), "t.tsv", "'u'", "'1.10'")
+    assert not (tmp_path / "o.tsv").exists()
+
+
+def test_transform_refuses_an_unknown_suffix_and_a_model_without_ids(run, shared, counts):
+    arguments = ["transform", shared / "table.biom", "--quiet", "--model"]
+    refused(run(*arguments, shared / "model", "-o", "t.xlsx", code=3), "t.xlsx", ".h5ad")
+    MultinomialVAE(2, max_epochs=1).fit(counts).save("nameless")
+    refused(run(*arguments, "nameless", "-o", "t.tsv", code=3), "nameless", "without feature ids")
+
+
+def test_transform_replaces_a_file_only_by_force(run, shared, tmp_path):
+    (tmp_path / "t.tsv").write_text("mine")
+    arguments = ["transform", shared / "table.biom", "--model", shared / "model", "-o", "t.tsv"]
+    refused(run(*arguments, "--quiet", code=3), "t.tsv")
+    assert (tmp_path / "t.tsv").read_text() == "mine"
+    run(*arguments, "--force")
+    assert (tmp_path / "t.tsv").read_text().startswith("sample-id\t")
+
+
+# ---- info, simulate, demo
+
+
+def test_info_tells_of_a_model(run, shared):
+    about = json.loads(run("info", shared / "model", "--json").stdout)
+    assert (about["n_components"], about["features"], about["samples_fitted"]) == (2, 6, 20)
+    assert about["epochs"] == 2
+    assert about["basis"].startswith("5 log-ratios: '1.10|d'")
+    assert "n components              2" in run("info", shared / "model").stdout
+
+
+def test_info_tells_of_a_table_and_of_what_is_odd_about_it(run, tmp_path, counts):
+    odd = counts.astype(float)
+    odd[2], odd[:, 1], odd[0, 0] = 0, 0, 2.25
+    write_tsv(tmp_path / "t.tsv", odd)
+    about = json.loads(run("info", "t.tsv", "--json").stdout)
+    assert (about["samples_with_reads"], about["features"]) == (19, 6)
+    assert about["features_without_reads"] == 1
+    assert about["nonzeros"] == np.count_nonzero(odd)
+    assert about["reads"] == odd.sum()
+    assert about["source"] == "text, rows are samples"
+    fractional, empty = about["notes"]
+    assert "2.25 in sample '007', feature '1.10'" in fractional
+    assert "'1e5'" in empty
+    assert run("info", "t.tsv").stderr == ""
+
+
+@pytest.mark.parametrize("suffix", ["biom", "h5ad", "tsv"])
+def test_simulate_writes_counts_and_the_truth_that_made_them(run, tmp_path, suffix):
+    size = ["--samples", "9", "--features", "7", "-k", "2", "--seed", "1"]
+    run("simulate", "-o", f"x.{suffix}", *size)
+    table = read(tmp_path / f"x.{suffix}")
+    factors = pd.read_csv(tmp_path / "x-truth" / "factors.tsv", sep="\t", index_col=0)
+    loadings = pd.read_csv(tmp_path / "x-truth" / "loadings.tsv", sep="\t", index_col=0)
+    proportions = np.load(tmp_path / "x-truth" / "proportions.npy", allow_pickle=False)
+    assert (table.n, table.d) == proportions.shape == (9, 7)
+    assert list(factors.index) == list(table.sample_ids)
+    assert np.array_equal(factors["depth"], table.depth)
+    logits = factors[["z1", "z2"]].to_numpy() @ loadings[["V1", "V2"]].to_numpy().T
+    noise = np.log(proportions) - logits - loadings["mean_clr"].to_numpy()
+    noise -= noise.mean(axis=1, keepdims=True)
+    assert np.mean(noise**2) == pytest.approx(0.5, rel=0.6)
+    about = json.loads((tmp_path / "x-truth" / "truth.json").read_text())
+    assert (about["seed"], about["design"], about["sigma2"]) == (1, "wide", 0.5)
+
+
+def test_simulate_is_all_or_nothing(run, tmp_path):
+    refused(run("simulate", "-o", "x.xlsx", code=3), "x.xlsx")
+    refused(run("simulate", "-o", "x.tsv", "--features", "4", "-k", "4", code=3), "k")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine").touch()
+    refused(run("simulate", "-o", "x.tsv", "--truth", "there", code=3), "there")
+    assert [file.name for file in tmp_path.iterdir()] == ["there"]
+
+
+def test_demo_draws_both_tables_and_beats_the_baselines(run, tmp_path):
+    result = run("demo", "-o", "d", "--quiet", "--json")
+    found = json.loads(result.stdout)
+    assert found == json.loads((tmp_path / "d" / "demo.json").read_text())
+    for table in found.values():
+        assert table["bound"] > table["pca_plug_in"] > table["pooled"]
+    simulated = found["simulated"]
+    assert simulated["covariance_error"] < 0.3 < simulated["covariance_error_pca"]
+    assert simulated["subspace_error"] < 0.1 < simulated["subspace_error_pca"]
+    for name in ("real", "simulated"):
+        assert (tmp_path / "d" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        MultinomialVAE.load(tmp_path / "d" / name)
+    refused(run("demo", "-o", "d", "--quiet", code=3), "d: is already there")
+    assert "countvae, a lower bound" in demo.describe(found)
+
+
+def test_without_the_atlas_the_demo_takes_digits(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo.skbio, "__path__", [str(tmp_path)])
+    table, _, label = demo._real_table()
+    assert (table.n, table.d) == (1797, 64)
+    assert table.sample_metadata[label].nunique() == 10
+
+
+# ---- exit codes, help, progress
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (InputError("counts: wrong."), 3, "counts: wrong."),
+        (OSError(28, "No space left on device", "m"), 3, "m: No space left on device."),
+        (Diverged("not finite in epoch 3"), 4, "did not converge"),
+        (MemoryError(), 5, "out of memory"),
+        (torch.OutOfMemoryError("CUDA"), 5, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 5, "out of memory"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (RuntimeError("a bug"), 1, "RuntimeError: a bug"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_each_error_has_its_exit_code_one_sentence_and_leaves_nothing(
+    run, shared, tmp_path, monkeypatch, error, code, said
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(MultinomialVAE, "fit", fail)
+    arguments = ["fit", shared / "table.biom", "-o", "m", *QUICK]
+    result = run(*arguments, code=code)
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())
+    assert "Traceback" in run(*arguments, "--debug", code=code).stderr
+    assert explain(error)[0] == code
+
+
+def test_torch_says_what_is_taken_for_out_of_memory():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**48, dtype=torch.uint8)
+    assert explain(caught.value)[0] == 5
+
+
+def test_every_exit_code_but_two_is_an_errors(run):
+    assert set(EXIT_CODES.values()) == {3, 4, 5, 130}
+    run("--version")
+    run("fit", code=2)
+    run("fit", "t.tsv", "-o", "m", "--no-such-option", code=2)
+    run("fit", "t.tsv", "-o", "m", "-k", "0", code=2)
+    run("fit", "t.tsv", "-o", "m", "--tree", "t", "--basis", "sequential", code=2)
+
+
+@pytest.mark.parametrize("name", [None, *main.commands])
+def test_help_begins_with_an_example_whose_options_exist(run, name):
+    command = main if name is None else main.commands[name]
+    example = run(*([name] if name else []), "--help").stdout.splitlines()[0]
+    assert example == f"Example: {command.example}"
+    words = command.example.split()[1:]
+    with click.Context(main) as parent:
+        main.commands[words[0]].make_context(words[0], words[1:], parent=parent)
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+from countvae import MultinomialVAE, cli
+def fit(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(600)
+MultinomialVAE.fit = fit
+cli.main(prog_name="countvae")
+"""
+
+
+def test_the_module_is_the_same_program_with_the_same_exit_codes(shared, tmp_path, counts):
+    bad = write_tsv(tmp_path / "t.tsv", -counts)
+    begun = {
+        code: subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for code, arguments in {
+            0: ["-m", "countvae", "fit", shared / "table.biom", "-o", "m m", *QUICK],
+            2: ["-m", "countvae", "fit"],
+            3: ["-m", "countvae", "fit", bad, "-o", "n", *QUICK],
+            130: ["-c", INTERRUPTED, "fit", shared / "table.biom", "-o", "i", *QUICK],
+        }.items()
+    }
+    said = {code: process.communicate() for code, process in begun.items()}
+    assert [process.returncode for process in begun.values()] == list(begun), said
+    assert said[0][1] == ""
+    assert said[2][1].startswith("Usage: countvae fit")
+    assert said[3][1].startswith(f"Error: {bad}")
+    assert said[130][1] == "Error: interrupted; nothing was written.\n"
+    assert {file.name for file in tmp_path.iterdir()} == {"m m", "t.tsv"}
+    assert {file.name for file in (tmp_path / "m m").iterdir()} == MODEL_FILES
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_is_a_line_every_few_seconds_with_the_time_left():
+    stream, seconds = io.StringIO(), iter([0.0, 3.0, 4.0, 7.0, 9.0])
+    with Progress(stream, lambda: next(seconds)) as progress:
+        for epoch in (1, 2, 3, 4):
+            progress({"epoch": epoch, "max_epochs": 10, "bound": -1.0, "sigma2": 0.5})
+    assert stream.getvalue() == "epoch 3/10  bound -1.00  sigma2 0.5  14 s left\n"
+
+
+def test_progress_is_a_bar_on_a_terminal_without_escape_codes():
+    stream, seconds = Terminal(), iter([0.0, 1.0, 2.0])
+    with Progress(stream, lambda: next(seconds)) as progress:
+        for epoch in (1, 2):
+            progress({"epoch": epoch, "max_epochs": 2, "bound": -1.0, "sigma2": 0.5})
+    first, last = stream.getvalue().removeprefix("\r").split("\r")
+    assert first.startswith("[########........] epoch 1/2")
+    assert last.startswith("[################] epoch 2/2")
+    assert last.endswith("\n")
+    assert "\x1b" not in stream.getvalue()
+    assert len(first) < 80
+
+
+def test_a_real_table_goes_in_and_comes_out(run, shared_table, tmp_path):
+    oaks = shared_table("oaks")
+    run("fit", oaks, "-o", "m", "-k", "3", "--max-epochs", "3", "--quiet", "--metadata",
+        oaks.with_name("metadata.tsv"))  # fmt: skip
+    run("transform", oaks, "--model", "m", "-o", "t.h5ad", "--quiet")
+    with h5py.File(tmp_path / "t.h5ad") as file:
+        assert file["obsm/X_mvae"].shape == (116, 3)
+    assert cli.MultinomialVAE.load(tmp_path / "m").n_features_in_ == 114

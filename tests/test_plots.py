@@ -1,0 +1,84 @@
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from countvae import plots
+
+Y = np.random.default_rng(0).standard_normal((12, 3))
+
+
+@pytest.fixture
+def ax():
+    return Figure().subplots()
+
+
+def test_each_function_draws_where_it_is_told_and_returns_it(ax):
+    history = pd.DataFrame({"epoch": [1, 2], "bound": [-2.0, -1.0]})
+    frame = pd.DataFrame({"F1": [1.0, -2.0]}, index=["a", "b"])
+    assert plots.ordination(Y, ax=ax) is ax
+    assert plots.agreement(Y, Y, ax=ax) is ax
+    assert plots.history(history, ax=ax) is ax
+    assert plots.loadings(frame, ax=ax) is ax
+
+
+def test_without_axes_a_new_figure_is_made():
+    with plt.rc_context({"backend": "agg"}):
+        ax = plots.ordination(Y)
+    assert ax.figure.axes == [ax]
+    plt.close(ax.figure)
+
+
+def test_the_chosen_coordinates_are_drawn_on_one_scale(ax):
+    plots.ordination(Y, axes=(2, 0), ratio=np.array([0.5, 0.3, 0.2]), ax=ax)
+    assert np.array_equal(ax.collections[0].get_offsets(), Y[:, [2, 0]])
+    assert (ax.get_xlabel(), ax.get_ylabel()) == (
+        "F3 (20 % of variance)",
+        "F1 (50 % of variance)",
+    )
+    assert ax.get_aspect() == 1
+
+
+def test_groups_come_by_size_and_missing_ones_are_grey(ax):
+    groups = pd.Series([None, None, *"aaaabbbbbb"], name="where")
+    plots.ordination(Y, groups, ax=ax)
+    legend = ax.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["missing", "b (6)", "a (4)"]
+    assert legend.get_title().get_text() == "where"
+    assert np.array_equal(ax.collections[1].get_offsets(), Y[6:, :2])
+
+
+def test_numbers_are_shown_on_a_scale(ax):
+    plots.ordination(Y, pd.Series(np.arange(12.0), name="age"), ax=ax)
+    assert np.array_equal(ax.collections[0].get_array(), np.arange(12.0))
+    assert ax.figure.axes[1].get_ylabel() == "age"
+
+
+def test_agreement_draws_truth_against_estimate_and_one_line(ax):
+    plots.agreement(Y, 2 * Y, label="a", ax=ax)
+    plots.agreement(Y, 3 * Y, label="b", ax=ax)
+    points = np.asarray(ax.collections[1].get_offsets())
+    np.testing.assert_allclose(points[:, 1], 3 * points[:, 0])
+    assert len(ax.lines) == 1
+
+
+def test_very_many_points_are_thinned(ax, monkeypatch):
+    monkeypatch.setattr(plots, "MAX_POINTS", 10)
+    plots.agreement(Y, Y, ax=ax)
+    assert len(ax.collections[0].get_offsets()) == 9
+
+
+def test_history_draws_the_bound_by_epoch_and_what_was_held_out(ax):
+    history = pd.DataFrame({"epoch": [1, 2], "bound": [-2, -1], "validation_bound": [-3, -2]})
+    plots.history(history, ax=ax)
+    assert np.array_equal(ax.lines[0].get_xydata(), [[1, -2], [2, -1]])
+    assert np.array_equal(ax.lines[1].get_xydata(), [[1, -3], [2, -2]])
+
+
+def test_loadings_draws_the_largest_whatever_their_sign(ax):
+    frame = pd.DataFrame({"F1": [0.0, 0.0], "F2": [0.0, 0.0]}, index=["x", "y"])
+    frame = pd.concat([frame, pd.DataFrame({"F2": [3.0, -4.0]}, index=["up", "down"])])
+    plots.loadings(frame, "F2", top=2, ax=ax)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["down", "up"]
+    assert [patch.get_width() for patch in ax.patches] == [-4.0, 3.0]

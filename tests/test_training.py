@@ -1,0 +1,211 @@
+"""The loop: it learns, keeps what is best, stops, and says when it cannot go on."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csr_array
+
+from countvae.decoder import Decoder
+from countvae.encoder import Encoder
+from countvae.metrics import subspace_error
+from countvae.rows import Rows
+from countvae.simulate import simulate
+from countvae.start import residual_start
+from countvae.training import Diverged, Schedule, mean_bound, train
+
+
+@pytest.fixture(name="table", scope="module")
+def flat_table():
+    return simulate(160, 30, 3, 500, design="flat", rng=np.random.default_rng(0))
+
+
+def start_on(counts, k=3, *, dtype=torch.float32, batch_size=32, depth=2, by_feature=False):
+    """Return rows, encoder and decoder at the start of a fit."""
+    rows = Rows(csr_array(counts), batch_size, dtype)
+    generator = torch.Generator().manual_seed(0)
+    start = residual_start(rows, k, pseudocount=1.0, generator=generator)
+    sigma2 = start.sigma2.expand(rows.d) if by_feature else start.sigma2
+    decoder = Decoder(start.V, start.mu, sigma2)
+    encoder = Encoder(
+        start.A,
+        start.b,
+        start.log_D,
+        decoder.mu.detach(),
+        depth=depth,
+        width=16,
+        activation="silu",
+        pseudocount=1.0,
+        shared_D=False,
+        generator=generator,
+    )
+    return rows, encoder, decoder
+
+
+def spoilt(counts, seed=0):
+    """Return a start whose loadings are replaced by small noise, and whose encoder is by zeros."""
+    rows, encoder, decoder = start_on(counts)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        decoder.V.normal_(0, 0.1, generator=generator)
+        decoder.centre()
+        encoder.A.zero_()
+    return rows, encoder, decoder
+
+
+def run(rows, encoder, decoder, *, epochs=8, rate=0.02, optimizer="adam", patience=None, **more):
+    more = {"shrink_loadings": False, "generator": torch.Generator().manual_seed(1)} | more
+    return train(rows, encoder, decoder, Schedule(epochs, rate, optimizer, patience), **more)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_spoilt_start_is_learnt_away_by_either_optimiser(table, optimizer):
+    rows, encoder, decoder = spoilt(table.counts)
+    strong = table.V[:, :2]  # the third factor is a tenth of the noise
+    before = mean_bound(encoder, decoder, rows.in_order())
+    assert subspace_error(strong, decoder.V.detach().double().numpy()) > 0.5
+    run(rows, encoder, decoder, epochs=40, optimizer=optimizer)
+    assert mean_bound(encoder, decoder, rows.in_order()) > before + 10
+    assert subspace_error(strong, decoder.V.detach().double().numpy()) < 0.05
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("shrink_loadings", [False, True])
+@pytest.mark.parametrize("by_feature", [False, True])
+def test_training_from_the_residual_start_raises_the_bound(
+    table, optimizer, shrink_loadings, by_feature
+):
+    rows, encoder, decoder = start_on(table.counts, by_feature=by_feature)
+    before = mean_bound(encoder, decoder, rows.in_order())
+    run(rows, encoder, decoder, optimizer=optimizer, shrink_loadings=shrink_loadings)
+    assert mean_bound(encoder, decoder, rows.in_order()) > before
+
+
+def test_history_has_a_row_an_epoch_and_progress_sees_each(table):
+    seen = []
+    history = run(*start_on(table.counts), epochs=5, progress=seen.append)
+    assert seen == history
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5]
+    for row in history:
+        assert row.keys() == {"epoch", "bound", "sigma2", "learning_rate"}
+        assert all(math.isfinite(value) for value in row.values())
+
+
+def test_the_bound_of_the_history_is_the_mean_bound_of_its_epoch(table):
+    rows, encoder, decoder = start_on(table.counts)
+    still = mean_bound(encoder, decoder, rows.in_order())
+    (row,) = run(rows, encoder, decoder, epochs=1, rate=1e-12)
+    assert row["bound"] == pytest.approx(still, abs=0.05)
+
+
+def test_training_leaves_the_logits_centred(table):
+    _, _, decoder = (parts := start_on(table.counts))
+    run(*parts)
+    torch.testing.assert_close(decoder.V.mean(0), torch.zeros(3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(decoder.mu.mean(), torch.tensor(0.0), atol=1e-6, rtol=0)
+
+
+def test_factors_end_with_mean_zero_and_covariance_one(table):
+    rows, encoder, _ = (parts := start_on(table.counts))
+    run(*parts, epochs=15)
+    with torch.no_grad():
+        z, D = encoder(torch.cat(list(rows.in_order())))
+    covariance = z.T @ z / len(z) + D.mean(0).diag()
+    torch.testing.assert_close(z.mean(0), torch.zeros(3), atol=0.03, rtol=0)
+    torch.testing.assert_close(covariance, torch.eye(3), atol=0.05, rtol=0)
+
+
+def test_permuted_features_change_nothing_from_the_same_place(table):
+    rows, encoder, decoder = start_on(table.counts, dtype=torch.float64)
+    other_encoder, other_decoder = copy.deepcopy(encoder), copy.deepcopy(decoder)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        for parameter in (
+            other_decoder.V,
+            other_decoder.mu,
+            other_encoder.A,
+            other_encoder.G,
+            other_encoder.centre,
+        ):
+            parameter.copy_(parameter[order])
+    run(rows, encoder, decoder, epochs=4)
+    permuted = Rows(csr_array(table.counts[:, order.numpy()]), 32, torch.float64)
+    run(permuted, other_encoder, other_decoder, epochs=4)
+    V, W = decoder.V[order], other_decoder.V
+    torch.testing.assert_close(W @ W.T, V @ V.T, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(other_decoder.mu, decoder.mu[order], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(other_decoder.sigma2, decoder.sigma2, rtol=1e-6, atol=1e-6)
+
+
+def test_the_same_generator_gives_the_same_bits_and_another_seed_differs(table):
+    states = []
+    for seed in (1, 1, 2):
+        parts = start_on(table.counts)
+        run(*parts, epochs=3, generator=torch.Generator().manual_seed(seed))
+        states.append(parts[2].V)
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_the_best_epoch_on_the_validation_table_is_kept(table):
+    rows, encoder, decoder = start_on(table.counts[:60], batch_size=16)
+    validation = Rows(csr_array(table.counts[60:]), 16)
+    history = run(rows, encoder, decoder, epochs=30, rate=0.2, validation=validation)
+    bounds = [row["validation_bound"] for row in history]
+    assert np.argmax(bounds) < len(bounds) - 1, "a rate this high must overfit, or nothing is shown"
+    kept = mean_bound(encoder, decoder, validation.in_order())
+    assert kept == pytest.approx(max(bounds), abs=1e-9)
+
+
+def test_patience_stops_so_many_epochs_after_the_best(table):
+    parts = start_on(table.counts[:60], batch_size=16)
+    validation = Rows(csr_array(table.counts[60:]), 16)
+    history = run(*parts, epochs=60, rate=0.2, validation=validation, patience=4)
+    bounds = [row["validation_bound"] for row in history]
+    assert len(history) < 60
+    assert len(history) - 1 - np.argmax(bounds) == 4
+
+
+def test_watching_a_validation_table_changes_no_step(table):
+    watched, alone = start_on(table.counts[:60]), start_on(table.counts[:60])
+    validation = Rows(csr_array(table.counts[60:]), 16)
+    ours = run(*watched, epochs=4, validation=validation)
+    for row, other in zip(ours, run(*alone, epochs=4), strict=True):
+        assert row["bound"] == other["bound"]
+
+
+@pytest.mark.parametrize("broken", ["V", "mu"])
+def test_a_bound_that_is_not_finite_is_called_diverged(table, broken):
+    rows, encoder, decoder = start_on(table.counts)
+    with torch.no_grad():
+        getattr(decoder, broken).fill_(math.nan)
+    with pytest.raises(Diverged, match="not finite in epoch 1"):
+        run(rows, encoder, decoder)
+
+
+def test_a_learning_rate_beyond_reason_diverges_or_stays_finite(table):
+    rows, encoder, decoder = start_on(table.counts)
+    try:
+        history = run(rows, encoder, decoder, rate=1e30)
+    except Diverged:
+        return
+    assert all(math.isfinite(row["bound"]) for row in history)
+    assert all(parameter.isfinite().all() for parameter in decoder.parameters())
+
+
+def test_shrinkage_shrinks(table):
+    norms = []
+    for shrink in (False, True):
+        _, _, decoder = (parts := start_on(table.counts, 6))
+        run(*parts, epochs=15, shrink_loadings=shrink)
+        norms.append(decoder.V.detach().norm().item())
+    assert norms[1] < norms[0]
+
+
+def test_mean_bound_does_not_depend_on_the_batches(table):
+    rows, encoder, decoder = start_on(table.counts, dtype=torch.float64)
+    other = Rows(rows.counts, 7, torch.float64)
+    whole, batched = (mean_bound(encoder, decoder, r.in_order()) for r in (rows, other))
+    assert whole == pytest.approx(batched, abs=0.02)
