@@ -78,7 +78,7 @@ class Encoder(nn.Module):
                 ]
             self.hidden = nn.Sequential(*layers)
             outputs = k if shared_D else 2 * k
-            self.last = nn.utils.skip_init(nn.Linear, width, outputs, dtype=A.dtype)
+            self.last = _unset(width, outputs, A.dtype)
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(self.last.bias)
 
@@ -125,8 +125,13 @@ class Encoder(nn.Module):
 
 
 def _dense(inputs: int, outputs: int, generator: torch.Generator, dtype: torch.dtype) -> nn.Linear:
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=dtype)
+    layer = _unset(inputs, outputs, dtype)
     with torch.no_grad():
         layer.weight.normal_(0, (2 / inputs) ** 0.5, generator=generator)
         layer.bias.zero_()
     return layer
+
+
+def _unset(inputs: int, outputs: int, dtype: torch.dtype) -> nn.Linear:
+    """Make a layer without drawing from torch's global generator."""
+    return nn.Linear(inputs, outputs, dtype=dtype, device="meta").to_empty(device="cpu")
