@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 Sigma2 = Float[Tensor, ""] | Float[Tensor, " d"]
@@ -124,11 +124,12 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     Dozens of short operations on a block, each split over all threads, wait for each other dozens
     of times; on a busy machine that costs a hundred times the arithmetic.
     """
+    openmp = ThreadpoolController().select(user_api="openmp")
 
-    def alone() -> None:
-        threadpool_limits(1, user_api="openmp")
+    def work_alone() -> None:
+        openmp.limit(limits=1)
 
-    return ThreadPoolExecutor(threads, "countvae", alone)
+    return ThreadPoolExecutor(threads, "countvae", work_alone)
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,10 +1,11 @@
-"""Shared by all tests: where the real tables are."""
+"""Shared by all tests: one thread, and where the real tables are."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 _FILES = {
     "ecam": "ecam/table.biom",
@@ -12,6 +13,12 @@ _FILES = {
     "oaks": "oaks/table.biom",
     "globalpatterns": "globalpatterns/table.biom",
 }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Let tests be quick on a busy machine; those about threads ask for more."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -535,3 +535,21 @@ def test_log_coefficient_completes_the_multinomial():
     x, p = np.array([[3.0, 0, 2], [0, 0, 1]]), np.array([0.5, 0.2, 0.3])
     found = log_coefficient(torch.tensor(x)).numpy() + x @ np.log(p)
     np.testing.assert_allclose(found, multinomial.logpmf(x, x.sum(1), p))
+
+
+def test_threads_that_solve_a_block_each_change_nothing():
+    generator = torch.Generator().manual_seed(0)
+    m0 = torch.randn(7, 30, generator=generator, dtype=torch.float64)
+    Q = torch.rand(7, 30, generator=generator, dtype=torch.float64)
+    x = torch.poisson(5 * torch.rand(7, 30, generator=generator, dtype=torch.float64), generator)
+    sigma2 = torch.tensor(0.5, dtype=torch.float64)
+    before = torch.get_num_threads()
+    alone = evidence.solve_noise(m0, Q, x, sigma2, tolerance=1e-10)
+    try:
+        torch.set_num_threads(3)
+        together = evidence.solve_noise(m0, Q, x, sigma2, tolerance=1e-10)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    for mine, theirs in zip(alone, together, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
