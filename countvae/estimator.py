@@ -19,7 +19,7 @@ from countvae.basis import make_basis, restore
 from countvae.checks import CountvaeWarning, InputError, check_counts, examples
 from countvae.decoder import Decoder
 from countvae.encoder import ACTIVATIONS, Encoder
-from countvae.evidence import log_coefficient
+from countvae.evidence import log_coefficient, one_thread_an_operation
 from countvae.inference import Posterior, posterior_at, refine
 from countvae.rows import Rows
 from countvae.start import residual_start
@@ -75,9 +75,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     learning_rate : float
         Of the loadings; the encoder's follow from it.
     max_epochs : int, optional
-        By default about 400 steps in all, at least 8 and at most 60 epochs.
+        By default about 600 steps in all, at least 8 and at most 60 epochs.
     batch_size : int, optional
-        By default an eighth of the samples, at least 16 and at most 256.
+        By default an eighth of the samples, at least 16 and at most 128.
     validation_fraction : float
         Share of the samples held out of the fit to watch it; the best epoch is then kept.
     patience : int, optional
@@ -202,7 +202,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         counts, held_out = self._split(counts, seed)
         k = self._feasible_components(*counts.shape)
-        encoder, decoder, history = self._fit_from_start(counts, held_out, k, seed)
+        with one_thread_an_operation():
+            encoder, decoder, history = self._fit_from_start(counts, held_out, k, seed)
         self.history_ = pd.DataFrame(history)
         self.n_iter_ = len(history)
         encoder, decoder = encoder.double(), decoder.double()
@@ -529,9 +530,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self, counts: sp.csr_array, held_out: sp.csr_array | None, k: int, seed: int
     ) -> tuple[Encoder, Decoder, list[dict[str, float | int]]]:
         n = counts.shape[0]
-        rows = Rows(counts, int(self.batch_size or min(256, max(16, n // 8))))
+        rows = Rows(counts, int(self.batch_size or min(128, max(16, n // 8))))
         validation = None if held_out is None else Rows(held_out, rows.batch_size)
-        max_epochs = int(self.max_epochs or np.clip(np.ceil(400 * rows.batch_size / n), 8, 60))
+        max_epochs = int(self.max_epochs or np.clip(np.ceil(600 * rows.batch_size / n), 8, 60))
         rate = float(self.learning_rate)
         for attempt in range(RETRIES + 1):
             generator = torch.Generator().manual_seed(seed)
@@ -613,5 +614,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         counts = self._counts(X, reset=False)
         rows = Rows(counts, max(1, 2**20 // counts.shape[1]), dtype=torch.float64)
         for x in rows.in_order():
-            posterior = posterior_at(self._decoder, x, *self._encoder(x), tolerance=EXACT)
-            yield refine(self._decoder, x, posterior, steps, tolerance=EXACT), x
+            with one_thread_an_operation():
+                posterior = posterior_at(self._decoder, x, *self._encoder(x), tolerance=EXACT)
+                posterior = refine(self._decoder, x, posterior, steps, tolerance=EXACT)
+            yield posterior, x

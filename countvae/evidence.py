@@ -11,7 +11,10 @@ is on the page "The model" of the documentation.
 
 import functools
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -23,6 +26,9 @@ Sigma2 = Float[Tensor, ""] | Float[Tensor, " d"]
 
 CACHED_ENTRIES = 1 << 17
 """Entries of a block of rows that is solved at once: about what a second-level cache holds."""
+
+WORTH_THREADS = 1 << 16
+"""Entries of a batch from which its blocks are shared out among threads."""
 
 NEWTON_PASSES = 24
 TOLERANCE = 0.02
@@ -96,8 +102,8 @@ def solve_noise(
     Noise
         Constants to autograd: the bound is stationary in all that is solved here.
     """
-    threads = torch.get_num_threads()
     b, d = x.shape
+    threads = (_block_threads.get() or torch.get_num_threads()) if b * d >= WORTH_THREADS else 1
     rows = max(1, min(CACHED_ENTRIES // d, -(-b // threads)))
     blocks = [
         (
@@ -117,14 +123,33 @@ def solve_noise(
     return Noise(*(torch.cat(field) for field in zip(*solved, strict=True)))
 
 
+_block_threads: ContextVar[int | None] = ContextVar("block_threads", default=None)
+
+
+@contextmanager
+def one_thread_an_operation() -> Iterator[None]:
+    """Give each operation one thread, and the threads it had to the blocks of `solve_noise`.
+
+    Short operations split over threads wait at a barrier each. Where another process has a core,
+    those waits cost a hundred times the arithmetic.
+    """
+    token = _block_threads.set(torch.get_num_threads())
+    try:
+        with _openmp().limit(limits=1):
+            yield
+    finally:
+        _block_threads.reset(token)
+
+
+@functools.cache
+def _openmp() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="openmp")
+
+
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that solve a block each.
-
-    Dozens of short operations on a block, each split over all threads, wait for each other dozens
-    of times; on a busy machine that costs a hundred times the arithmetic.
-    """
-    openmp = ThreadpoolController().select(user_api="openmp")
+    """Threads that solve a block each; the libraries are looked up here, not in the threads."""
+    openmp = _openmp()
 
     def work_alone() -> None:
         openmp.limit(limits=1)

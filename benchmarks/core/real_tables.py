@@ -70,7 +70,9 @@ def main() -> None:
         default = held[(held.table == name) & (held.method == "countvae")]
         print(f"\n{name}")
         verdict("  held-out gap of the default", default.gap_2, 0.3)
-        verdict("  nats a read below the trial's", trial - default.bound_a_read, 0)
+        verdict(
+            "  nats a read below the trial's (of another split)", trial - default.bound_a_read, 0
+        )
     write("real_tables_held_out", held)
     write("real_tables_labels", labels)
 
