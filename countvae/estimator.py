@@ -35,6 +35,11 @@ OPTIMAL_STEPS = 30
 
 RETRIES = 2
 
+MAX_COUNT = 2.0**53
+"""Beyond it whole numbers have no exact double."""
+
+PSEUDOCOUNTS = (1e-9, 1e9)
+
 
 class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     r"""Multinomial variational autoencoder with a linear-Gaussian decoder.
@@ -202,7 +207,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         counts, held_out = self._split(counts, seed)
         k = self._feasible_components(*counts.shape)
-        with one_thread_an_operation():
+        with torch.inference_mode(False), torch.enable_grad(), one_thread_an_operation():
             encoder, decoder, history = self._fit_from_start(counts, held_out, k, seed)
         self.history_ = pd.DataFrame(history)
         self.n_iter_ = len(history)
@@ -286,6 +291,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             The latent factors that made them, as `transform` gives them.
         """
         check_is_fitted(self)
+        if n_samples < 1:
+            raise InputError(f"n_samples: expected a whole number >= 1; got {n_samples!r}.")
         rng = check_random_state(self.random_state if random_state is None else random_state)
         k, d = self.components_.shape
         depths = self._depths(n_samples, depth, rng)
@@ -304,7 +311,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if (
             given.shape not in ((), (1,), (n_samples,))
             or given.dtype.kind not in "iuf"
-            or not np.all((given >= 0) & (given == np.floor(given)) & np.isfinite(given))
+            or not np.all((given >= 0) & (given <= MAX_COUNT) & (given == np.floor(given)))
         ):
             raise InputError(
                 f"depth: expected a whole number >= 0, or one for each of {n_samples} samples; "
@@ -442,6 +449,11 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             value = getattr(self, name)
             if not (isinstance(value, int | float | np.number) and 0 < value < np.inf):
                 raise InputError(f"{name}: expected a positive number; got {value!r}.")
+        low, high = PSEUDOCOUNTS
+        if not low <= self.pseudocount <= high:
+            raise InputError(
+                f"pseudocount: expected {low:g} to {high:g}; got {self.pseudocount!r}."
+            )
         share = self.validation_fraction
         if not (isinstance(share, int | float | np.number) and 0 <= share < 1):
             raise InputError(
@@ -475,6 +487,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 ensure_min_features=2 if reset else 1,
             )
         counts = sp.csr_array(counts, dtype=np.float64)
+        if reset and counts.shape[0] < 2:
+            raise InputError("X: a fit needs at least two samples; got 1.")
+        if counts.nnz and counts.max() > MAX_COUNT:
+            raise InputError(f"X: expected counts <= 2^53; got {counts.max():g}.")
         check_counts(
             counts, sample_ids, feature_ids, fractional="warn", empty_samples="warn", argument="X"
         )
@@ -507,8 +523,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         most = max(1, min(n, d) - 1)
         if self.n_components > most:
             warnings.warn(
-                f"n_components: {self.n_components} factors need more than {n} samples of {d} "
-                f"features; using {most}.",
+                f"n_components: {n} samples of {d} features carry at most {most} factors, not "
+                f"{self.n_components}; using {most}.",
                 CountvaeWarning,
                 stacklevel=3,
             )
@@ -558,9 +574,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                     progress=self._report(max_epochs),
                 )
                 return encoder, decoder, history
-            except Diverged:
+            except (Diverged, torch.linalg.LinAlgError) as error:  # pyright: ignore
                 if attempt == RETRIES:
-                    raise
+                    raise Diverged(str(error)) from error
                 rate /= 4
                 warnings.warn(
                     f"the fit diverged; trying again with a learning rate of {rate:g}.",

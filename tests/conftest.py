@@ -4,8 +4,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+hypothesis.settings.register_profile("countvae", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("countvae")
 
 _FILES = {
     "ecam": "ecam/table.biom",
