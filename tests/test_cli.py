@@ -179,7 +179,7 @@ def test_settings_reach_the_estimator(run, shared, tmp_path):
 
 def test_too_many_components_are_lowered_with_a_warning(run, shared):
     result = run("fit", shared / "table.biom", "-o", "m", *QUICK, "-k", "10")
-    assert result.stderr.startswith("Warning: n_components: 10 factors")
+    assert "at most 5 factors, not 10; using 5" in result.stderr
     assert "k = 5" in result.stdout
 
 
