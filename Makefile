@@ -36,7 +36,7 @@ docs: $(VENV)/.stamp-docs
 	"$(PY)" -m sphinx -W --keep-going -b html docs docs/_build
 
 # What the core must show, a script a claim; all of them take long. `make bench-recovery` runs one.
-BENCH_CORE := recovery cold_start solver real_tables robustness
+BENCH_CORE := recovery cold_start solver real_tables robustness choices
 
 bench-core: $(BENCH_CORE:%=bench-%)
 

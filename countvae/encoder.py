@@ -84,8 +84,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
         """Posterior mean z_hat and variance D of each sample."""
-        logs = (x + self.pseudocount).log()
-        inputs = logs - logs.mean(1, keepdim=True) - self.centre
+        inputs = centred_logs(x, self.pseudocount, self.centre)
         z = torch.addmm(self.b, inputs, self.A)
         log_D = self.log_D.expand_as(z)
         if self.G is not None:
@@ -122,6 +121,14 @@ class Encoder(nn.Module):
         if self.G is not None:
             self.G_bias += shift @ self.G
         self.centre.copy_(centre)
+
+
+def centred_logs(
+    x: Float[Tensor, "b d"], pseudocount: float, centre: Float[Tensor, " d"]
+) -> Float[Tensor, "b d"]:
+    """Return CLR(x + pseudocount) - centre: all that an encoder sees of the counts."""
+    logs = (x + pseudocount).log()
+    return logs - logs.mean(1, keepdim=True) - centre
 
 
 def _dense(inputs: int, outputs: int, generator: torch.Generator, dtype: torch.dtype) -> nn.Linear:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from countvae.decoder import SIGMA2_RANGE, Decoder
+from countvae.encoder import centred_logs
 from countvae.evidence import solve_noise
 from countvae.inference import best_D, posterior_at, refine
 from countvae.rows import Rows
@@ -137,8 +138,7 @@ def _linear_encoder(
     z = x.new_zeros(len(x), k)
     posterior = posterior_at(decoder, x, z, torch.full_like(z, 0.5))
     posterior = refine(decoder, x, posterior, NEWTON_STEPS)
-    logs = (x + pseudocount).log()
-    inputs = logs - logs.mean(1, keepdim=True) - decoder.mu
+    inputs = centred_logs(x, pseudocount, decoder.mu)
     weighted = information[:, None] * decoder.V
     weighted = weighted - weighted.mean(0)
     features = inputs @ weighted

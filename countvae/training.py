@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from countvae.decoder import Decoder
-from countvae.encoder import Encoder
+from countvae.encoder import Encoder, centred_logs
 from countvae.evidence import factor_kl, noise_bound, solve_noise
+from countvae.inference import posterior_at
 from countvae.rows import Rows
 
 FEATURE_NOISE_SHRINKAGE = 50
@@ -147,9 +148,7 @@ def mean_bound(encoder: Encoder, decoder: Decoder, batches: Iterable[Tensor]) ->
     """Mean of the bound at the encoder's own answer, in nats, coefficient left out."""
     total, n = 0.0, 0
     for x in batches:
-        z, D = encoder(x)
-        m0, Q = decoder(z, D)
-        total += (solve_noise(m0, Q, x, decoder.sigma2).bound - factor_kl(z, D)).sum().item()
+        total += posterior_at(decoder, x, *encoder(x)).bound.sum().item()
         n += len(x)
     return total / n
 
@@ -227,8 +226,8 @@ def _optimizer(
     """Learning rates in units of what a step does to the logits, whatever d is."""
     rate = schedule.learning_rate
     x = next(rows.in_order())
-    logs = (x + encoder.pseudocount).log()
-    reach = (logs - logs.mean(1, keepdim=True) - encoder.centre).abs().sum(1).mean().item()
+    inputs = centred_logs(x, encoder.pseudocount, encoder.centre)
+    reach = inputs.abs().sum(1).mean().item()
     wide = [encoder.A] if encoder.G is None else [encoder.A, encoder.G]
     narrow = [p for p in encoder.parameters() if all(p is not q for q in wide)]
     groups = [
