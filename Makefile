@@ -13,7 +13,7 @@ venv: $(VENV)/.stamp
 $(VENV)/.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "countvae needs Python 3.11 or newer: make PYTHON=...")'
 	$(PYTHON) -m venv "$(VENV)"
-	"$(PY)" $(PIP) -c constraints.txt -e ".[test,check]"
+	"$(PY)" $(PIP) -c constraints.txt -e ".[fast,test,check]"
 	@touch "$@"
 
 $(VENV)/.stamp-docs: $(VENV)/.stamp

@@ -22,6 +22,12 @@ from jaxtyping import Float
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+try:
+    from countvae import kernel
+except (ImportError, RuntimeError):
+    # numba is an extra, and refuses to load where it finds no place for its cache
+    kernel = None
+
 Sigma2 = Float[Tensor, ""] | Float[Tensor, " d"]
 
 CACHED_ENTRIES = 1 << 17
@@ -103,23 +109,22 @@ def solve_noise(
         Constants to autograd: the bound is stationary in all that is solved here.
     """
     b, d = x.shape
+    N = x.sum(1).clamp_min(1e-6)
+    if log_scale is None:
+        log_scale = N.log() - m0.logsumexp(1)
     threads = (_block_threads.get() or torch.get_num_threads()) if b * d >= WORTH_THREADS else 1
-    rows = max(1, min(CACHED_ENTRIES // d, -(-b // threads)))
+    solve, rows = _solve_block, max(1, min(CACHED_ENTRIES // d, -(-b // threads)))
+    if kernel is not None and x.dtype == torch.float32 and x.device.type == "cpu":
+        solve, rows = _solve_compiled, -(-b // threads)
+    sigma2 = sigma2.expand(d)
     blocks = [
-        (
-            m0[i : i + rows],
-            Q[i : i + rows],
-            x[i : i + rows],
-            sigma2,
-            None if log_scale is None else log_scale[i : i + rows],
-            tolerance,
-        )
-        for i in range(0, b, rows)
+        (m0[at], Q[at], x[at], sigma2, log_scale[at], tolerance)
+        for at in (slice(i, i + rows) for i in range(0, b, rows))
     ]
     if threads == 1 or len(blocks) == 1:
-        solved = [_solve_block(*block) for block in blocks]
+        solved = [solve(*block) for block in blocks]
     else:
-        solved = list(_pool(threads).map(lambda block: _solve_block(*block), blocks))
+        solved = list(_pool(threads).map(lambda block: solve(*block), blocks))
     return Noise(*(torch.cat(field) for field in zip(*solved, strict=True)))
 
 
@@ -184,12 +189,35 @@ def _omega_ceiling(Y: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance) -> Noise:
+    """`_solve_block` by the compiled kernel; what it gives up, or is too deep for it, by the plain."""
+    b, d = x.shape
+    of_sample = [torch.empty(b, dtype=torch.float64) for _ in range(3)]
+    of_feature = [torch.empty(b, d) for _ in range(3)]
+    settled, c = torch.empty(b, dtype=torch.bool), log_scale.double()
+    arrays = (m0, Q, x, sigma2, sigma2.double().log(), c)
+    kernel.solve(
+        *(array.contiguous().numpy() for array in arrays),
+        tolerance,
+        NEWTON_PASSES,
+        *(array.numpy() for array in (*of_sample, *of_feature, settled)),
+    )
+    noise = Noise(*of_sample, *of_feature, c.float())
+    rest = ~settled | (x.sum(1) > FLOAT32_DEPTH)
+    if rest.any():
+        solved = _solve_block(m0[rest], Q[rest], x[rest], sigma2, log_scale[rest], tolerance)
+        for mine, theirs in zip(noise, solved, strict=True):
+            mine[rest] = theirs
+    return noise
+
+
+@torch.no_grad()
 def _solve_block(m0, Q, x, sigma2, log_scale, tolerance) -> Noise:
     """Newton on (l, c) jointly: one increasing equation a feature, bordered by sum(lambda) = N."""
     N = x.sum(1).clamp_min(1e-6)
     prior = m0 + sigma2.log()
     fixed = torch.addcmul(prior, x, sigma2)
-    c = N.log() - m0.logsumexp(1) if log_scale is None else log_scale
+    c = log_scale
     log_u = _omega_ceiling(fixed + 0.5 * (Q + sigma2) + c[:, None])
     # N - sum(lambda) cancels in samples deeper than this; sum(e / sigma2) does not.
     deep = N > 10 * (1 / sigma2).expand_as(m0[0]).sum()

@@ -1,0 +1,276 @@
+"""The local solver of `evidence` in single precision, one sample at a time, compiled by numba.
+
+The equations and symbols are those of `evidence`, whose plain form is the reference that tests
+compare with. Here a sample stays in the cache from the first Newton pass to the bound, and nothing
+but the answer is written. Exponential and logarithm are power series of a reduced argument: unlike
+the library's, they vectorise.
+"""
+
+import functools
+import math
+from typing import no_type_check
+
+import numpy as np
+from llvmlite import ir
+from numba import njit
+from numba.core import types
+from numba.extending import intrinsic
+
+F = np.float32
+
+compiled = functools.partial(njit, cache=True, nogil=True, error_model="numpy")
+
+EXACT = {"contract"}
+ANY_ORDER = {"reassoc", "contract", "nsz", "arcp"}
+"""Sums in any order, so that they vectorise; NaN and infinity keep their meaning."""
+
+CHUNK = 512
+"""Features summed in single precision; the sums of chunks are added in double."""
+
+# Rows of a chunk in the workspace. One array with constant distances between its rows lets the
+# compiler see that they do not overlap.
+LOG_U, STEP, INVERSE, PRIOR, FACTORS, COUNTS, NOISE, PRECISION = (row * CHUNK for row in range(8))
+ROWS = 8 * CHUNK
+
+
+@intrinsic
+@no_type_check
+def _power_of_two(typing_context, n):
+    """2^n of a whole float32 n between -126 and 127."""
+
+    def generate(context, builder, signature, arguments):
+        i32 = ir.IntType(32)
+        exponent = builder.add(builder.fptosi(arguments[0], i32), ir.Constant(i32, 127))
+        return builder.bitcast(builder.shl(exponent, ir.Constant(i32, 23)), ir.FloatType())
+
+    return types.float32(types.float32), generate
+
+
+@intrinsic
+@no_type_check
+def _exponent(typing_context, y):
+    """Whole float32 n for which 2^-n y lies between sqrt(1/2) and sqrt(2)."""
+
+    def generate(context, builder, signature, arguments):
+        i32 = ir.IntType(32)
+        bits = builder.bitcast(arguments[0], i32)
+        above = builder.sub(bits, ir.Constant(i32, 0x3F3504F3))
+        return builder.sitofp(builder.ashr(above, ir.Constant(i32, 23)), ir.FloatType())
+
+    return types.float32(types.float32), generate
+
+
+@compiled(fastmath=EXACT)
+@no_type_check
+def exp(x):
+    """Exponential within two units in the last place, of x clipped to -87 ... 88."""
+    x = min(max(x, F(-87.0)), F(88.0))
+    n = np.floor(x * F(1.44269504) + F(0.5))
+    # log 2 in two parts, the first with zeros to spare, so that n times it is exact
+    r = (x - n * F(0.693145752)) - n * F(1.42860677e-06)
+    power = F(1 / 5040)
+    power = power * r + F(1 / 720)
+    power = power * r + F(1 / 120)
+    power = power * r + F(1 / 24)
+    power = power * r + F(1 / 6)
+    power = power * r + F(0.5)
+    power = power * r + F(1.0)
+    power = power * r + F(1.0)
+    return power * _power_of_two(n)
+
+
+@compiled(fastmath=EXACT)
+@no_type_check
+def log(y):
+    """Logarithm within two units in the last place, of normal y > 0 below 2^126."""
+    n = _exponent(y)
+    m = y * _power_of_two(-n)
+    s = (m - F(1.0)) / (m + F(1.0))
+    s2 = s * s
+    series = F(2 / 11)
+    series = series * s2 + F(2 / 9)
+    series = series * s2 + F(2 / 7)
+    series = series * s2 + F(2 / 5)
+    series = series * s2 + F(2 / 3)
+    series = series * s2 + F(2.0)
+    return n * F(0.693145752) + (n * F(1.42860677e-06) + s * series)
+
+
+@compiled(fastmath=EXACT)
+@no_type_check
+def log1p(u):
+    """Return log(1 + u) for u >= 0: what rounding took from 1 + u is put back."""
+    t = F(1.0) + u
+    return log(t) + (u - (t - F(1.0))) / t
+
+
+@compiled(fastmath=ANY_ORDER)
+@no_type_check
+def _load(work, first, size, m0, Q, x, sigma2, log_sigma2, c):
+    """Bring features `first` ... into a chunk, with the start of log_u at its ceiling."""
+    for j in range(size):
+        work[NOISE + j] = sigma2[first + j]
+    for j in range(size):
+        work[PRIOR + j] = m0[first + j]
+    for j in range(size):
+        work[PRIOR + j] += F(log_sigma2[first + j])
+    for j in range(size):
+        work[FACTORS + j] = Q[first + j]
+    for j in range(size):
+        work[COUNTS + j] = x[first + j]
+    for j in range(size):
+        s = work[NOISE + j]
+        Y = work[PRIOR + j] + s * work[COUNTS + j] + F(0.5) * (work[FACTORS + j] + s) + c
+        work[PRECISION + j] = F(1.0) / s
+        work[LOG_U + j] = log(max(Y, F(1.0))) if Y > F(1.0) else Y
+        work[STEP + j] = F(0.0)
+        work[INVERSE + j] = F(0.0)
+
+
+@compiled(fastmath=ANY_ORDER)
+@no_type_check
+def _newton(work, size, shift, c, deep):
+    """Finish the last step and find the next.
+
+    Returns this chunk's part of sum(lambda / g'), of N - sum(lambda (1 + step)) and of the nats
+    that the step moves.
+    """
+    pull, excess, moved = F(0.0), F(0.0), F(0.0)
+    for j in range(size):
+        s, per_s, q = work[NOISE + j], work[PRECISION + j], work[FACTORS + j]
+        log_u = work[LOG_U + j] + work[STEP + j] + shift * work[INVERSE + j]
+        u = exp(log_u)
+        rho = F(1.0) / (F(1.0) + u)
+        h = rho * (s + rho * q)
+        inverse = F(1.0) / (F(1.0) + u + u * rho * (h - F(0.5) * rho * s))
+        e = log_u - work[PRIOR + j] - c - F(0.5) * h
+        error = work[COUNTS + j] * s - u - e
+        step = min(max(error * inverse, F(-4.0)), F(4.0))
+        pull += u * inverse * per_s
+        excess += (e + error - u * step if deep else -u - u * step) * per_s
+        moved += step * error * per_s
+        work[LOG_U + j] = log_u
+        work[STEP + j] = step
+        work[INVERSE + j] = inverse
+    return pull, excess, moved
+
+
+@compiled(fastmath=ANY_ORDER)
+@no_type_check
+def _evaluate(work, size, shift, c):
+    """Finish the last step and sum lambda, x log(sigma2 lambda) - x h / 2, the noise's KL, slack.
+
+    Leaves u, e / sigma2, w, curvature and lambda in LOG_U, STEP, INVERSE, PRECISION, FACTORS.
+    """
+    rates, expected, divergence, informed = 0.0, 0.0, F(0.0), F(0.0)
+    for j in range(size):
+        s, per_s, q = work[NOISE + j], work[PRECISION + j], work[FACTORS + j]
+        log_u = work[LOG_U + j] + work[STEP + j] + shift * work[INVERSE + j]
+        u = exp(log_u)
+        rho = F(1.0) / (F(1.0) + u)
+        h = rho * (s + rho * q)
+        slope = F(1.0) + u + u * rho * (h - F(0.5) * rho * s)
+        e = log_u - work[PRIOR + j] - c - F(0.5) * h
+        rate = u * per_s
+        slack = u * rho
+        rates += np.float64(rate)
+        expected += np.float64(work[COUNTS + j]) * (np.float64(log_u) - 0.5 * np.float64(h))
+        divergence += (e * e + slack * slack * q) * per_s - slack + log1p(u)
+        informed += slack * per_s
+        work[LOG_U + j] = u
+        work[STEP + j] = e * per_s if u > F(1.0) else F(0.0)
+        work[INVERSE + j] = rate * rho
+        work[PRECISION + j] = rate / slope
+        work[FACTORS + j] = rate
+    return rates, expected, divergence, informed
+
+
+@compiled(fastmath=ANY_ORDER)
+@no_type_check
+def _store(work, first, size, scale, r, w, curvature):
+    """Write what `_evaluate` left, with rates that sum to N."""
+    for j in range(size):
+        near = work[COUNTS + j] - scale * work[FACTORS + j]
+        r[first + j] = work[STEP + j] if work[LOG_U + j] > F(1.0) else near
+    for j in range(size):
+        w[first + j] = scale * work[INVERSE + j]
+    for j in range(size):
+        curvature[first + j] = scale * work[PRECISION + j]
+
+
+@compiled(fastmath=ANY_ORDER)
+@no_type_check
+def solve(
+    m0,
+    Q,
+    x,
+    sigma2,
+    log_sigma2,
+    c,
+    tolerance,
+    passes,
+    likelihood,
+    kl,
+    overcount,
+    r,
+    w,
+    curvature,
+    settled,
+):
+    """Solve every sample of a block and evaluate its bound.
+
+    The first arguments are those of `evidence.solve_noise`, with sigma2 by feature, its logarithm
+    in double precision and a log-scale for each sample. The last seven, and c, are written. A
+    sample whose `settled` is false is to be solved by other means.
+    """
+    b, d = x.shape
+    chunks = (d + CHUNK - 1) // CHUNK
+    work = np.empty(chunks * ROWS, F)
+    precision = 0.0
+    for j in range(d):
+        precision += 1.0 / sigma2[j]
+    for i in range(b):
+        total, offset = 0.0, 0.0
+        for j in range(d):
+            total += x[i, j]
+            offset += x[i, j] * log_sigma2[j]
+        N = max(total, 1e-6)
+        deep = N > 10 * precision
+        ci, shift = F(c[i]), F(0.0)
+        for chunk in range(chunks):
+            part, first = work[chunk * ROWS : (chunk + 1) * ROWS], chunk * CHUNK
+            size = min(CHUNK, d - first)
+            _load(part, first, size, m0[i], Q[i], x[i], sigma2, log_sigma2, ci)
+        settled[i] = False
+        for _ in range(passes):
+            pull, excess, moved = 0.0, 0.0 if deep else N, 0.0
+            for chunk in range(chunks):
+                part, size = work[chunk * ROWS : (chunk + 1) * ROWS], min(CHUNK, d - chunk * CHUNK)
+                sums = _newton(part, size, shift, ci, deep)
+                pull += sums[0]
+                excess += sums[1]
+                moved += sums[2]
+            change = min(max(excess / pull, -6.0), 6.0)
+            shift = F(change)
+            ci += shift
+            moved += change * excess
+            if moved < tolerance:
+                settled[i] = True
+                break
+        rates, expected, divergence, informed = 0.0, 0.0, 0.0, 0.0
+        for chunk in range(chunks):
+            part, size = work[chunk * ROWS : (chunk + 1) * ROWS], min(CHUNK, d - chunk * CHUNK)
+            sums = _evaluate(part, size, shift, ci)
+            rates += sums[0]
+            expected += sums[1]
+            divergence += sums[2]
+            informed += sums[3]
+        scale = F(N / rates)
+        for chunk in range(chunks):
+            part, first = work[chunk * ROWS : (chunk + 1) * ROWS], chunk * CHUNK
+            size = min(CHUNK, d - first)
+            _store(part, first, size, scale, r[i], w[i], curvature[i])
+        likelihood[i] = expected - offset - total * math.log(rates)
+        kl[i] = 0.5 * divergence
+        overcount[i] = 0.5 * (math.log1p(rates / precision) - informed / precision)
+        c[i] = ci
