@@ -40,6 +40,7 @@ from countvae import demo as demonstration
 from countvae import ordination, store
 from countvae.basis import NAMED
 from countvae.checks import CountvaeWarning, InputError, check_counts, examples
+from countvae.encoder import ACTIVATIONS
 from countvae.estimator import MultinomialVAE
 from countvae.files import check_writable, new_file, new_folder, sha256
 from countvae.simulate import Design, Simulation, simulate
@@ -199,6 +200,8 @@ SEED = click.IntRange(0, 2**32 - 1)
 def setting(name: str, *flags: str, help: str, **attributes: Any) -> Callable[[Any], Any]:
     """Make an option of an argument of `MultinomialVAE`, with its default."""
     default = DEFAULTS[name]
+    if isinstance(attributes.get("type"), click.Choice):
+        default = default.replace("_", "-")
     shown = "follows from the data" if default is None else True
     flags = flags or (f"--{name.replace('_', '-')}",)
     return click.option(name, *flags, default=default, show_default=shown, help=help, **attributes)
@@ -256,6 +259,8 @@ def main() -> None:
 @click.option("-o", "--output-dir", "output", type=PATH, required=True, help="Folder to make.")
 @setting("n_components", "-k", "--n-components", type=ONE_OR_MORE, help="Factors.")
 @setting("encoder_depth", type=ONE_OR_MORE, help="Dense layers of the encoder; 1 is linear.")
+@setting("encoder_width", type=ONE_OR_MORE, help="Units of its hidden layers.")
+@setting("activation", type=click.Choice(list(ACTIVATIONS)), help="Of its hidden layers.")
 @setting("pseudocount", type=POSITIVE, help="In the encoder only, never in the likelihood.")
 @setting(
     "noise",
@@ -283,6 +288,14 @@ def main() -> None:
     show_default=True,
     help="Samples a feature must occur in.",
 )
+@setting(
+    "posterior_variance",
+    type=click.Choice(["per-sample", "shared"]),
+    callback=lambda ctx, _, value: value.replace("-", "_"),
+    help="Variances of the factors: by sample, or the same for all.",
+)
+@setting("refinement_steps", type=COUNT, help="Newton steps after the encoder; 0 leaves it alone.")
+@setting("optimizer", type=click.Choice(["adam", "sgd"]), help="Of loadings and encoder.")
 @setting("batch_size", type=ONE_OR_MORE, help="Samples a step.")
 @setting("max_epochs", type=ONE_OR_MORE, help="Passes over the table.")
 @setting("learning_rate", type=POSITIVE, help="Of the loadings; the encoder's follows.")
@@ -366,17 +379,21 @@ def transform(table: Path, folder: Path, output: Path, **options: Any) -> None:
         raise InputError(f"{folder}: was fitted without feature ids, so no file can be matched.")
     counts = _read(table, options)
     _say(options["quiet"])(f"{table} ({counts.source}): {size(counts)}")
-    mean, sd = model.posterior(_aligned(counts, table, model))
+    aligned = _aligned(counts, table, model, options["drop_empty"])
+    if aligned.n < counts.n:
+        counts = counts.select_samples(np.isin(counts.sample_ids, aligned.sample_ids))
+    mean, sd = model.posterior(aligned)
     _write_coordinates(output, options["force"], model, table, counts, mean, sd)
 
 
 @main.command(example="countvae info fitted")
 @click.argument("path", type=PATH, metavar="DIR_OR_TABLE")
+@click.option("--layer", help="Layer of an .h5ad file; X is one.  [default: counts, else X]")
 @json_option
 @debug_option
-def info(path: Path, as_json: bool) -> None:
+def info(path: Path, layer: str | None, as_json: bool) -> None:
     """Say what a model folder or a table holds."""
-    about = _about_model(path) if path.is_dir() else _about_table(path)
+    about = _about_model(path) if path.is_dir() else _about_table(path, layer)
     if as_json:
         _print_json(about)
     else:
@@ -392,7 +409,13 @@ def info(path: Path, as_json: bool) -> None:
 @click.option("--samples", type=ONE_OR_MORE, default=200, show_default=True)
 @click.option("--features", type=click.IntRange(min=2), default=100, show_default=True)
 @click.option("-k", "--n-components", type=ONE_OR_MORE, default=5, show_default=True)
-@click.option("--reads", type=POSITIVE, default=1000.0, show_default=True, help="Typical depth.")
+@click.option(
+    "--reads",
+    type=click.FloatRange(1, 1e12),
+    default=1000.0,
+    show_default=True,
+    help="Typical depth.",
+)
 @click.option("--design", type=click.Choice(get_args(Design)), default="wide", show_default=True)
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--truth", type=PATH, help="Folder for the truth.  [default: OUTPUT-truth]")
@@ -496,7 +519,10 @@ def _print_json(content: Any) -> None:
 
 def _read(path: Path, options: dict[str, Any]) -> CountTable:
     names = ("layer", "metadata", "transpose", "drop_empty", "allow_fractional")
-    return read(path, **{name: options[name] for name in names})
+    table = read(path, **{name: options[name] for name in names})
+    # said by now, with the file's name
+    warnings.filterwarnings("ignore", "X: expected whole numbers", CountvaeWarning)
+    return table
 
 
 def _filtered(
@@ -576,19 +602,22 @@ def _fit_summary(run: dict[str, Any], output: Path) -> str:
     )
 
 
-def _aligned(table: CountTable, path: Path, model: MultinomialVAE) -> CountTable:
+def _aligned(table: CountTable, path: Path, model: MultinomialVAE, drop_empty: bool) -> CountTable:
     try:
         aligned, overlap = table.align_features(model.feature_names_in_)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if overlap.missing or overlap.extra:
         warnings.warn(f"{path}: {overlap}", CountvaeWarning, stacklevel=2)
+    argument = f"{path}, in the features of the model"
+    if drop_empty:
+        aligned = aligned.without_empty(argument)
     check_counts(
         aligned.counts,
         aligned.sample_ids,
         aligned.feature_ids,
         fractional="ignore",
-        argument=f"{path}, in the features of the model",
+        argument=argument,
     )
     return aligned
 
@@ -644,10 +673,10 @@ def _about_model(folder: Path) -> dict[str, Any]:
     }
 
 
-def _about_table(path: Path) -> dict[str, Any]:
+def _about_table(path: Path, layer: str | None) -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as noted:
         warnings.simplefilter("always", CountvaeWarning)
-        table = read(path, drop_empty=True, allow_fractional=True)
+        table = read(path, layer=layer, drop_empty=True, allow_fractional=True)
     depth = table.depth
     return {
         "source": table.source,

@@ -33,10 +33,18 @@ class Decoder(nn.Module):
         self.register_buffer("sigma2", sigma2.clone())
 
     def forward(
-        self, z: Float[Tensor, "b k"], D: Float[Tensor, "b k"]
+        self,
+        z: Float[Tensor, "b k"],
+        D: Float[Tensor, "b k"],
+        U: Float[Tensor, "d k"] | None = None,
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
-        """Mean m0 = mu + V z and variance Q_j = v_j' diag(D) v_j of the noiseless logits."""
-        return torch.addmm(self.mu, z, self.V.T), D @ (self.V * self.V).T
+        """Mean m0 = mu + V z and variance Q_j = v_j' diag(D) v_j of the noiseless logits.
+
+        With variances U of the loadings, Q_j has sum_c U_jc (z_c^2 + D_c) as well.
+        """
+        m0, V2 = torch.addmm(self.mu, z, self.V.T), self.V * self.V
+        Q = D @ V2.T if U is None else D @ (V2 + U).T + (z * z) @ U.T
+        return m0, Q
 
     @torch.no_grad()
     def rescale(self, A: Float[Tensor, "k k"], shift: Float[Tensor, " k"]) -> None:

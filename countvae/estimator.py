@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from countvae import store
 from countvae.basis import make_basis, restore
-from countvae.checks import CountvaeWarning, InputError, check_counts, examples
+from countvae.checks import CountvaeWarning, InputError, check_counts, check_unique, examples
 from countvae.decoder import Decoder
 from countvae.encoder import ACTIVATIONS, Encoder
 from countvae.evidence import log_coefficient, one_thread_an_operation
@@ -336,7 +336,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             )
         noise = self.feature_noise_variance_
         covariance = (self.components_.T * self.explained_variance_) @ self.components_
-        covariance += np.diag(noise) - (noise[:, None] + noise) / d + noise.sum() / d**2
+        covariance.flat[:: d + 1] += noise
+        covariance -= (noise - noise.mean()) / d
+        covariance -= noise[:, None] / d
         return covariance
 
     @property
@@ -477,6 +479,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         else:
             if isinstance(X, pd.DataFrame):
                 sample_ids, feature_ids = X.index.to_numpy(), X.columns.to_numpy()
+                check_unique(feature_ids, "X: feature ids")
             counts = validate_data(
                 self,
                 X,

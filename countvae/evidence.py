@@ -190,19 +190,20 @@ def _omega_ceiling(Y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance) -> Noise:
-    """`_solve_block` by the compiled kernel; what it gives up, or is too deep for it, by the plain."""
+    """`_solve_block` in the kernel; samples that it gives up, or too deep for it, without it."""
     b, d = x.shape
     of_sample = [torch.empty(b, dtype=torch.float64) for _ in range(3)]
     of_feature = [torch.empty(b, d) for _ in range(3)]
     settled, c = torch.empty(b, dtype=torch.bool), log_scale.double()
     arrays = (m0, Q, x, sigma2, sigma2.double().log(), c)
+    assert kernel is not None
     kernel.solve(
         *(array.contiguous().numpy() for array in arrays),
         tolerance,
         NEWTON_PASSES,
         *(array.numpy() for array in (*of_sample, *of_feature, settled)),
     )
-    noise = Noise(*of_sample, *of_feature, c.float())
+    noise = Noise._make([*of_sample, *of_feature, c.float()])
     rest = ~settled | (x.sum(1) > FLOAT32_DEPTH)
     if rest.any():
         solved = _solve_block(m0[rest], Q[rest], x[rest], sigma2, log_scale[rest], tolerance)

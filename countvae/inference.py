@@ -10,6 +10,8 @@ from countvae.decoder import Decoder
 from countvae.evidence import TOLERANCE, Noise, factor_kl, solve_noise
 
 BACKTRACK = 0.4
+BLOCK_ENTRIES = 1 << 20
+"""Entries of the products that are in memory at once."""
 
 
 class Posterior(NamedTuple):
@@ -40,19 +42,24 @@ def posterior_at(
 
 
 @torch.no_grad()
-def newton_step(decoder: Decoder, posterior: Posterior) -> Float[Tensor, "b k"]:
-    """H^-1 gradient, exact at fixed D: H = I + V'(diag(c) - c c'/sum(c)) V."""
-    V, k = decoder.V, decoder.V.shape[1]
-    c = posterior.noise.curvature
-    gradient = posterior.noise.r @ V - posterior.z
-    upper = torch.triu_indices(k, k, device=V.device)
-    packed = c @ (V[:, upper[0]] * V[:, upper[1]])
-    H = V.new_empty(len(c), k, k)
-    H[:, upper[0], upper[1]] = packed
-    H[:, upper[1], upper[0]] = packed
+def factor_precision(V: Float[Tensor, "d k"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b k k"]:
+    """Information about the factors, I + V'(diag(c) - c c'/sum(c))V, of logits that have c."""
+    (b, d), k = c.shape, V.shape[1]
+    H = V.new_empty(b, k, k)
+    rows = max(1, BLOCK_ENTRIES // (d * k))
+    for i in range(0, b, rows):
+        torch.matmul(c[i : i + rows, None, :] * V.T, V, out=H[i : i + rows])
     border = (c @ V) / c.sum(1, keepdim=True).sqrt()
     H -= border[:, :, None] * border[:, None, :]
     H.diagonal(dim1=1, dim2=2).add_(1)
+    return H
+
+
+@torch.no_grad()
+def newton_step(decoder: Decoder, posterior: Posterior) -> Float[Tensor, "b k"]:
+    """H^-1 gradient, exact at fixed D."""
+    gradient = posterior.noise.r @ decoder.V - posterior.z
+    H = factor_precision(decoder.V, posterior.noise.curvature)
     return torch.linalg.solve(H, gradient)
 
 

@@ -8,7 +8,7 @@ the library's, they vectorise.
 
 import functools
 import math
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import numpy as np
 from llvmlite import ir
@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 F = np.float32
 
-compiled = functools.partial(njit, cache=True, nogil=True, error_model="numpy")
+compiled: Any = functools.partial(njit, cache=True, nogil=True, error_model="numpy")
 
 EXACT = {"contract"}
 ANY_ORDER = {"reassoc", "contract", "nsz", "arcp"}

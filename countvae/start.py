@@ -53,8 +53,16 @@ def residual_start(rows: Rows, k: int, *, pseudocount: float, generator: torch.G
     """
     some = rows[torch.randperm(rows.n, generator=generator)[:SUBSAMPLE]]
     mu, sigma2 = _without_factors(some)
-    V, sigma2, information = _factors_of_residuals(rows, mu, sigma2, k, generator)
-    A, b, log_D = _linear_encoder(some, Decoder(V, mu, sigma2), information, pseudocount)
+    V, sigma2 = _factors_of_residuals(rows, mu, sigma2, k, generator)
+    return start_at(some, Decoder(V, mu, sigma2), pseudocount)
+
+
+@torch.no_grad()
+def start_at(x: Float[Tensor, "b d"], decoder: Decoder, pseudocount: float) -> Start:
+    """Begin with a decoder, and the linear encoder that fits it on some samples."""
+    V, mu, sigma2 = decoder.V.detach(), decoder.mu.detach(), decoder.sigma2
+    without = solve_noise(mu.expand_as(x), torch.zeros_like(x), x, sigma2)
+    A, b, log_D = _linear_encoder(x, decoder, without.w.mean(0), pseudocount)
     return Start(V, mu, sigma2, A, b, log_D)
 
 
@@ -81,7 +89,7 @@ def _without_factors(x: Float[Tensor, "b d"]) -> tuple[Tensor, Tensor]:
 
 def _factors_of_residuals(
     rows: Rows, mu: Tensor, sigma2: Tensor, k: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Leading singular vectors of the standardised, winsorised residuals at V = 0.
 
     One pass over the table a product, never more than a batch of residuals in memory.
@@ -127,7 +135,7 @@ def _factors_of_residuals(
     background = ((energy - strength.sum()) / max(1, min(n, d) - k)).clamp_min(1e-6)
     V = u * (strength - background).clamp_min(0.05 * background).sqrt() / scale[:, None]
     V = V / (1 + V.square().sum(1, keepdim=True) / (4 * sigma2)).sqrt()
-    return V, sigma2 * background.clamp(max=1), information
+    return V, sigma2 * background.clamp(max=1)
 
 
 def _linear_encoder(

@@ -1,9 +1,10 @@
 """A state (arrays and settings) to and from a folder; knows nothing of models.
 
-The folder holds two files and no pickle. ``model.safetensors`` has every array; an array of
-strings (ids) lies there as the UTF-8 bytes of its JSON list. ``config.json`` has the schema
-version, the package versions, the settings, each array's dtype and shape, the SHA-256 of the other
-file and, under ``sha256``, its own. `load` believes none of it before it is checked.
+The folder holds two files, others if asked, and no pickle. ``model.safetensors`` has every array;
+an array of strings (ids) lies there as the UTF-8 bytes of its JSON list. ``config.json`` has the
+schema version, the package versions, the settings, each array's dtype and shape, the SHA-256 of
+every other file of the folder and, under ``sha256``, its own. `load` believes none of it before
+it is checked.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ import safetensors
 import safetensors.numpy
 
 from countvae.checks import InputError
-from countvae.files import new_folder
+from countvae.files import new_folder, sha256
 
 __all__ = ["CONFIG", "MODEL", "SCHEMA_VERSION", "load", "save"]
 
@@ -55,7 +56,7 @@ def save(
         Plain JSON: dicts with string keys, lists, strings, finite numbers, booleans, None.
     extra_files
         Name to a function that writes that file, given its path; they appear with the rest or
-        not at all, and `load` does not look at them.
+        not at all, and `load` refuses a folder in which one is missing or altered.
     force
         Replace a folder that is already there.
 
@@ -75,12 +76,12 @@ def save(
     >>> arrays["mu"], arrays["ids"], settings
     (array([0., 1., 2.]), array(['a', 'b', 'c'], dtype=object), {'depth': 2})
     """
-    extra_files = {} if extra_files is None else extra_files
+    extra_files = extra_files or {}
     if taken := {CONFIG, MODEL} & extra_files.keys():
         raise ValueError(f"extra_files: {min(taken)!r} is a name of the store's own.")
     tensors = {name: _to_stored(name, array) for name, array in arrays.items()}
     content = safetensors.numpy.save(tensors)
-    config: dict[str, Any] = {
+    described: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "versions": {name: version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
@@ -92,18 +93,19 @@ def save(
         "settings": dict(settings),
     }
     try:
-        config["sha256"] = _digest(config)
+        text = json.dumps(described, allow_nan=False)
     except ValueError as error:
         raise InputError("settings: expected finite numbers; got NaN or infinity.") from error
-    text = json.dumps(config, indent=1) + "\n"
-    if json.loads(text) != config:
+    if json.loads(text) != described:
         raise TypeError("settings: expected plain JSON (no tuples, keys that are strings).")
 
     with new_folder(path, force) as folder:
         (folder / MODEL).write_bytes(content)
-        (folder / CONFIG).write_text(text, encoding="utf-8")
         for name, write in extra_files.items():
             write(folder / name)
+        described["files"] = {name: sha256(folder / name) for name in sorted(extra_files)}
+        config = described | {"sha256": _digest(described)}
+        (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -128,6 +130,8 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if not path.is_dir():
         raise InputError(f"{path}: expected a model folder; there is no such folder.")
     config = _read_config(path / CONFIG)
+    for name, digest in config["files"].items():
+        _check_file(path / name, digest)
     tensors = _read_tensors(path / MODEL, config["model"])
     described = config["arrays"]
     if tensors.keys() != described.keys():
@@ -201,6 +205,16 @@ def _read(file: Path) -> bytes:
         raise InputError(f"{file}: cannot be read ({error.strerror}).") from error
 
 
+def _check_file(file: Path, digest: str) -> None:
+    _size(file)
+    try:
+        altered = sha256(file) != digest
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}).") from error
+    if altered:
+        raise InputError(f"{file}: does not match the SHA-256 in {CONFIG}, so it was altered.")
+
+
 def _read_config(file: Path) -> dict[str, Any]:
     if (size := _size(file)) > MAX_CONFIG_BYTES:
         raise InputError(f"{file}: {size} bytes is too large for a model's configuration.")
@@ -228,7 +242,7 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _well_formed(config: Mapping[str, Any]) -> bool:
-    model, arrays = config.get("model"), config.get("arrays")
+    model, arrays, files = config.get("model"), config.get("arrays"), config.get("files")
     return (
         isinstance(model, dict)
         and {"bytes", "sha256"} <= model.keys()
@@ -237,6 +251,8 @@ def _well_formed(config: Mapping[str, Any]) -> bool:
             isinstance(described, dict) and {"dtype", "shape"} <= described.keys()
             for described in arrays.values()
         )
+        and isinstance(files, dict)
+        and all(name == Path(name).name for name in files)
         and isinstance(config.get("settings"), dict)
     )
 

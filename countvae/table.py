@@ -233,6 +233,40 @@ class CountTable:
             )
         return self.select_samples(samples).select_features(features)
 
+    def without_empty(self, argument: str = "table") -> "CountTable":
+        """Leave out samples without a read.
+
+        Parameters
+        ----------
+        argument : str
+            The subject of the sentences: an argument's name, or a file.
+
+        Returns
+        -------
+        CountTable
+
+        Raises
+        ------
+        InputError
+            If no sample has a read.
+
+        Warns
+        -----
+        CountvaeWarning
+            Of samples left out, by name.
+        """
+        kept = self.depth > 0
+        if not kept.any():
+            raise InputError(f"{argument}: expected at least one sample with reads; all are empty.")
+        if not kept.all():
+            warnings.warn(
+                f"{argument}: left out {(~kept).sum()} of {self.n} samples, without a read:"
+                f" {examples(list(self.sample_ids[~kept]))}.",
+                CountvaeWarning,
+                stacklevel=3,
+            )
+        return self.select_samples(kept)
+
     def align_features(
         self, feature_ids: Shaped[np.ndarray, " features"]
     ) -> tuple["CountTable", Overlap]:
@@ -364,7 +398,7 @@ def read(
         parsed.source,
     )
     if drop_empty:
-        table = _without_empty(table, path)
+        table = table.without_empty(str(path))
     return table if metadata is None else _with_metadata(table, path, Path(metadata))
 
 
@@ -676,7 +710,8 @@ def _is_comment(line: str) -> bool:
 def _read_text(path: Path, layer: str | None, transpose: bool) -> _Parsed:
     with _open_text(path) as lines:
         head = next((line for line in lines if line.strip() and not _is_comment(line)), "")
-        is_csv = ".csv" in path.suffixes[-2:] or "\t" not in head
+        commas, tabs = head.count(","), head.count("\t")
+        is_csv = commas > tabs if ".csv" in path.suffixes[-2:] else not tabs
         rows = csv.reader(
             itertools.chain([head], lines), delimiter="," if is_csv else "\t", strict=True
         )
@@ -741,20 +776,6 @@ _READERS: dict[str, Callable[[Path, str | None, bool], _Parsed]] = {
     "h5ad": _read_h5ad,
     "text": _read_text,
 }
-
-
-def _without_empty(table: CountTable, path: Path) -> CountTable:
-    kept = table.depth > 0
-    if not kept.any():
-        raise InputError(f"{path}: expected at least one sample with reads; all are empty.")
-    if not kept.all():
-        warnings.warn(
-            f"{path}: left out {(~kept).sum()} of {table.n} samples, without a read:"
-            f" {examples(list(table.sample_ids[~kept]))}.",
-            CountvaeWarning,
-            stacklevel=3,
-        )
-    return table.select_samples(kept)
 
 
 def _with_metadata(table: CountTable, path: Path, metadata: Path) -> CountTable:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from countvae.decoder import Decoder
 from countvae.encoder import Encoder, centred_logs
 from countvae.evidence import factor_kl, noise_bound, solve_noise
-from countvae.inference import posterior_at
+from countvae.inference import factor_precision, posterior_at
 from countvae.rows import Rows
+from countvae.shrinkage import Shrinkage
 
 FEATURE_NOISE_SHRINKAGE = 50
 """Samples' worth of information by which a feature's own sigma2 is held to the common one."""
@@ -85,7 +86,7 @@ def train(
     rates = [group["lr"] for group in optimizer.param_groups]
     steps_an_epoch = math.ceil(rows.n / rows.batch_size)
     log_scale = torch.full((rows.n,), math.nan, dtype=rows.dtype, device=rows.device)
-    tau2: Tensor | None = None
+    shrinkage: Shrinkage | None = None
     history: list[dict[str, float | int]] = []
     best_bound, best_epoch, best_state = -math.inf, 0, None
     for epoch in range(schedule.max_epochs):
@@ -96,14 +97,14 @@ def train(
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             z, D = encoder(x)
-            m0, Q = decoder(z, D)
+            m0, Q = decoder(z, D, None if shrinkage is None else shrinkage.U)
             noise = solve_noise(
                 m0.detach(), Q.detach(), x, decoder.sigma2, log_scale[index] if epoch else None
             )
             bound = noise_bound(m0, Q, noise) - factor_kl(z, D)
             loss = -bound.mean()
-            if tau2 is not None:
-                loss = loss + (decoder.V.square() / tau2).sum() / (2 * rows.n)
+            if shrinkage is not None:
+                loss = loss + shrinkage.penalty(decoder.V) / rows.n
             if not torch.isfinite(loss):
                 raise Diverged(f"the bound is not finite in epoch {epoch + 1}")
             optimizer.zero_grad()
@@ -114,14 +115,21 @@ def train(
             decoder.centre()
             log_scale[index] = noise.log_scale
             moments.add(z, D, Q, noise, bound)
+            if not i:
+                moments.add_posterior_covariance(decoder, noise, shrinkage)
         if not moments.finite:
             raise Diverged(f"the factors are not finite after epoch {epoch + 1}")
-        moments.update(encoder, decoder, tau2, rotate=epoch < ANNEAL_FROM * schedule.max_epochs)
-        if shrink_loadings and epoch + 1 >= PRIOR_FROM * schedule.max_epochs:
-            tau2 = moments.prior_variance(decoder, tau2)
+        reached = moments.mean_bound(shrinkage)
+        if shrinkage is not None:
+            shrinkage.update(decoder.V.detach(), moments.of_loadings)
+        moments.update(encoder, decoder, shrunk=shrinkage is not None)
+        if shrink_loadings and shrinkage is None and epoch + 1 >= PRIOR_FROM * schedule.max_epochs:
+            shrinkage = Shrinkage(decoder.V.detach())
+            # the prior lowers the bound for some epochs: no reason to stop
+            best_bound = -math.inf
         row = {
             "epoch": epoch + 1,
-            "bound": moments.mean_bound,
+            "bound": reached,
             "sigma2": decoder.sigma2.mean().item(),
             "learning_rate": optimizer.param_groups[0]["lr"],
         }
@@ -161,20 +169,31 @@ class _Moments:
         zeros = decoder.V.new_zeros
         self.n, self.bound = 0, 0.0
         self.z, self.zz = zeros(k), zeros(k, k)
-        self.squares, self.information = zeros(d), zeros(d)
+        self.squares, self.information, self.of_loadings = zeros(d), zeros(d), zeros(d, k)
 
     @torch.no_grad()
     def add(self, z, D, Q, noise, bound) -> None:
         self.n += len(z)
         self.bound += bound.sum().item()
+        second = z.square() + D
         self.z += z.sum(0)
-        self.zz += z.T @ z + torch.diag(D.sum(0))
+        self.zz += z.T @ z
         self.squares += (noise.r.square() + noise.w.square() * Q).sum(0)
         self.information += noise.w.sum(0)
+        self.of_loadings += noise.w.T @ second
 
-    @property
-    def mean_bound(self) -> float:
-        return self.bound / self.n
+    @torch.no_grad()
+    def add_posterior_covariance(self, decoder, noise, shrinkage) -> None:
+        """Estimate the mean of S from one batch: whole, where the encoder has its diagonal."""
+        H = factor_precision(decoder.V, noise.w)
+        if shrinkage is not None:
+            H += torch.diag_embed(noise.w @ shrinkage.U)
+        self.S = torch.linalg.inv(H).mean(0)
+
+    def mean_bound(self, shrinkage: Shrinkage | None) -> float:
+        """Mean bound at V itself: to first order in U, from below as the bound is convex in Q."""
+        by_loadings = 0.0 if shrinkage is None else (shrinkage.U * self.of_loadings).sum().item()
+        return (self.bound + 0.5 * by_loadings) / self.n
 
     @property
     def finite(self) -> bool:
@@ -182,9 +201,9 @@ class _Moments:
         return bool(torch.isfinite(sums))
 
     @torch.no_grad()
-    def update(self, encoder: Encoder, decoder: Decoder, tau2: Tensor | None, rotate) -> None:
+    def update(self, encoder: Encoder, decoder: Decoder, shrunk: bool) -> None:
         """Give the noise its own equation, and the factors mean 0 and covariance I."""
-        fitted = 1 + self.fitted_loadings(tau2, decoder)
+        fitted = 1 if shrunk else 1 + decoder.V.shape[1]
         squares, information = self.squares + self.information * (fitted / self.n), self.information
         if decoder.sigma2.ndim:
             own, common = decoder.sigma2, squares.sum() / information.sum()
@@ -194,30 +213,15 @@ class _Moments:
         else:
             decoder.grow_sigma2(squares.sum() / information.sum())
         mean = self.z / self.n
-        variances, axes = torch.linalg.eigh(self.zz / self.n - torch.outer(mean, mean))
+        variances, axes = torch.linalg.eigh(self.zz / self.n + self.S - torch.outer(mean, mean))
         root = (axes * variances.clamp_min(1e-6).sqrt()) @ axes.T
-        if rotate:
+        if not shrunk:
             V = decoder.V @ root
             _, axes = torch.linalg.eigh(V.T @ (self.information[:, None] * V))
             root = root @ axes.flip(1)
         decoder.rescale(root, mean)
         encoder.rescale(root, mean)
         encoder.recentre(decoder.mu.detach())
-
-    def fitted_loadings(self, tau2: Tensor | None, decoder: Decoder) -> Tensor:
-        """Degrees of freedom that each feature's loadings took from its residuals."""
-        if tau2 is None:
-            return torch.full_like(self.information, decoder.V.shape[1])
-        information = self.information[:, None]
-        return (information / (information + 1 / tau2)).sum(1)
-
-    @torch.no_grad()
-    def prior_variance(self, decoder: Decoder, tau2: Tensor | None) -> Tensor:
-        """One step of empirical Bayes: mean of V^2 plus its posterior variance, by factor."""
-        V2 = decoder.V.square()
-        if tau2 is None:
-            return V2.mean(0)
-        return (V2 + 1 / (self.information[:, None] + 1 / tau2)).mean(0)
 
 
 def _optimizer(

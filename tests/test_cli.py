@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import anndata
 import click
@@ -141,7 +142,9 @@ def test_every_default_of_fit_is_the_estimators_own():
     shared_names = options.keys() & MultinomialVAE().get_params().keys()
     assert {"n_components", "learning_rate", "random_state", "basis"} <= shared_names
     for name in shared_names - {"patience"}:
-        assert options[name].default == MultinomialVAE().get_params()[name], name
+        default = MultinomialVAE().get_params()[name]
+        spelt = default.replace("_", "-") if isinstance(default, str) else default
+        assert options[name].default == spelt, name
 
 
 def test_fit_prints_a_summary_or_json_to_stdout_alone(run, shared):
@@ -631,3 +634,44 @@ def test_a_real_table_goes_in_and_comes_out(run, shared_table, tmp_path):
     with h5py.File(tmp_path / "t.h5ad") as file:
         assert file["obsm/X_mvae"].shape == (116, 3)
     assert cli.MultinomialVAE.load(tmp_path / "m").n_features_in_ == 114
+
+
+def test_transform_drops_samples_whose_reads_are_all_in_features_the_model_lacks(
+    run, shared, counts
+):
+    more = np.c_[counts, np.ones(20, int)]
+    more[3, :6] = 0
+    write_tsv(Path("new.tsv"), more, features=[*FEATURES, "new"])
+    arguments = ("transform", "new.tsv", "--model", shared / "model", "-o", "y.tsv", "--quiet")
+    refusal = run(*arguments, code=3).stderr
+    assert "in the features of the model: expected at least one read" in refusal
+    assert "1 of 20 has none: 's0'" in refusal
+    result = run(*arguments, "--drop-empty")
+    assert "left out 1 of 20 samples, without a read: 's0'" in result.stderr
+    written = pd.read_csv("y.tsv", sep="\t", dtype={0: str}).iloc[:, 0]
+    assert list(written) == [s for s in SAMPLES if s != "s0"]
+
+
+def test_fractional_counts_are_warned_of_once(run, counts):
+    write_tsv(Path("t.tsv"), counts + 0.25)
+    result = run("fit", "t.tsv", "-o", "m", *QUICK, "--allow-fractional")
+    assert result.stderr.count("whole numbers") == 1
+
+
+def test_info_reads_the_layer_asked_for(run, counts):
+    adata = anndata.AnnData(counts.astype(np.float32), layers={"spliced": 2.0 * counts})
+    adata.write_h5ad("t.h5ad")
+    about = json.loads(run("info", "t.h5ad", "--layer", "spliced", "--json").stdout)
+    assert about["reads"] == 2 * counts.sum()
+
+
+def test_settings_of_the_encoder_reach_the_model(run, shared):
+    run(
+        *("fit", shared / "table.biom", "-o", "m", *QUICK, "--optimizer", "sgd"),
+        *("--activation", "tanh", "--encoder-width", 7, "--posterior-variance", "shared"),
+        *("--refinement-steps", 0),
+    )
+    found = MultinomialVAE.load("m").get_params()
+    expected = {"optimizer": "sgd", "activation": "tanh", "encoder_width": 7}
+    expected |= {"posterior_variance": "shared", "refinement_steps": 0}
+    assert found.items() >= expected.items()

@@ -39,6 +39,22 @@ def test_logits_have_the_mean_and_variance_of_mu_plus_v_z():
         torch.testing.assert_close(Q[i], (decoder.V @ D[i].diag() @ decoder.V.T).diag())
 
 
+def test_uncertain_loadings_add_the_variance_of_a_product_to_each_logit():
+    decoder, z, D, _ = draw()
+    U = torch.tensor(np.random.default_rng(1).uniform(0, 0.5, (9, 3)))
+    _, Q = decoder(z, D, U)
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(mean, variance):
+        shape = (200_000, *mean.shape)
+        noise = torch.randn(shape, generator=generator, dtype=mean.dtype)
+        return mean + variance.sqrt() * noise
+
+    logits = (normal(decoder.V[0].detach(), U[0]) * normal(z[0], D[0])).sum(1)
+    assert Q[0, 0].item() == pytest.approx(logits.var().item(), rel=0.02)
+    torch.testing.assert_close(decoder(z, D, torch.zeros_like(U)), decoder(z, D))
+
+
 def test_constants_that_softmax_ignores_are_removed_and_change_no_bound():
     decoder, z, D, x = draw()
     torch.testing.assert_close(decoder.V.sum(0), torch.zeros(3).double())

@@ -92,6 +92,12 @@ def test_covariance_equals_its_definition(X, noise):
     np.testing.assert_allclose(model.feature_noise_variance_.mean(), model.noise_variance_)
 
 
+def test_features_of_a_frame_must_have_names_of_their_own(X):
+    frame = pd.DataFrame(X, columns=["a", "a", *map(str, range(18))])
+    with pytest.raises(InputError, match="X: feature ids must be unique; got more than once 'a'"):
+        MultinomialVAE(**SMALL).fit(frame)
+
+
 def test_covariance_that_would_not_fit_in_memory_is_refused_in_a_sentence(X):
     model = MultinomialVAE(**SMALL).fit(X)
     model.n_features_in_ = 20_000

@@ -1,4 +1,4 @@
-"""The compiled kernel: its functions against numpy's in double, its solution against the plain one."""
+"""The compiled kernel: its functions against numpy's, its solution against the plain one's."""
 
 import numpy as np
 import pytest

@@ -54,17 +54,19 @@ def table_so_deep_that_counts_are_gaussian():
 def test_with_a_gaussian_likelihood_the_start_is_closed_form_ppca(deep):
     """Where sampling noise vanishes the residuals are the centred log-ratios over sigma.
 
-    The start then is PPCA over d dimensions, but for terms of order 1/n (the ridge of its scale)
-    and for the cap on its rows, undone here.
+    The start then is PPCA over d dimensions, with its rows capped and its columns centred, but for
+    terms of order 1/n (the ridge of its scale).
     """
     start = start_on(deep, 2, dtype=torch.float64)
     exact = ppca(clr_counts(deep), 2)
     assert start.sigma2.item() == pytest.approx(exact.noise_variance, rel=2e-3)
     variance = exact.noise_variance + (exact.loadings**2).sum() / 12  # of a log-ratio
-    capped = start.V.square().sum(1, keepdim=True) / (4 * variance)
-    V = (start.V / (1 - capped).sqrt()).numpy()
-    expected = exact.loadings @ exact.loadings.T
-    np.testing.assert_allclose(V @ V.T, expected, atol=5e-3 * np.abs(expected).max())
+    rows = (exact.loadings**2).sum(1, keepdims=True)
+    V = exact.loadings / np.sqrt(1 + rows / (4 * variance))
+    V -= V.mean(0)
+    expected = V @ V.T
+    found = (start.V @ start.V.T).numpy()
+    np.testing.assert_allclose(found, expected, atol=5e-3 * np.abs(expected).max())
 
 
 def test_with_a_gaussian_likelihood_the_starting_factors_are_those_of_ppca(deep):

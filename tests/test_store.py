@@ -86,6 +86,24 @@ def test_extra_files_stand_beside_the_state(tmp_path):
     )
 
 
+def test_an_extra_file_that_is_missing_or_altered_is_noticed(tmp_path):
+    def write(file):
+        file.write_text("a")
+
+    store.save(tmp_path / "m", {}, {}, extra_files={"a.tsv": write, "b.tsv": write})
+    store.load(tmp_path / "m")
+    (tmp_path / "m" / "b.tsv").write_text("b")
+    refuses(tmp_path / "m", "b.tsv: does not match .*altered")
+    (tmp_path / "m" / "b.tsv").unlink()
+    refuses(tmp_path / "m", "b.tsv: is missing")
+
+
+def test_a_file_outside_the_folder_is_never_looked_at(tmp_path):
+    store.save(tmp_path / "m", {}, {})
+    seal(tmp_path / "m", files={"../outside": "0"})
+    refuses(tmp_path / "m", "config.json: lacks a part")
+
+
 def test_an_extra_file_that_fails_leaves_nothing(tmp_path):
     def fail(file):
         file.write_text("half")

@@ -412,6 +412,11 @@ def test_text_separated_by_commas_quoted_and_zipped(tmp_path):
     assert_same(read(path))
 
 
+def test_a_csv_separated_by_tabs_is_read_as_what_it_is(tmp_path):
+    samples_first(tmp_path / "t.csv", features=["a", "b,c", "d", "e"][: len(FEATURES)])
+    assert read(tmp_path / "t.csv").feature_ids[1] == "b,c"
+
+
 def test_text_as_r_writes_it_has_no_corner(tmp_path):
     assert_same(
         read(

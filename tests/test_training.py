@@ -100,6 +100,15 @@ def test_the_bound_of_the_history_is_the_mean_bound_of_its_epoch(table):
     assert row["bound"] == pytest.approx(still, abs=0.05)
 
 
+def test_the_bound_of_the_history_is_one_at_the_loadings_when_they_are_shrunk(table):
+    parts = start_on(table.counts)
+    # the prior's variances are felt from the third epoch on; the rate stays where it was put
+    *_, row = run(*parts, epochs=4, rate=1e-12, shrink_loadings=True)
+    rows, encoder, decoder = parts
+    here = mean_bound(encoder, decoder, rows.in_order())
+    assert here - 0.3 < row["bound"] < here + 0.05
+
+
 def test_training_leaves_the_logits_centred(table):
     _, _, decoder = (parts := start_on(table.counts))
     run(*parts)

@@ -24,12 +24,11 @@ from benchmarks.core.common import (
 )
 from countvae import MultinomialVAE
 from countvae.decoder import Decoder
-from countvae.evidence import solve_noise
 from countvae.metrics import common_features, covariance_error, subspace_error
 from countvae.ppca import clr_counts, ppca
 from countvae.rows import Rows
 from countvae.simulate import Simulation, simulate
-from countvae.start import SUBSAMPLE, Start, _linear_encoder
+from countvae.start import SUBSAMPLE, Start, start_at
 
 N, D, K, READS = 2000, 1000, 16, 5000
 NONZERO = {"dense": None, "5 % non-zero": 0.05}
@@ -125,15 +124,10 @@ class TruthStart:
     def __call__(  # noqa: D102
         self, rows: Rows, k: int, *, pseudocount: float, generator: torch.Generator
     ) -> Start:
-        V, mu, sigma2 = (
-            torch.as_tensor(part, dtype=rows.dtype)
-            for part in (self.truth.V, self.truth.mu, self.truth.sigma2)
-        )
+        parts = (self.truth.V, self.truth.mu, self.truth.sigma2)
+        decoder = Decoder(*(torch.as_tensor(part, dtype=rows.dtype) for part in parts))
         some = rows[torch.randperm(rows.n, generator=generator)[:SUBSAMPLE]]
-        without = solve_noise(mu.expand_as(some), torch.zeros_like(some), some, sigma2)
-        information = without.w.mean(0)
-        A, b, log_D = _linear_encoder(some, Decoder(V, mu, sigma2), information, pseudocount)
-        return Start(V, mu, sigma2, A, b, log_D)
+        return start_at(some, decoder, pseudocount)
 
 
 if __name__ == "__main__":

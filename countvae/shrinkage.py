@@ -1,0 +1,51 @@
+r"""The prior of the loadings, and how sure a fit is of them.
+
+.. math:: V_{jc} \sim t_\nu(0, \tau_c^2), \qquad q(V_{jc}) = N(\hat V_{jc}, U_{jc})
+
+A t distribution is a normal one whose variance is random, so a loading has a prior variance of its
+own: most are held near zero while a large one is left alone. The derivation is on the page "The
+model" of the documentation.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+DEGREES_OF_FREEDOM = 3.0
+"""nu: the fewest whole number of them with which a loading has a variance."""
+
+
+class Shrinkage:
+    """An empirical-Bayes prior on the loadings, and their posterior variances.
+
+    Parameters
+    ----------
+    V : (d, k)
+        Loadings at the start; their mean squares are the first tau^2.
+
+    Attributes
+    ----------
+    tau2 : (k,)
+        Scale of each factor.
+    prior_var : (d, k)
+        Prior variance of each loading: nu tau^2 + V^2 + U over nu + 1, by EM.
+    U : (d, k)
+        Posterior variance of each loading.
+    """
+
+    def __init__(self, V: Float[Tensor, "d k"]) -> None:
+        self.tau2 = V.square().mean(0)
+        self.prior_var = self.tau2.expand_as(V)
+        self.U = torch.zeros_like(V)
+
+    def update(self, V: Float[Tensor, "d k"], information: Float[Tensor, "d k"]) -> None:
+        """Take one step of EM, given how much the samples say about each loading."""
+        nu = DEGREES_OF_FREEDOM
+        self.U = 1 / (information + 1 / self.prior_var)
+        square = V.square() + self.U
+        self.prior_var = (nu * self.tau2 + square) / (nu + 1)
+        self.tau2 = self.tau2 * (square / self.prior_var).mean(0)
+
+    def penalty(self, V: Float[Tensor, "d k"]) -> Float[Tensor, ""]:
+        """Minus the logarithm of the prior, in nats, up to what does not depend on V."""
+        return 0.5 * (V.square() / self.prior_var).sum()
