@@ -70,7 +70,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     posterior_variance : {"per_sample", "shared"}
         Whether the encoder's D depends on the sample; "shared" is the paper's.
     shrink_loadings : bool
-        Put an empirical-Bayes prior on the loadings of each factor in the second part of a fit.
+        Put an empirical-Bayes t prior on the loadings after a fifth of the epochs.
     refinement_steps : int
         Newton steps after the encoder in every answer; 0 is the purely amortised answer.
     whiten : bool

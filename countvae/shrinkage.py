@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-DEGREES_OF_FREEDOM = 3.0
-"""nu: the fewest whole number of them with which a loading has a variance."""
+DEGREES_OF_FREEDOM = 3
+"""nu, the smallest whole number at which a t distribution has a variance."""
 
 
 class Shrinkage:

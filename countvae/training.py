@@ -65,7 +65,7 @@ def train(
     schedule : Schedule
         Epochs, learning rate, optimiser and patience.
     shrink_loadings : bool
-        Put an empirical-Bayes prior N(0, tau_c^2) on the loadings of each factor.
+        Put an empirical-Bayes prior on the loadings, and a variance on each: see `Shrinkage`.
     generator : torch.Generator
         Shuffles the rows.
     progress : callable, optional

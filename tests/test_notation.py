@@ -17,6 +17,7 @@ from countvae.encoder import Encoder
 from countvae.estimator import MultinomialVAE
 from countvae.inference import posterior_at
 from countvae.ppca import clr_counts, ppca
+from countvae.shrinkage import Shrinkage
 from countvae.simulate import simulate
 from countvae.table import CountTable
 
@@ -61,6 +62,7 @@ def things():
         evidence._rates(posterior.noise.r, posterior.noise.w, sigma2),
         ppca(clr_counts(truth.counts), k),
         model,
+        Shrinkage(V),
     ]
 
 
