@@ -116,7 +116,7 @@ def train(
             log_scale[index] = noise.log_scale
             moments.add(z, D, Q, noise, bound)
             if not i:
-                moments.add_posterior_covariance(decoder, noise, shrinkage)
+                moments.add_correlations(decoder, D, noise, shrinkage)
         if not moments.finite:
             raise Diverged(f"the factors are not finite after epoch {epoch + 1}")
         reached = moments.mean_bound(shrinkage)
@@ -177,18 +177,24 @@ class _Moments:
         self.bound += bound.sum().item()
         second = z.square() + D
         self.z += z.sum(0)
-        self.zz += z.T @ z
+        self.zz += z.T @ z + torch.diag(D.sum(0))
         self.squares += (noise.r.square() + noise.w.square() * Q).sum(0)
         self.information += noise.w.sum(0)
         self.of_loadings += noise.w.T @ second
 
     @torch.no_grad()
-    def add_posterior_covariance(self, decoder, noise, shrinkage) -> None:
-        """Estimate the mean of S from one batch: whole, where the encoder has its diagonal."""
+    def add_correlations(self, decoder, D, noise, shrinkage) -> None:
+        """Estimate from one batch what the diagonal D leaves out of the covariance of z.
+
+        D gets the correlations of H^-1 and its ratios to 1 / diag(H), not H^-1 itself: what scales
+        as D does leaves the rescaling a place to rest.
+        """
         H = factor_precision(decoder.V, noise.w)
         if shrinkage is not None:
             H += torch.diag_embed(noise.w @ shrinkage.U)
-        self.S = torch.linalg.inv(H).mean(0)
+        sd = (D * H.diagonal(dim1=1, dim2=2)).sqrt()
+        S = sd[:, :, None] * torch.linalg.inv(H) * sd[:, None, :]
+        self.left_out = (S - torch.diag_embed(D)).mean(0)
 
     def mean_bound(self, shrinkage: Shrinkage | None) -> float:
         """Mean bound at V itself: to first order in U, from below as the bound is convex in Q."""
@@ -213,7 +219,9 @@ class _Moments:
         else:
             decoder.grow_sigma2(squares.sum() / information.sum())
         mean = self.z / self.n
-        variances, axes = torch.linalg.eigh(self.zz / self.n + self.S - torch.outer(mean, mean))
+        variances, axes = torch.linalg.eigh(
+            self.zz / self.n + self.left_out - torch.outer(mean, mean)
+        )
         root = (axes * variances.clamp_min(1e-6).sqrt()) @ axes.T
         if not shrunk:
             V = decoder.V @ root
