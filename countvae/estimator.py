@@ -70,7 +70,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     posterior_variance : {"per_sample", "shared"}
         Whether the encoder's D depends on the sample; "shared" is the paper's.
     shrink_loadings : bool
-        Put an empirical-Bayes t prior on the loadings after a fifth of the epochs.
+        Put an empirical-Bayes t prior on the loadings after a sixth of the epochs.
     refinement_steps : int
         Newton steps after the encoder in every answer; 0 is the purely amortised answer.
     whiten : bool
@@ -80,7 +80,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     learning_rate : float
         Of the loadings; the encoder's follow from it.
     max_epochs : int, optional
-        By default about 600 steps in all, at least 8 and at most 60 epochs.
+        By default about 700 steps in all, at least 9 and at most 70 epochs.
     batch_size : int, optional
         By default an eighth of the samples, at least 16 and at most 128.
     validation_fraction : float
@@ -551,7 +551,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         n = counts.shape[0]
         rows = Rows(counts, int(self.batch_size or min(128, max(16, n // 8))))
         validation = None if held_out is None else Rows(held_out, rows.batch_size)
-        max_epochs = int(self.max_epochs or np.clip(np.ceil(600 * rows.batch_size / n), 8, 60))
+        max_epochs = int(self.max_epochs or np.clip(np.ceil(700 * rows.batch_size / n), 9, 70))
         rate = float(self.learning_rate)
         for attempt in range(RETRIES + 1):
             generator = torch.Generator().manual_seed(seed)

@@ -11,11 +11,11 @@ is on the page "The model" of the documentation.
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -113,18 +113,16 @@ def solve_noise(
     if log_scale is None:
         log_scale = N.log() - m0.logsumexp(1)
     threads = (_block_threads.get() or torch.get_num_threads()) if b * d >= WORTH_THREADS else 1
-    solve, rows = _solve_block, max(1, min(CACHED_ENTRIES // d, -(-b // threads)))
+    given = m0, Q, x, sigma2.expand(d), log_scale, tolerance
     if kernel is not None and x.dtype == torch.float32 and x.device.type == "cpu":
-        solve, rows = _solve_compiled, -(-b // threads)
-    sigma2 = sigma2.expand(d)
+        return _solve_compiled(*given, threads)
+    rows = max(1, min(CACHED_ENTRIES // d, -(-b // threads)))
+    m0, Q, x, sigma2, log_scale, tolerance = given
     blocks = [
         (m0[at], Q[at], x[at], sigma2, log_scale[at], tolerance)
         for at in (slice(i, i + rows) for i in range(0, b, rows))
     ]
-    if threads == 1 or len(blocks) == 1:
-        solved = [solve(*block) for block in blocks]
-    else:
-        solved = list(_pool(threads).map(lambda block: solve(*block), blocks))
+    solved = _share(lambda block: _solve_block(*block), blocks, threads)
     return Noise(*(torch.cat(field) for field in zip(*solved, strict=True)))
 
 
@@ -144,6 +142,13 @@ def one_thread_an_operation() -> Iterator[None]:
             yield
     finally:
         _block_threads.reset(token)
+
+
+def _share(work: Callable[[Any], Any], parts: list[Any], threads: int) -> list[Any]:
+    """Do the parts of some work, on threads of their own where there are several."""
+    if threads == 1 or len(parts) == 1:
+        return [work(part) for part in parts]
+    return list(_pool(threads).map(work, parts))
 
 
 @functools.cache
@@ -189,20 +194,23 @@ def _omega_ceiling(Y: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance) -> Noise:
-    """`_solve_block` in the kernel; samples that it gives up, or too deep for it, without it."""
+def _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads) -> Noise:
+    """Solve by the kernel; the samples that it gives up, or too deep for it, without it."""
+    assert kernel is not None
     b, d = x.shape
     of_sample = [torch.empty(b, dtype=torch.float64) for _ in range(3)]
     of_feature = [torch.empty(b, d) for _ in range(3)]
     settled, c = torch.empty(b, dtype=torch.bool), log_scale.double()
-    arrays = (m0, Q, x, sigma2, sigma2.double().log(), c)
-    assert kernel is not None
-    kernel.solve(
-        *(array.contiguous().numpy() for array in arrays),
-        tolerance,
-        NEWTON_PASSES,
-        *(array.numpy() for array in (*of_sample, *of_feature, settled)),
-    )
+    shared = sigma2.contiguous().numpy(), sigma2.double().log().numpy()
+    m, q, counts, scales = (given.contiguous().numpy() for given in (m0, Q, x, c))
+    written = [tensor.numpy() for tensor in (*of_sample, *of_feature, settled)]
+
+    def solve(at: slice) -> None:
+        out = (array[at] for array in written)
+        kernel.solve(m[at], q[at], counts[at], *shared, scales[at], tolerance, NEWTON_PASSES, *out)
+
+    rows = -(-b // threads)
+    _share(solve, [slice(i, i + rows) for i in range(0, b, rows)], threads)
     noise = Noise._make([*of_sample, *of_feature, c.float()])
     rest = ~settled | (x.sum(1) > FLOAT32_DEPTH)
     if rest.any():

@@ -17,11 +17,18 @@ from countvae.shrinkage import Shrinkage
 FEATURE_NOISE_SHRINKAGE = 50
 """Samples' worth of information by which a feature's own sigma2 is held to the common one."""
 
-PRIOR_FROM = 0.2
+PRIOR_FROM = 0.17
 """Share of the epochs after which the loadings are shrunk: earlier, weak factors would die."""
 
+ANNEAL_FROM = 0.34
+"""Share of the epochs after which learning rates fall."""
 
-ANNEAL_FROM = 0.4
+FINISH_FROM = 0.86
+"""Share of the epochs after which the encoder alone goes on, to the posterior of what was found."""
+
+
+ENDS = (FINISH_FROM, 1.0, 1.0)
+"""Where the rates of `_optimizer`'s groups have fallen to zero: the decoder's first."""
 
 
 class Diverged(ArithmeticError):
@@ -37,9 +44,9 @@ class Schedule:
     optimizer: str
     patience: int | None
 
-    def factor(self, progress: float, step: int) -> float:
-        """Warm up over ten steps, stay, and anneal to zero along a cosine."""
-        anneal = max(0.0, (progress - ANNEAL_FROM) / (1 - ANNEAL_FROM))
+    def factor(self, progress: float, step: int, end: float = 1.0) -> float:
+        """Warm up over ten steps, stay, and anneal to zero at `end` along a cosine."""
+        anneal = min(1.0, max(0.0, (progress - ANNEAL_FROM) / (end - ANNEAL_FROM)))
         return min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * anneal))
 
 
@@ -90,12 +97,16 @@ def train(
     history: list[dict[str, float | int]] = []
     best_bound, best_epoch, best_state = -math.inf, 0, None
     for epoch in range(schedule.max_epochs):
+        finishing = epoch >= FINISH_FROM * schedule.max_epochs
+        if finishing:
+            shrinkage = None
+            decoder.requires_grad_(False)
         moments = _Moments(decoder)
         for i, (index, x) in enumerate(rows.shuffled(generator)):
             step = epoch * steps_an_epoch + i
-            factor = schedule.factor(step / (schedule.max_epochs * steps_an_epoch), step)
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+            done = step / (schedule.max_epochs * steps_an_epoch)
+            for group, rate, end in zip(optimizer.param_groups, rates, ENDS, strict=True):
+                group["lr"] = rate * schedule.factor(done, step, end)
             z, D = encoder(x)
             m0, Q = decoder(z, D, None if shrinkage is None else shrinkage.U)
             noise = solve_noise(
@@ -112,21 +123,25 @@ def train(
             if schedule.optimizer == "sgd":
                 _clip(optimizer)
             optimizer.step()
-            decoder.centre()
             log_scale[index] = noise.log_scale
+            if not finishing:
+                decoder.centre()
             moments.add(z, D, Q, noise, bound)
             if not i:
                 moments.add_correlations(decoder, D, noise, shrinkage)
         if not moments.finite:
             raise Diverged(f"the factors are not finite after epoch {epoch + 1}")
         reached = moments.mean_bound(shrinkage)
-        if shrinkage is not None:
-            shrinkage.update(decoder.V.detach(), moments.of_loadings)
-        moments.update(encoder, decoder, shrunk=shrinkage is not None)
-        if shrink_loadings and shrinkage is None and epoch + 1 >= PRIOR_FROM * schedule.max_epochs:
-            shrinkage = Shrinkage(decoder.V.detach())
-            # the prior lowers the bound for some epochs: no reason to stop
-            best_bound = -math.inf
+        if not finishing:
+            early = epoch < PRIOR_FROM * schedule.max_epochs
+            if shrinkage is not None:
+                shrinkage.update(decoder.V.detach(), moments.of_loadings)
+            moments.solve_sigma2(decoder, shrunk=shrinkage is not None)
+            moments.rescale(encoder, decoder, rotate=early)
+            if shrink_loadings and early and epoch + 1 >= PRIOR_FROM * schedule.max_epochs:
+                shrinkage = Shrinkage(decoder.V.detach())
+                # the prior lowers the bound for some epochs: no reason to stop
+                best_bound = -math.inf
         row = {
             "epoch": epoch + 1,
             "bound": reached,
@@ -207,8 +222,8 @@ class _Moments:
         return bool(torch.isfinite(sums))
 
     @torch.no_grad()
-    def update(self, encoder: Encoder, decoder: Decoder, shrunk: bool) -> None:
-        """Give the noise its own equation, and the factors mean 0 and covariance I."""
+    def solve_sigma2(self, decoder: Decoder, shrunk: bool) -> None:
+        """Take one step of the noise's own equation."""
         fitted = 1 if shrunk else 1 + decoder.V.shape[1]
         squares, information = self.squares + self.information * (fitted / self.n), self.information
         if decoder.sigma2.ndim:
@@ -218,12 +233,16 @@ class _Moments:
             decoder.grow_sigma2(squares / information)
         else:
             decoder.grow_sigma2(squares.sum() / information.sum())
+
+    @torch.no_grad()
+    def rescale(self, encoder: Encoder, decoder: Decoder, rotate: bool) -> None:
+        """Give the factors mean 0 and covariance I; turn them to the axes of the information."""
         mean = self.z / self.n
         variances, axes = torch.linalg.eigh(
             self.zz / self.n + self.left_out - torch.outer(mean, mean)
         )
         root = (axes * variances.clamp_min(1e-6).sqrt()) @ axes.T
-        if not shrunk:
+        if rotate:
             V = decoder.V @ root
             _, axes = torch.linalg.eigh(V.T @ (self.information[:, None] * V))
             root = root @ axes.flip(1)
@@ -249,7 +268,7 @@ def _optimizer(
     ]
     if schedule.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=0.9, dampening=0.9)
-    return torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.98))
+    return torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.98), fused=True)
 
 
 def _clip(optimizer: torch.optim.Optimizer) -> None:
