@@ -13,6 +13,9 @@ from scipy.sparse import csr_array
 
 __all__ = ["CountvaeWarning", "InputError", "check_counts", "check_unique", "examples"]
 
+MAX_COUNT = 2.0**53
+"""Beyond it whole numbers have no exact double."""
+
 Policy = Literal["error", "warn", "ignore"]
 Ids = Sequence[str] | np.ndarray | None
 
@@ -140,13 +143,16 @@ def check_counts(
     data = counts.data
     wrong = ~np.isfinite(data)
     if wrong.any():
-        raise InputError(f"{argument}: expected finite values; got {first(wrong)}.")
+        raise InputError(f"{argument}: expected finite values, not NaN or inf; got {first(wrong)}.")
     wrong = data < 0
     if wrong.any():
         raise InputError(
             f"{argument}: expected values >= 0; got {first(wrong)}"
             " (Negative values in data are not counts)."
         )
+    wrong = data > MAX_COUNT
+    if wrong.any():
+        raise InputError(f"{argument}: expected counts <= 2^53; got {first(wrong)}.")
     if fractional != "ignore" and data.dtype.kind == "f":
         wrong = data != np.rint(data)
         if wrong.any():

@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any, TextIO, get_args
 
@@ -42,7 +42,7 @@ from countvae.basis import NAMED
 from countvae.checks import CountvaeWarning, InputError, check_counts, examples
 from countvae.encoder import ACTIVATIONS
 from countvae.estimator import MultinomialVAE
-from countvae.files import check_writable, new_file, new_folder, sha256
+from countvae.files import check_writable, holds_only, new_file, new_folder, sha256
 from countvae.simulate import Design, Simulation, simulate
 from countvae.table import CountTable, read, write, write_frame
 from countvae.training import Diverged
@@ -56,6 +56,9 @@ EXIT_CODES: dict[type[BaseException], int] = {
     KeyboardInterrupt: 130,
 }
 INTERNAL_ERROR = 1
+COMMANDS = "countvae.commands"
+"""Entry points by which an installed package adds a command."""
+
 OUT_OF_MEMORY = "can't allocate memory"
 """How torch's RuntimeError begins where the CPU has no more."""
 
@@ -66,8 +69,8 @@ DEFAULTS = {
 VERSIONS = ("countvae", "torch", "numpy", "scipy", "scikit-learn", "scikit-bio", "anndata")
 SECONDS_BETWEEN_LINES = 5.0
 COORDINATES = (".tsv", ".h5ad", ".txt")
-TRUTH = "truth.json"
-"""The file by which a folder is known as the truth behind a simulated table."""
+TRUTH = ("truth.json", "factors.tsv", "loadings.tsv", "proportions.npy")
+"""What the folder of the truth behind a simulated table holds."""
 
 
 class Exemplary(click.Command):
@@ -87,6 +90,16 @@ class Program(Exemplary, click.Group):
     """A group of commands that ends in one sentence and one of the exit codes."""
 
     command_class = Exemplary
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the program's own commands, then those of installed packages."""
+        return [*super().list_commands(ctx), *sorted(entry_points(group=COMMANDS).names)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Find a command, loading the package that has it only now."""
+        for point in entry_points(group=COMMANDS, name=cmd_name):
+            return point.load()
+        return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; say what went wrong on stderr."""
@@ -193,6 +206,17 @@ class Progress:
 PATH = click.Path(path_type=Path)
 POSITIVE = click.FloatRange(min=0, min_open=True)
 COUNT = click.IntRange(min=0)
+
+
+class Reads(click.FloatRange):
+    """A depth; NaN, which every range lets pass, is none."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Refuse NaN after what the range refuses."""
+        depth = super().convert(value, param, ctx)
+        return self.fail(f"{value} is no number of reads.", param, ctx) if depth != depth else depth
+
+
 ONE_OR_MORE = click.IntRange(min=1)
 SEED = click.IntRange(0, 2**32 - 1)
 
@@ -295,6 +319,11 @@ def main() -> None:
     help="Variances of the factors: by sample, or the same for all.",
 )
 @setting("refinement_steps", type=COUNT, help="Newton steps after the encoder; 0 leaves it alone.")
+@setting(
+    "shrink_loadings",
+    "--shrink-loadings/--no-shrink-loadings",
+    help="A prior on the loadings, or none.",
+)
 @setting("optimizer", type=click.Choice(["adam", "sgd"]), help="Of loadings and encoder.")
 @setting("batch_size", type=ONE_OR_MORE, help="Samples a step.")
 @setting("max_epochs", type=ONE_OR_MORE, help="Passes over the table.")
@@ -320,6 +349,8 @@ def fit(ctx: click.Context, table: Path, output: Path, **options: Any) -> None:
     tree, basis = options["tree"], options["basis"]
     if tree and ctx.get_parameter_source("basis") is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("--tree and --basis exclude each other.")
+    if tree and not tree.is_file():
+        raise InputError(f"{tree}: there is no such file.")
     rehearse(output, options["force"])
     say = _say(options["quiet"])
     started, seconds = datetime.now(UTC), {}
@@ -331,10 +362,11 @@ def fit(ctx: click.Context, table: Path, output: Path, **options: Any) -> None:
         ordination.check_ids(kept.feature_ids, f"{table}: feature ids")
     settings = {name: options[name] for name in options.keys() & DEFAULTS.keys() - {"basis"}}
     model = MultinomialVAE(**settings, basis=tree or basis)
-    with timed(seconds, "fit"):
-        _with_progress(options["quiet"], model, kept)
-    with timed(seconds, "encode"):
-        mean, sd = model.posterior(kept)
+    with renamed({"X:": f"{table}:", "basis:": f"{tree or basis}:"}):
+        with timed(seconds, "fit"):
+            _with_progress(options["quiet"], model, kept)
+        with timed(seconds, "encode"):
+            mean, sd = model.posterior(kept)
     run = {
         "command": "fit",
         "arguments": {name: _plain(value) for name, value in sorted(ctx.params.items())},
@@ -371,6 +403,8 @@ def transform(table: Path, folder: Path, output: Path, **options: Any) -> None:
     obsm["X_mvae_sd"], varm["mvae_loadings"] and uns["mvae"], .txt scikit-bio's ordination.
     Features are matched by id.
     """
+    if output.resolve() == table.resolve():
+        raise InputError(f"{output}: is the table itself; name another output.")
     if output.suffix not in COORDINATES:
         raise InputError(f"{output}: expected a suffix among {examples(COORDINATES)}.")
     check_writable(output, options["force"])
@@ -382,7 +416,8 @@ def transform(table: Path, folder: Path, output: Path, **options: Any) -> None:
     aligned = _aligned(counts, table, model, options["drop_empty"])
     if aligned.n < counts.n:
         counts = counts.select_samples(np.isin(counts.sample_ids, aligned.sample_ids))
-    mean, sd = model.posterior(aligned)
+    with renamed({"X:": f"{table}:"}):
+        mean, sd = model.posterior(aligned)
     _write_coordinates(output, options["force"], model, table, counts, mean, sd)
 
 
@@ -411,7 +446,7 @@ def info(path: Path, layer: str | None, as_json: bool) -> None:
 @click.option("-k", "--n-components", type=ONE_OR_MORE, default=5, show_default=True)
 @click.option(
     "--reads",
-    type=click.FloatRange(1, 1e12),
+    type=Reads(1, 1e12),
     default=1000.0,
     show_default=True,
     help="Typical depth.",
@@ -438,6 +473,8 @@ def simulate_command(
     variance of each feature), proportions.npy (what the counts were drawn from), truth.json.
     """
     truth = truth or output.with_name(f"{output.stem}-truth")
+    if truth.absolute() == output.absolute():
+        raise click.UsageError("--truth and --output name the same place.")
     check_writable(output, force)
     drawn = simulate(
         samples,
@@ -449,7 +486,7 @@ def simulate_command(
         rng=np.random.default_rng(seed),
     )
     settings = {"reads": reads, "design": design, "seed": seed, "sigma2": drawn.sigma2}
-    with new_folder(truth, force, mark=TRUTH) as folder:
+    with new_folder(truth, force, replaceable=holds_only(*TRUTH)) as folder:
         _write_truth(drawn, folder, settings)
         write(CountTable(drawn.counts, drawn.sample_ids, drawn.feature_ids), output, force)
 
@@ -462,7 +499,7 @@ def simulate_command(
 @debug_option
 def demo_command(output: Path, force: bool, quiet: bool, as_json: bool) -> None:
     """Fit a real table and a simulated one, and draw both."""
-    with new_folder(output, force, mark=demonstration.MARK) as folder:
+    with new_folder(output, force, replaceable=holds_only(*demonstration.WRITTEN)) as folder:
         if quiet:
             found = demonstration.demo(folder)
         else:
@@ -484,8 +521,21 @@ class _Dropped(Exception):
 
 def rehearse(folder: Path, force: bool) -> None:
     """Refuse a folder that could not be made, before the work: begin one, and drop it."""
-    with suppress(_Dropped), new_folder(folder, force, mark=store.CONFIG):
+    with suppress(_Dropped), new_folder(folder, force, replaceable=store.is_model):
         raise _Dropped
+
+
+@contextmanager
+def renamed(subjects: dict[str, str]) -> Iterator[None]:
+    """Let sentences about an argument be about the file that it came from."""
+    try:
+        yield
+    except InputError as error:
+        sentence = str(error)
+        for argument, file in subjects.items():
+            if sentence.startswith(argument):
+                sentence = file + sentence.removeprefix(argument)
+        raise InputError(sentence) from error
 
 
 @contextmanager
@@ -560,12 +610,11 @@ def _shape(table: CountTable) -> dict[str, int | float]:
 
 def _result(model: MultinomialVAE) -> dict[str, Any]:
     held_out = "validation_bound" in model.history_
-    best = model.history_["validation_bound"].idxmax() if held_out else len(model.history_) - 1
-    row = model.history_.iloc[best]
+    row = model.history_.iloc[model.best_epoch_ - 1]
     return {
         "n_components": model.n_components_,
         "epochs": model.n_iter_,
-        "best_epoch": int(row["epoch"]),
+        "best_epoch": model.best_epoch_,
         "bound": float(row["bound"]),
         "validation_bound": float(row["validation_bound"]) if held_out else None,
         "noise_variance": model.noise_variance_,
@@ -609,6 +658,12 @@ def _aligned(table: CountTable, path: Path, model: MultinomialVAE, drop_empty: b
         raise InputError(f"{path}: {error}") from None
     if overlap.missing or overlap.extra:
         warnings.warn(f"{path}: {overlap}", CountvaeWarning, stacklevel=2)
+    elif list(table.feature_ids) != list(model.feature_names_in_):
+        warnings.warn(
+            f"{path}: its features are in another order than the model's; aligned by id.",
+            CountvaeWarning,
+            stacklevel=2,
+        )
     argument = f"{path}, in the features of the model"
     if drop_empty:
         aligned = aligned.without_empty(argument)
@@ -718,4 +773,4 @@ def _write_truth(drawn: Simulation, folder: Path, settings: dict[str, Any]) -> N
     )
     assert drawn.proportions is not None
     np.save(folder / "proportions.npy", drawn.proportions, allow_pickle=False)
-    _write_json(settings, folder / TRUTH)
+    _write_json(settings, folder / TRUTH[0])

@@ -27,8 +27,8 @@ from countvae.table import CountTable, read
 __all__ = ["demo", "describe"]
 
 HELD_OUT = 0.2
-MARK = "demo.json"
-"""The file by which a folder is known as the demo's own."""
+FOUND = "demo.json"
+WRITTEN = (FOUND, "real.png", "simulated.png", "real", "simulated")
 
 
 def demo(
@@ -55,7 +55,7 @@ def demo(
         "real": _real(folder, seed, progress),
         "simulated": _simulated(folder, seed, progress),
     }
-    (folder / MARK).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (folder / FOUND).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found
 
 

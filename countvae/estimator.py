@@ -16,7 +16,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from countvae import store
 from countvae.basis import make_basis, restore
-from countvae.checks import CountvaeWarning, InputError, check_counts, check_unique, examples
+from countvae.checks import (
+    MAX_COUNT,
+    CountvaeWarning,
+    InputError,
+    check_counts,
+    check_unique,
+    examples,
+)
 from countvae.decoder import Decoder
 from countvae.encoder import ACTIVATIONS, Encoder
 from countvae.evidence import log_coefficient, one_thread_an_operation
@@ -35,10 +42,10 @@ OPTIMAL_STEPS = 30
 
 RETRIES = 2
 
-MAX_COUNT = 2.0**53
-"""Beyond it whole numbers have no exact double."""
-
 PSEUDOCOUNTS = (1e-9, 1e9)
+
+OF_ANSWERS = ("refinement_steps", "whiten")
+"""Settings that may change after a fit."""
 
 
 class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -86,7 +93,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     validation_fraction : float
         Share of the samples held out of the fit to watch it; the best epoch is then kept.
     patience : int, optional
-        Stop after so many epochs without a better (validation) bound.
+        Stop after so many epochs without a better (validation) bound. An early stop leaves out
+        the last part of the schedule, in which rates fall and the encoder goes on alone.
     random_state : int, RandomState or None
         The same integer gives the same bits on one machine.
     progress : callable, optional
@@ -114,6 +122,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         One row an epoch: bound in nats a sample (coefficient left out), sigma2, learning rate.
     n_components_, n_iter_, n_features_in_ : int
         Factors and epochs used, features seen.
+    best_epoch_ : int
+        The epoch whose model this is: the best on held-out samples, or the last.
     feature_names_in_ : (d,)
         Feature ids, where the table had any.
     depth_ : (n,)
@@ -211,6 +221,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             encoder, decoder, history = self._fit_from_start(counts, held_out, k, seed)
         self.history_ = pd.DataFrame(history)
         self.n_iter_ = len(history)
+        self._fitted_settings = self._settings()
         encoder, decoder = encoder.double(), decoder.double()
         decoder.centre()
         self._identify(encoder, decoder)
@@ -291,7 +302,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             The latent factors that made them, as `transform` gives them.
         """
         check_is_fitted(self)
-        if n_samples < 1:
+        if not isinstance(n_samples, int | np.integer) or n_samples < 1:
             raise InputError(f"n_samples: expected a whole number >= 1; got {n_samples!r}.")
         rng = check_random_state(self.random_state if random_state is None else random_state)
         k, d = self.components_.shape
@@ -356,14 +367,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     ) -> None:
         """Write the model to a new folder of safetensors and JSON, whole or not at all."""
         check_is_fitted(self)
-        settings = self.get_params(deep=False)
-        del settings["basis"], settings["progress"]
-        settings = {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in settings.items()
-        }
-        if not isinstance(settings["random_state"], int):
-            settings["random_state"] = None
+        settings = self._fitted_settings | {name: self._settings()[name] for name in OF_ANSWERS}
         arrays = {f"basis.{name}": value for name, value in self.basis_operator_.state().items()}
         for room, module in (("encoder", self._encoder), ("decoder", self._decoder)):
             for name, value in module.state_dict().items():
@@ -394,6 +398,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             model.depth_ = arrays["depth"]
             model.history_ = pd.DataFrame(settings["history"])
             model.n_iter_ = len(model.history_)
+            model._fitted_settings = model._settings()
             model.n_features_in_ = basis.d
             if "feature_names" in arrays:
                 model.feature_names_in_ = arrays["feature_names"]
@@ -420,8 +425,27 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return model
 
     @property
+    def best_epoch_(self) -> int:
+        """The epoch whose model this is: the best on held-out samples, or the last."""
+        check_is_fitted(self)
+        if "validation_bound" not in self.history_:
+            return self.n_iter_
+        return int(self.history_["validation_bound"].argmax()) + 1
+
+    @property
     def _n_features_out(self) -> int:
         return self.n_components_
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the parameters as JSON has them, but for what is no setting of a model."""
+        settings = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in self.get_params(deep=False).items()
+            if name not in ("basis", "progress")
+        }
+        if not isinstance(settings["random_state"], int):
+            settings["random_state"] = None
+        return settings
 
     def _check_settings(self) -> None:
         for name, low in (
@@ -447,9 +471,15 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         ):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name}: expected one of {choices}; got {getattr(self, name)!r}.")
+        for name in ("shrink_loadings", "whiten"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise InputError(f"{name}: expected True or False; got {getattr(self, name)!r}.")
+        if self.progress is not None and not callable(self.progress):
+            raise InputError(f"progress: expected a function; got {self.progress!r}.")
         for name in ("pseudocount", "learning_rate"):
             value = getattr(self, name)
-            if not (isinstance(value, int | float | np.number) and 0 < value < np.inf):
+            number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+            if not (number and 0 < value < np.inf):
                 raise InputError(f"{name}: expected a positive number; got {value!r}.")
         low, high = PSEUDOCOUNTS
         if not low <= self.pseudocount <= high:
@@ -486,14 +516,13 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 reset=reset,
                 accept_sparse="csr",
                 dtype=[np.float64, np.float32],
+                ensure_all_finite=False,
                 ensure_min_samples=2 if reset else 1,
                 ensure_min_features=2 if reset else 1,
             )
         counts = sp.csr_array(counts, dtype=np.float64)
         if reset and counts.shape[0] < 2:
             raise InputError("X: a fit needs at least two samples; got 1.")
-        if counts.nnz and counts.max() > MAX_COUNT:
-            raise InputError(f"X: expected counts <= 2^53; got {counts.max():g}.")
         check_counts(
             counts, sample_ids, feature_ids, fractional="warn", empty_samples="warn", argument="X"
         )
@@ -555,17 +584,17 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         rate = float(self.learning_rate)
         for attempt in range(RETRIES + 1):
             generator = torch.Generator().manual_seed(seed)
-            start = residual_start(
-                rows, k, pseudocount=float(self.pseudocount), generator=generator
-            )
-            sigma2 = start.sigma2
-            if self.noise == "by_feature":
-                sigma2 = sigma2.expand(rows.d)
-            decoder = Decoder(start.V, start.mu, sigma2)
-            encoder = self._new_encoder(
-                start.A, start.b, start.log_D, decoder.mu.detach(), generator
-            )
             try:
+                start = residual_start(
+                    rows, k, pseudocount=float(self.pseudocount), generator=generator
+                )
+                sigma2 = start.sigma2
+                if self.noise == "by_feature":
+                    sigma2 = sigma2.expand(rows.d)
+                decoder = Decoder(start.V, start.mu, sigma2)
+                encoder = self._new_encoder(
+                    start.A, start.b, start.log_D, decoder.mu.detach(), generator
+                )
                 history = train(
                     rows,
                     encoder,
@@ -574,6 +603,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                     shrink_loadings=bool(self.shrink_loadings),
                     generator=generator,
                     validation=validation,
+                    refinement_steps=int(self.refinement_steps),
                     progress=self._report(max_epochs),
                 )
                 return encoder, decoder, history
@@ -630,6 +660,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _posteriors(self, X: Any, steps: int) -> Iterator[tuple[Posterior, torch.Tensor]]:
         check_is_fitted(self)
+        self._check_settings()
         counts = self._counts(X, reset=False)
         rows = Rows(counts, max(1, 2**20 // counts.shape[1]), dtype=torch.float64)
         for x in rows.in_order():

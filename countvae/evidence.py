@@ -197,6 +197,7 @@ def _omega_ceiling(Y: Tensor) -> Tensor:
 def _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads) -> Noise:
     """Solve by the kernel; the samples that it gives up, or too deep for it, without it."""
     assert kernel is not None
+    compiled = kernel.solve
     b, d = x.shape
     of_sample = [torch.empty(b, dtype=torch.float64) for _ in range(3)]
     of_feature = [torch.empty(b, d) for _ in range(3)]
@@ -207,7 +208,7 @@ def _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads) -> Noise:
 
     def solve(at: slice) -> None:
         out = (array[at] for array in written)
-        kernel.solve(m[at], q[at], counts[at], *shared, scales[at], tolerance, NEWTON_PASSES, *out)
+        compiled(m[at], q[at], counts[at], *shared, scales[at], tolerance, NEWTON_PASSES, *out)
 
     rows = -(-b // threads)
     _share(solve, [slice(i, i + rows) for i in range(0, b, rows)], threads)

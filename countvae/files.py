@@ -5,13 +5,13 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from countvae.checks import InputError
 
-__all__ = ["check_writable", "new_file", "new_folder", "sha256"]
+__all__ = ["check_writable", "holds_only", "new_file", "new_folder", "sha256"]
 
 
 def check_writable(path: str | os.PathLike[str], force: bool) -> None:
@@ -94,7 +94,10 @@ def new_file(path: str | os.PathLike[str], force: bool = False) -> Iterator[Path
 
 @contextmanager
 def new_folder(
-    path: str | os.PathLike[str], force: bool = False, *, mark: str = "config.json"
+    path: str | os.PathLike[str],
+    force: bool = False,
+    *,
+    replaceable: Callable[[Path], bool] = lambda folder: False,
 ) -> Iterator[Path]:
     """Write a folder whole or not at all: a reader never sees half of it.
 
@@ -104,9 +107,9 @@ def new_folder(
         Where the folder shall be. An empty folder may be there already.
     force : bool
         Whether to replace a folder that is there, once the new one is complete.
-    mark : str
-        The file by which a folder of this kind is known: one without it is somebody's own, and
-        is not removed even with `force`.
+    replaceable : callable
+        Tells whether a folder is of this kind and holds nothing else. One that is not is somebody's
+        own, and is not removed even with `force`.
 
     Yields
     ------
@@ -117,12 +120,12 @@ def new_folder(
     Raises
     ------
     InputError
-        If `path` cannot be written, is there already and `force` is not given, or is not a
-        folder that holds `mark`.
+        If `path` cannot be written, is there already and `force` is not given, or is not
+        `replaceable`.
     """
     path = Path(path)
     check_writable(path, force)
-    _check_replaceable(path, mark)
+    _check_replaceable(path, replaceable)
     place = path.resolve()
     beside, old = _beside(place), _beside(place)
     try:
@@ -135,7 +138,7 @@ def new_folder(
             _sync(file)
         _sync(beside)
         check_writable(path, force)
-        _check_replaceable(path, mark)
+        _check_replaceable(path, replaceable)
         if place.exists():
             os.rename(place, old)
         try:
@@ -167,10 +170,15 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_replaceable(path: Path, mark: str) -> None:
-    if os.path.lexists(path) and not _is_empty_folder(path) and not (path / mark).is_file():
+def holds_only(*names: str) -> Callable[[Path], bool]:
+    """Make a test for folders that hold these names, every one and no other."""
+    return lambda folder: folder.is_dir() and {f.name for f in folder.iterdir()} == set(names)
+
+
+def _check_replaceable(path: Path, replaceable: Callable[[Path], bool]) -> None:
+    if os.path.lexists(path) and not _is_empty_folder(path) and not replaceable(path):
         raise InputError(
-            f"{path}: is not replaced, since it is not a folder written here (no {mark!r} in it)."
+            f"{path}: is not replaced, since it, or something in it, was not written here."
         )
 
 

@@ -22,7 +22,7 @@ import safetensors.numpy
 from countvae.checks import InputError
 from countvae.files import new_folder, sha256
 
-__all__ = ["CONFIG", "MODEL", "SCHEMA_VERSION", "load", "save"]
+__all__ = ["CONFIG", "MODEL", "SCHEMA_VERSION", "is_model", "load", "save"]
 
 SCHEMA_VERSION = 1
 CONFIG = "config.json"
@@ -99,7 +99,7 @@ def save(
     if json.loads(text) != described:
         raise TypeError("settings: expected plain JSON (no tuples, keys that are strings).")
 
-    with new_folder(path, force) as folder:
+    with new_folder(path, force, replaceable=is_model) as folder:
         (folder / MODEL).write_bytes(content)
         for name, write in extra_files.items():
             write(folder / name)
@@ -142,6 +142,15 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         for name, tensor in tensors.items()
     }
     return arrays, config["settings"]
+
+
+def is_model(path: Path) -> bool:
+    """Whether a folder is one that `save` wrote, and holds nothing else."""
+    try:
+        config = _read_config(path / CONFIG)
+    except InputError:
+        return False
+    return {file.name for file in path.iterdir()} <= {CONFIG, MODEL, *config["files"]}
 
 
 def _digest(config: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from countvae.decoder import Decoder
 from countvae.encoder import Encoder, centred_logs
 from countvae.evidence import factor_kl, noise_bound, solve_noise
-from countvae.inference import factor_precision, posterior_at
+from countvae.inference import factor_precision, posterior_at, refine
 from countvae.rows import Rows
 from countvae.shrinkage import Shrinkage
 
@@ -27,10 +27,6 @@ FINISH_FROM = 0.86
 """Share of the epochs after which the encoder alone goes on, to the posterior of what was found."""
 
 
-ENDS = (FINISH_FROM, 1.0, 1.0)
-"""Where the rates of `_optimizer`'s groups have fallen to zero: the decoder's first."""
-
-
 class Diverged(ArithmeticError):
     """The bound stopped being finite."""
 
@@ -44,7 +40,7 @@ class Schedule:
     optimizer: str
     patience: int | None
 
-    def factor(self, progress: float, step: int, end: float = 1.0) -> float:
+    def factor(self, progress: float, step: int, end: float) -> float:
         """Warm up over ten steps, stay, and anneal to zero at `end` along a cosine."""
         anneal = min(1.0, max(0.0, (progress - ANNEAL_FROM) / (end - ANNEAL_FROM)))
         return min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * anneal))
@@ -59,6 +55,7 @@ def train(
     shrink_loadings: bool,
     generator: torch.Generator,
     validation: Rows | None = None,
+    refinement_steps: int = 0,
     progress: Callable[[dict[str, float | int]], None] | None = None,
 ) -> list[dict[str, float | int]]:
     """Maximise the mean bound over the rows; encoder and decoder are changed in place.
@@ -75,6 +72,8 @@ def train(
         Put an empirical-Bayes prior on the loadings, and a variance on each: see `Shrinkage`.
     generator : torch.Generator
         Shuffles the rows.
+    refinement_steps : int
+        Newton steps after the encoder in the validation bound.
     progress : callable, optional
         Called with the row of the history after each epoch.
 
@@ -90,7 +89,6 @@ def train(
         If the bound is not finite.
     """
     optimizer = _optimizer(rows, encoder, decoder, schedule)
-    rates = [group["lr"] for group in optimizer.param_groups]
     steps_an_epoch = math.ceil(rows.n / rows.batch_size)
     log_scale = torch.full((rows.n,), math.nan, dtype=rows.dtype, device=rows.device)
     shrinkage: Shrinkage | None = None
@@ -105,8 +103,8 @@ def train(
         for i, (index, x) in enumerate(rows.shuffled(generator)):
             step = epoch * steps_an_epoch + i
             done = step / (schedule.max_epochs * steps_an_epoch)
-            for group, rate, end in zip(optimizer.param_groups, rates, ENDS, strict=True):
-                group["lr"] = rate * schedule.factor(done, step, end)
+            for group in optimizer.param_groups:
+                group["lr"] = group["rate"] * schedule.factor(done, step, group["end"])
             z, D = encoder(x)
             m0, Q = decoder(z, D, None if shrinkage is None else shrinkage.U)
             noise = solve_noise(
@@ -124,24 +122,23 @@ def train(
                 _clip(optimizer)
             optimizer.step()
             log_scale[index] = noise.log_scale
+            moments.add(z, D, Q, noise, bound)
             if not finishing:
                 decoder.centre()
-            moments.add(z, D, Q, noise, bound)
-            if not i:
-                moments.add_correlations(decoder, D, noise, shrinkage)
+                if not i:
+                    moments.add_correlations(decoder, D, noise, shrinkage)
         if not moments.finite:
             raise Diverged(f"the factors are not finite after epoch {epoch + 1}")
         reached = moments.mean_bound(shrinkage)
+        early = epoch < PRIOR_FROM * schedule.max_epochs
+        begins = shrink_loadings and early and epoch + 1 >= PRIOR_FROM * schedule.max_epochs
         if not finishing:
-            early = epoch < PRIOR_FROM * schedule.max_epochs
             if shrinkage is not None:
                 shrinkage.update(decoder.V.detach(), moments.of_loadings)
             moments.solve_sigma2(decoder, shrunk=shrinkage is not None)
             moments.rescale(encoder, decoder, rotate=early)
-            if shrink_loadings and early and epoch + 1 >= PRIOR_FROM * schedule.max_epochs:
+            if begins:
                 shrinkage = Shrinkage(decoder.V.detach())
-                # the prior lowers the bound for some epochs: no reason to stop
-                best_bound = -math.inf
         row = {
             "epoch": epoch + 1,
             "bound": reached,
@@ -150,7 +147,9 @@ def train(
         }
         watched = row["bound"]
         if validation is not None:
-            watched = row["validation_bound"] = mean_bound(encoder, decoder, validation.in_order())
+            watched = row["validation_bound"] = mean_bound(
+                encoder, decoder, validation.in_order(), refinement_steps
+            )
             if watched > best_bound:
                 best_state = _copy(encoder), _copy(decoder)
         history.append(row)
@@ -160,6 +159,9 @@ def train(
             best_bound, best_epoch = watched, epoch
         elif schedule.patience is not None and epoch - best_epoch >= schedule.patience:
             break
+        if validation is None and begins:
+            # the prior lowers the bound of the fitted samples: that is no reason to stop
+            best_bound = -math.inf
     if best_state is not None:
         encoder.load_state_dict(best_state[0])
         decoder.load_state_dict(best_state[1])
@@ -167,11 +169,14 @@ def train(
 
 
 @torch.no_grad()
-def mean_bound(encoder: Encoder, decoder: Decoder, batches: Iterable[Tensor]) -> float:
-    """Mean of the bound at the encoder's own answer, in nats, coefficient left out."""
+def mean_bound(
+    encoder: Encoder, decoder: Decoder, batches: Iterable[Tensor], refinement_steps: int = 0
+) -> float:
+    """Mean bound at the encoder's answer, refined or not, in nats, coefficient left out."""
     total, n = 0.0, 0
     for x in batches:
-        total += posterior_at(decoder, x, *encoder(x)).bound.sum().item()
+        posterior = posterior_at(decoder, x, *encoder(x))
+        total += refine(decoder, x, posterior, refinement_steps).bound.sum().item()
         n += len(x)
     return total / n
 
@@ -185,17 +190,17 @@ class _Moments:
         self.n, self.bound = 0, 0.0
         self.z, self.zz = zeros(k), zeros(k, k)
         self.squares, self.information, self.of_loadings = zeros(d), zeros(d), zeros(d, k)
+        self.left_out = zeros(k, k)
 
     @torch.no_grad()
     def add(self, z, D, Q, noise, bound) -> None:
         self.n += len(z)
         self.bound += bound.sum().item()
-        second = z.square() + D
         self.z += z.sum(0)
         self.zz += z.T @ z + torch.diag(D.sum(0))
         self.squares += (noise.r.square() + noise.w.square() * Q).sum(0)
         self.information += noise.w.sum(0)
-        self.of_loadings += noise.w.T @ second
+        self.of_loadings += noise.w.T @ (z.square() + D)
 
     @torch.no_grad()
     def add_correlations(self, decoder, D, noise, shrinkage) -> None:
@@ -225,6 +230,7 @@ class _Moments:
     def solve_sigma2(self, decoder: Decoder, shrunk: bool) -> None:
         """Take one step of the noise's own equation."""
         fitted = 1 if shrunk else 1 + decoder.V.shape[1]
+        fitted = min(fitted, self.n / 2)  # with as many factors as samples no sigma2 would do
         squares, information = self.squares + self.information * (fitted / self.n), self.information
         if decoder.sigma2.ndim:
             own, common = decoder.sigma2, squares.sum() / information.sum()
@@ -262,9 +268,9 @@ def _optimizer(
     wide = [encoder.A] if encoder.G is None else [encoder.A, encoder.G]
     narrow = [p for p in encoder.parameters() if all(p is not q for q in wide)]
     groups = [
-        {"params": list(decoder.parameters()), "lr": rate},
-        {"params": wide, "lr": rate * min(1.0, 30 / max(reach, 1e-6))},
-        {"params": narrow, "lr": rate / 3},
+        {"params": list(decoder.parameters()), "rate": rate, "end": FINISH_FROM},
+        {"params": wide, "rate": rate * min(1.0, 30 / max(reach, 1e-6)), "end": 1.0},
+        {"params": narrow, "rate": rate / 3, "end": 1.0},
     ]
     if schedule.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=0.9, dampening=0.9)

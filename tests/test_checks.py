@@ -40,8 +40,16 @@ def test_counts_pass_in_silence():
             "table.biom: expected values >= 0; got -1 in sample 's2', feature 'b'"
             " (Negative values in data are not counts).",
         ),
-        (np.nan, "table.biom: expected finite values; got nan in sample 's2', feature 'b'."),
-        (np.inf, "table.biom: expected finite values; got inf in sample 's2', feature 'b'."),
+        (
+            np.nan,
+            "table.biom: expected finite values, not NaN or inf;"
+            " got nan in sample 's2', feature 'b'.",
+        ),
+        (
+            np.inf,
+            "table.biom: expected finite values, not NaN or inf;"
+            " got inf in sample 's2', feature 'b'.",
+        ),
         (
             0.5,
             "table.biom: expected whole numbers; got 0.5 in sample 's2', feature 'b'"

@@ -390,7 +390,8 @@ def test_features_are_matched_by_id_and_what_does_not_match_is_reported(
 ):
     write_tsv(tmp_path / "turned.tsv", counts[:, ::-1], features=FEATURES[::-1])
     arguments = ["--model", shared / "model", "--quiet", "-o"]
-    assert run("transform", "turned.tsv", *arguments, "turned.out.tsv").stderr == ""
+    turned = run("transform", "turned.tsv", *arguments, "turned.out.tsv").stderr
+    assert "its features are in another order than the model's; aligned by id" in turned
     turned = (tmp_path / "turned.out.tsv").read_bytes()
     assert turned == (shared / "model" / "samples.tsv").read_bytes()
     write_tsv(tmp_path / "other.tsv", counts, features=[*FEATURES[:-1], "new"])
@@ -675,3 +676,51 @@ def test_settings_of_the_encoder_reach_the_model(run, shared):
     expected = {"optimizer": "sgd", "activation": "tanh", "encoder_width": 7}
     expected |= {"posterior_variance": "shared", "refinement_steps": 0}
     assert found.items() >= expected.items()
+
+
+def test_a_folder_with_somebodys_own_files_is_not_replaced_even_with_force(run, shared, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.json").write_text('{"a": 1}')
+    table = mine / "table.biom"
+    table.write_bytes((shared / "table.biom").read_bytes())
+    refused(run("fit", table, "-o", mine, *QUICK, "--force", code=3), "mine", "not written here")
+    run("fit", table, "-o", "m", *QUICK)
+    (tmp_path / "m" / "notes.txt").touch()
+    refused(run("fit", table, "-o", "m", *QUICK, "--force", code=3), "m:", "not written here")
+    (tmp_path / "m" / "notes.txt").unlink()
+    run("fit", table, "-o", "m", *QUICK, "--force")
+
+
+def test_a_table_is_not_replaced_by_its_own_coordinates(run, shared, counts):
+    write_tsv(Path("t.tsv"), counts)
+    before = Path("t.tsv").read_bytes()
+    arguments = ("transform", "t.tsv", "--model", shared / "model", "-o", "t.tsv", "--force")
+    refused(run(*arguments, code=3), "t.tsv: is the table itself")
+    assert Path("t.tsv").read_bytes() == before
+
+
+def test_simulate_refuses_odd_options_and_writes_nothing(run, tmp_path):
+    run("simulate", "-o", "t.tsv", "--truth", "t.tsv", code=2)
+    run("simulate", "-o", "t.tsv", "--reads", "nan", code=2)
+    run("simulate", "-o", "t.tsv", "--reads", "1e30", code=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sentences_of_a_fit_are_about_the_files(run, counts):
+    write_tsv(Path("one.tsv"), counts[:1], samples=SAMPLES[:1])
+    refused(run("fit", "one.tsv", "-o", "m", *QUICK, code=3), "one.tsv: a fit needs")
+    write_tsv(Path("t.tsv"), counts)
+    Path("t.nwk").write_text("((x:1,y:1):1,z:1);")
+    arguments = ("fit", "t.tsv", "-o", "m", *QUICK, "--tree")
+    refused(run(*arguments, "t.nwk", code=3), "t.nwk:", "'1.10'")
+    refused(run(*arguments, "no.nwk", code=3), "no.nwk: there is no such file")
+
+
+def test_the_best_epoch_of_the_run_is_the_one_kept(run, shared):
+    arguments = ("fit", shared / "table.biom", "-o", "m", "-k", 2, "--max-epochs", 12, "--quiet")
+    run(*arguments, "--validation-fraction", 0.3)
+    model = MultinomialVAE.load("m")
+    kept = model.history_.iloc[model.best_epoch_ - 1]
+    assert kept["sigma2"] == pytest.approx(model.noise_variance_)
+    assert json.loads(Path("m/run.json").read_text())["result"]["best_epoch"] == model.best_epoch_

@@ -583,7 +583,11 @@ def test_a_bad_setting_is_refused_in_a_sentence_that_names_it(X, setting, value)
 
 @pytest.mark.parametrize(
     ("value", "sentence"),
-    [(-1, "-1 in sample 1, feature 2"), (np.nan, "NaN"), (np.inf, "infinity")],
+    [
+        (-1, "-1 in sample 1, feature 2"),
+        (np.nan, "nan in sample 1, feature 2"),
+        (np.inf, "inf in sample 1, feature 2"),
+    ],
 )
 def test_a_value_that_is_no_count_is_refused(X, value, sentence):
     spoilt = X.astype(float)
@@ -753,3 +757,40 @@ def test_epochs_by_default_follow_from_the_samples(X):
     settings = {"n_components": 1, "encoder_depth": 1}
     assert MultinomialVAE(**settings).fit(X[:20]).n_iter_ == 70
     assert 9 <= MultinomialVAE(**settings).fit(np.tile(X, (24, 1))).n_iter_ < 70
+
+
+def test_a_model_is_saved_as_it_was_fitted_whatever_was_set_since(X, tmp_path):
+    model = MultinomialVAE(**SMALL).fit(X)
+    y = model.transform(X)
+    model.set_params(encoder_depth=4, pseudocount=5.0, activation="relu", n_components=7)
+    model.set_params(whiten=True).save(tmp_path / "m")
+    loaded = MultinomialVAE.load(tmp_path / "m")
+    assert loaded.whiten and loaded.encoder_depth == MultinomialVAE(**SMALL).encoder_depth
+    np.testing.assert_array_equal(loaded.set_params(whiten=False).transform(X), y)
+
+
+def test_settings_of_answers_are_checked_when_they_are_used(X):
+    model = MultinomialVAE(**SMALL).fit(X)
+    with pytest.raises(InputError, match="refinement_steps"):
+        model.set_params(refinement_steps=-1).transform(X)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("learning_rate", True), ("whiten", "yes"), ("shrink_loadings", "no"), ("progress", 3)],
+)
+def test_a_setting_of_the_wrong_kind_is_named(X, name, value):
+    with pytest.raises(InputError, match=f"{name}: expected"):
+        MultinomialVAE(**SMALL | {name: value}).fit(X)
+
+
+def test_as_many_factors_as_samples_do_not_drive_the_noise_away():
+    truth = simulate(12, 60, 3, 1000, rng=np.random.default_rng(1))
+    model = MultinomialVAE(11, shrink_loadings=False, encoder_width=8).fit(truth.counts)
+    assert model.noise_variance_ < 20 * truth.sigma2
+
+
+def test_the_fall_of_the_bound_when_the_prior_begins_is_no_reason_to_stop():
+    truth = simulate(400, 80, 4, 1000, rng=np.random.default_rng(1))
+    model = MultinomialVAE(4, patience=3, encoder_width=16).fit(truth.counts)
+    assert model.n_iter_ > 30

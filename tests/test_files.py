@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from countvae.checks import InputError
-from countvae.files import check_writable, new_file, new_folder, sha256
+from countvae.files import check_writable, holds_only, new_file, new_folder, sha256
 
 
 def content(folder: Path) -> list[str]:
@@ -87,13 +87,14 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
 
 
 def test_an_old_folder_stays_until_the_new_one_is_complete(tmp_path):
-    path = tmp_path / "model"
+    path, ours = tmp_path / "model", holds_only("config.json")
     for text in ("old", "new"):
-        with new_folder(path, force=text == "new") as beside:
+        with new_folder(path, force=text == "new", replaceable=ours) as beside:
             (beside / "config.json").write_text(text)
             assert text == "old" or (path / "config.json").read_text() == "old"
     assert (path / "config.json").read_text() == "new"
-    with pytest.raises(KeyboardInterrupt), new_folder(path, force=True) as beside:
+    again = new_folder(path, force=True, replaceable=ours)
+    with pytest.raises(KeyboardInterrupt), again as beside:
         (beside / "config.json").write_text("half")
         raise KeyboardInterrupt
     assert (path / "config.json").read_text() == "new"
@@ -116,16 +117,17 @@ def test_an_empty_folder_is_not_in_the_way(tmp_path):
     assert content(path) == ["config.json"]
 
 
-def test_somebodys_own_folder_is_not_removed_even_with_force(tmp_path):
-    home = tmp_path / "home"
+@pytest.mark.parametrize("beside", ["thesis.txt", "config.json"])
+def test_somebodys_own_folder_is_not_removed_even_with_force(tmp_path, beside):
+    home, ours = tmp_path / "home", holds_only("config.json")
     home.mkdir()
     (home / "thesis.txt").touch()
-    with pytest.raises(InputError, match="not a folder written here"), new_folder(home, force=True):
-        pass
-    with pytest.raises(InputError, match="not a folder written here"):
-        with new_folder(home / "thesis.txt", force=True):
-            pass
-    assert content(home) == ["thesis.txt"]
+    (home / beside).touch()
+    for path in (home, home / "thesis.txt"):
+        with pytest.raises(InputError, match="was not written here"):
+            with new_folder(path, force=True, replaceable=ours):
+                pass
+    assert content(home) == sorted({"thesis.txt", beside})
 
 
 def test_sha256_is_that_of_the_content(tmp_path):

@@ -10,11 +10,13 @@ from scipy.sparse import csr_array
 
 from countvae.decoder import Decoder
 from countvae.encoder import Encoder
+from countvae.inference import factor_precision, posterior_at
 from countvae.metrics import subspace_error
 from countvae.rows import Rows
+from countvae.shrinkage import Shrinkage
 from countvae.simulate import simulate
 from countvae.start import residual_start
-from countvae.training import Diverged, Schedule, mean_bound, train
+from countvae.training import Diverged, Schedule, _Moments, mean_bound, train
 
 
 @pytest.fixture(name="table", scope="module")
@@ -218,3 +220,56 @@ def test_mean_bound_does_not_depend_on_the_batches(table):
     other = Rows(rows.counts, 7, torch.float64)
     whole, batched = (mean_bound(encoder, decoder, r.in_order()) for r in (rows, other))
     assert whole == pytest.approx(batched, abs=0.02)
+
+
+def test_sigma2_takes_the_degrees_of_freedom_of_centre_and_loadings_into_account(table):
+    _, _, decoder = start_on(table.counts)
+    for shrunk, n, fitted in ((True, 100, 1), (False, 100, 4), (False, 4, 2)):
+        moments = _Moments(decoder)
+        moments.n, moments.squares[:], moments.information[:] = n, 0.9, 1.0
+        before = decoder.sigma2.item()
+        moments.solve_sigma2(decoder, shrunk)
+        assert decoder.sigma2.item() / before == pytest.approx(0.9 + fitted / n, rel=1e-5)
+
+
+def test_factors_are_scaled_by_their_whole_covariance(table):
+    rows, encoder, decoder = start_on(table.counts, dtype=torch.float64)
+    moments = _Moments(decoder)
+    x = next(rows.in_order())
+    with torch.no_grad():
+        z, D = encoder(x)
+        noise = posterior_at(decoder, x, z, D).noise
+        H = factor_precision(decoder.V, noise.w)
+        D = 1 / H.diagonal(dim1=1, dim2=2)  # where D is what it should be, S is H^-1
+        moments.add(z, D, decoder(z, D)[1], noise, noise.bound)
+        moments.add_correlations(decoder, D, noise, None)
+        expected = (
+            z.T @ z / len(z) + torch.linalg.inv(H).mean(0) - torch.outer(z.mean(0), z.mean(0))
+        )
+        V = decoder.V.clone()
+        moments.rescale(encoder, decoder, rotate=False)
+    torch.testing.assert_close(decoder.V @ decoder.V.T, V @ expected @ V.T)
+
+
+def test_the_bound_at_the_loadings_is_the_averaged_one_and_what_their_variance_cost(table):
+    _, _, decoder = start_on(table.counts)
+    moments, shrinkage = _Moments(decoder), Shrinkage(decoder.V.detach())
+    moments.n, moments.bound = 10, -50.0
+    moments.of_loadings += 3.0
+    shrinkage.U = torch.full_like(decoder.V, 0.2)
+    assert moments.mean_bound(None) == -5.0
+    assert moments.mean_bound(shrinkage) == pytest.approx(-5 + 0.5 * 0.6 * decoder.V.numel() / 10)
+
+
+def test_the_encoder_goes_on_alone_at_the_end(table):
+    rows, encoder, decoder = start_on(table.counts)
+    seen = []
+
+    def look(row):
+        parts = (decoder.V, decoder.sigma2, encoder.A)
+        seen.append([part.detach().clone() for part in parts])
+
+    run(rows, encoder, decoder, epochs=10, shrink_loadings=True, progress=look)
+    (before, _, _), (V, sigma2, A), last = seen[-3:]
+    assert not torch.equal(before, V)
+    assert torch.equal(V, last[0]) and torch.equal(sigma2, last[1]) and not torch.equal(A, last[2])
