@@ -6,7 +6,7 @@ PEERS ?= .venv-peers
 PY := $(VENV)/bin/python
 PIP := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: venv demo test check docs bench-peers bench-core clean
+.PHONY: venv demo test check docs bench bench-full bench-peers bench-core clean
 
 venv: $(VENV)/.stamp
 
@@ -34,6 +34,15 @@ check: venv
 
 docs: $(VENV)/.stamp-docs
 	"$(PY)" -m sphinx -W --keep-going -b html docs docs/_build
+
+# The simulations: every figure and table in about 15 minutes, or the whole grid in hours.
+RESULTS := benchmarks/simulations/results
+
+bench: venv
+	COUNTVAE_PEERS="$(PEERS)/bin/python" "$(PY)" -m countvae benchmark -o $(RESULTS) --page docs/benchmarks.md
+
+bench-full: venv
+	COUNTVAE_PEERS="$(PEERS)/bin/python" "$(PY)" -m countvae benchmark --full -o $(RESULTS) --page docs/benchmarks.md
 
 # What the core must show, a script a claim; all of them take long. `make bench-recovery` runs one.
 BENCH_CORE := recovery cold_start solver real_tables robustness choices

@@ -5,11 +5,10 @@ Ten tables with dense loadings and ten with 5 % of them non-zero. Both fits have
 """
 
 import time
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
-import torch
+from countvae_simulations.methods.truth_start import started_at
 
 from benchmarks.core.common import (
     arguments,
@@ -23,12 +22,9 @@ from benchmarks.core.common import (
     write,
 )
 from countvae import MultinomialVAE
-from countvae.decoder import Decoder
 from countvae.metrics import common_features, covariance_error, subspace_error
 from countvae.ppca import clr_counts, ppca
-from countvae.rows import Rows
 from countvae.simulate import Simulation, simulate
-from countvae.start import SUBSAMPLE, Start, start_at
 
 N, D, K, READS = 2000, 1000, 16, 5000
 NONZERO = {"dense": None, "5 % non-zero": 0.05}
@@ -68,7 +64,7 @@ def main() -> None:
 def compare(truth: Simulation, seed: int) -> list[dict[str, object]]:
     """Fit one table cold, from the truth, by PCA of log(x + 1) and, at times, by PlnPCA."""
     cold, cold_seconds = fitted(MultinomialVAE(K, random_state=seed), truth.counts)
-    with patch("countvae.estimator.residual_start", TruthStart(truth)):
+    with started_at(truth):
         best, best_seconds = fitted(MultinomialVAE(K, random_state=seed), truth.counts)
     reached = best.score(truth.counts)
     rows = [
@@ -112,22 +108,6 @@ def errors(truth: Simulation, V: np.ndarray, sigma2: float) -> dict[str, float]:
         "subspace": subspace_error(truth.V, V, features=common),
         "sigma2": sigma2,
     }
-
-
-class TruthStart:
-    """Stands in for `residual_start`: the true V, mu and sigma2, and the linear encoder to them."""
-
-    def __init__(self, truth: Simulation) -> None:
-        self.truth = truth
-
-    @torch.no_grad()
-    def __call__(  # noqa: D102
-        self, rows: Rows, k: int, *, pseudocount: float, generator: torch.Generator
-    ) -> Start:
-        parts = (self.truth.V, self.truth.mu, self.truth.sigma2)
-        decoder = Decoder(*(torch.as_tensor(part, dtype=rows.dtype) for part in parts))
-        some = rows[torch.randperm(rows.n, generator=generator)[:SUBSAMPLE]]
-        return start_at(some, decoder, pseudocount)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from countvae_simulations.methods.peer import SCRIPTS
 
 from countvae import MultinomialVAE
 from countvae.table import CountTable
@@ -47,7 +48,7 @@ def loadings(model: MultinomialVAE) -> np.ndarray:
 
 
 def plnpca(counts: sp.csr_array, rank: int) -> dict[str, Any] | None:
-    """Fit PlnPCA in the peers' environment: loadings, seconds, iterations, converged.
+    """Fit PlnPCA in the peers' environment: loadings, centre, seconds, converged.
 
     None where that environment is missing.
     """
@@ -56,8 +57,7 @@ def plnpca(counts: sp.csr_array, rank: int) -> dict[str, Any] | None:
     with tempfile.TemporaryDirectory() as folder:
         given, found = Path(folder) / "counts.npz", Path(folder) / "fit.npz"
         np.savez(given, counts=counts.toarray())
-        script = HERE / "peer_plnpca.py"
-        command = [PEERS_PYTHON, script, given, found, "--rank", str(rank)]
+        command = [PEERS_PYTHON, SCRIPTS / "plnpca.py", given, found, "--rank", str(rank)]
         subprocess.run([str(part) for part in command], check=True, capture_output=True)
         with np.load(found) as fit:
             return {name: fit[name][()] for name in fit.files}

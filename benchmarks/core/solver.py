@@ -45,6 +45,7 @@ EPOCHS = {"globalpatterns": 10, "ifnb_pbmc": 4, "ecam": 8}
 
 def main() -> None:
     seeds = arguments(__doc__, seeds=3).seeds
+    torch.set_num_threads(1)  # or blocks side by side would count each other's passes
     results = []
     for seed in range(seeds):
         for name, settings in DESIGNS.items():
@@ -103,11 +104,12 @@ def distances(counts: sp.csr_array, place, dtype: torch.dtype, tolerance: float)
             best = solve_noise(*given, log_scale=found.log_scale.double(), tolerance=1e-10)
         off.append((found.bound - best.bound).abs().numpy())
     off = np.concatenate(off)
+    compiled = evidence.kernel is not None and dtype == torch.float32
     return {
         "samples": len(off),
         "worst": float(off.max()),
         "within": float((off <= BAR).mean()),
-        "passes": passes,
+        "passes": np.nan if compiled else passes,
         "bracketed": bracketed,
     }
 

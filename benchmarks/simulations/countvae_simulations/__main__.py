@@ -1,0 +1,5 @@
+"""`python -m countvae_simulations` is `countvae benchmark`."""
+
+from countvae_simulations.cli import benchmark
+
+benchmark()

@@ -1,0 +1,84 @@
+"""`countvae benchmark`: run a scenario, say what it shows, keep its tables and figure."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from countvae.checks import InputError
+from countvae.cli import Exemplary
+from countvae_simulations.page import page, write_results
+from countvae_simulations.runner import run
+from countvae_simulations.scenarios import SCENARIOS
+
+STORES = "cells"
+
+
+@click.command(cls=Exemplary, example="countvae benchmark --scenario depth -o benchmark")
+@click.option(
+    "--scenario",
+    "names",
+    multiple=True,
+    type=click.Choice(list(SCENARIOS)),
+    help="Scenario to run; may be repeated.  [default: all]",
+)
+@click.option("--full", is_flag=True, help="The whole grid: hours rather than minutes.")
+@click.option(
+    "-o",
+    "--output-dir",
+    "output",
+    type=click.Path(path_type=Path),
+    default=Path("benchmark"),
+    show_default=True,
+    help="Folder for cells, summaries and figures; a run that was broken off goes on.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=os.cpu_count() or 1,
+    show_default="cores",
+    help="Processes; scenarios that are timed run one at a time.",
+)
+@click.option("--cluster", metavar="ADDRESS", help="Dask scheduler whose workers run the cells.")
+@click.option("--page", "page_file", type=click.Path(path_type=Path), help="Write a page as well.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def benchmark(
+    names: tuple[str, ...],
+    full: bool,
+    output: Path,
+    jobs: int,
+    cluster: str | None,
+    page_file: Path | None,
+    quiet: bool,
+) -> None:
+    """Run simulations whose truth is known, and say what they show."""
+    found = {}
+    for name in names or SCENARIOS:
+        scenario = SCENARIOS[name]
+        begun = time.monotonic()
+
+        def say(done: int, total: int, name: str = name, begun: float = begun) -> None:
+            if not quiet:
+                minutes = (time.monotonic() - begun) / 60
+                click.echo(f"{name}: {done} of {total} cells, {minutes:.1f} min", err=True)
+
+        rows = run(
+            scenario.cells(full),
+            output / STORES / f"{name}.csv",
+            jobs=1 if scenario.timed else jobs,
+            cluster=cluster,
+            progress=say,
+        )
+        if rows.empty:
+            raise InputError(f"{name}: no cell could be run.")
+        write_results(scenario, rows, output)
+        found[name] = rows
+        click.echo(scenario.question)
+        for sentence in scenario.conclude(rows):
+            click.echo(f"  {sentence}")
+    if page_file is not None:
+        folder = os.path.relpath(output, page_file.parent)
+        command = "countvae benchmark " + " ".join(sys.argv[2:])
+        page_file.write_text(page(found, Path(folder).as_posix(), command), encoding="utf-8")

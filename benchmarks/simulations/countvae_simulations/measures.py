@@ -1,0 +1,189 @@
+"""Every measure, defined in one place.
+
+A function takes the truth of the fitted samples, that of the held-out ones, and what a method
+found; it returns named numbers, or nothing where the method does not say what it would need.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from scipy.special import log_softmax
+from scipy.stats import norm, spearmanr
+
+from countvae.estimator import OPTIMAL_STEPS
+from countvae.evidence import log_coefficient
+from countvae.metrics import common_features, covariance_error, subspace_error
+from countvae.rows import Rows
+from countvae.simulate import Simulation
+from countvae_simulations.methods.base import Found
+
+STEPS = (0, 1, 2, 3)
+PAIRS = 2000
+
+
+def covariance(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
+    """‖Ĉ − C‖_F / ‖C‖_F of the CLR covariance, with noise (`covariance`) and of VVᵀ alone (`VV`).
+
+    `_common` is the same over features above median abundance. With noise only where a method
+    has a noise variance.
+    """
+    del held_out
+    common = common_features(truth.counts)
+    errors = {
+        "VV": covariance_error(truth.V, found.V),
+        "VV_common": covariance_error(truth.V, found.V, features=common),
+    }
+    if found.sigma2 is not None:
+        noise = {"sigma2_true": truth.sigma2, "sigma2_est": found.sigma2}
+        errors["covariance"] = covariance_error(truth.V, found.V, **noise)
+        errors["covariance_common"] = covariance_error(truth.V, found.V, features=common, **noise)
+    return errors
+
+
+def loadings(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
+    """Share of the true factor space that is missed (`subspace`), and mean |cosine| of its axes.
+
+    `axis` pairs the axes of VVᵀ and of its estimate by rank, weighing each by its variance.
+    """
+    del held_out
+    U, s, _ = np.linalg.svd(truth.V, full_matrices=False)
+    E = np.linalg.svd(found.V, full_matrices=False)[0]
+    k = min(U.shape[1], E.shape[1])
+    cosines = np.abs((U[:, :k] * E[:, :k]).sum(axis=0))
+    return {
+        "subspace": subspace_error(truth.V, found.V),
+        "subspace_common": subspace_error(truth.V, found.V, features=common_features(truth.counts)),
+        "axis": float(np.average(cosines, weights=s[:k] ** 2)),
+    }
+
+
+def noise_and_centre(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
+    """σ̂²/σ² (`sigma2_ratio`), and root mean square of μ̂ − μ over common features (`mu`)."""
+    del held_out
+    errors = {}
+    if found.mu is not None:
+        difference = (found.mu - truth.mu)[common_features(truth.counts)]
+        errors["mu"] = float(difference.std())
+    if found.sigma2 is not None:
+        errors["sigma2_ratio"] = found.sigma2 / truth.sigma2
+    return errors
+
+
+def log_ratio_variances(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
+    """Spearman correlation of Var log(p_i/p_j), true and estimated, over pairs of features."""
+    del held_out
+    rng = np.random.default_rng(0)
+    i, j = rng.integers(len(truth.V), size=(2, PAIRS))
+    i, j = i[i != j], j[i != j]
+
+    def variances(V: np.ndarray) -> np.ndarray:
+        return ((V[i] - V[j]) ** 2).sum(axis=1)
+
+    rank = spearmanr(variances(truth.V), variances(found.V)).statistic
+    return {"log_ratio_variances": float(rank)}
+
+
+def gap(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
+    """Nats a sample that the answer is short of the optimised bound: the bias of the pseudocount.
+
+    `gap_0` is the encoder's own, `gap_s` that after s Newton steps, in sample; `held_gap_s` that
+    of samples held out.
+    """
+    if found.model is None:
+        return {}
+    gaps = {}
+    for name, drawn in (("gap", truth), ("held_gap", held_out)):
+        best = _scores(found, drawn.counts, OPTIMAL_STEPS)
+        for steps in STEPS:
+            short = best - _scores(found, drawn.counts, steps)
+            gaps[f"{name}_{steps}"] = float(short.mean())
+    return gaps
+
+
+def factors(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
+    """The encoder's ẑ against the optimum of the bound and against the truth, held out.
+
+    In posterior standard deviations: root mean square of ẑ − ẑ* over samples and factors
+    (`z_error`), and of its mean over samples (`z_bias`). `z_r2` is the share of the variance of the
+    true factors that a linear map of the refined answer explains.
+    """
+    del truth
+    if found.model is None:
+        return {}
+    here, _ = _posterior(found, held_out.counts, 0)
+    best, sd = _posterior(found, held_out.counts, OPTIMAL_STEPS)
+    deviation = (here - best) / sd
+    design = np.column_stack([np.ones(len(best)), best])
+    residual = held_out.z - design @ np.linalg.lstsq(design, held_out.z)[0]
+    return {
+        "z_error": float(np.sqrt((deviation**2).mean())),
+        "z_bias": float(np.sqrt((deviation.mean(axis=0) ** 2).mean())),
+        "z_r2": float(1 - residual.var() / held_out.z.var()),
+    }
+
+
+def coverage(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
+    """Share of the true coordinates within central intervals of 50 and 90 %, held out.
+
+    The truth of a sample in the fitted axes is the projection of its true CLR without noise.
+    """
+    del truth
+    if found.model is None:
+        return {}
+    mean, sd = _posterior(found, held_out.counts, 2)
+    clr = held_out.mu + held_out.z @ held_out.V.T
+    true = (clr - found.model.mean_) @ found.model.components_.T
+    away = np.abs(true - mean) / sd
+    return {f"coverage_{p}": float((away < norm.ppf(0.5 + p / 200)).mean()) for p in (50, 90)}
+
+
+def held_out_bound(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
+    """Nats a read on held-out samples, multinomial coefficient left out (`bound_a_read`).
+
+    `oracle_a_read` is the log-likelihood at the true proportions: nothing beats it on average.
+    """
+    del truth
+    x, reads = held_out.counts, held_out.counts.sum()
+    assert held_out.proportions is not None
+    true = np.log(np.maximum(held_out.proportions, 1e-300))
+    found_here = {"oracle_a_read": float(x.multiply(true).sum() / reads)}
+    if found.model is not None:
+        nats = _scores(found, x, 2).sum() - _coefficients(x)
+        found_here["bound_a_read"] = float(nats / reads)
+    elif found.reconstruct is not None:
+        logits = log_softmax(found.reconstruct(x), axis=1)
+        found_here["plug_in_a_read"] = float(x.multiply(logits).sum() / reads)
+    return found_here
+
+
+Measure = Callable[[Simulation, Simulation, Found], dict[str, float]]
+MEASURES: dict[str, Measure] = {
+    measure.__name__: measure
+    for measure in (
+        covariance,
+        loadings,
+        noise_and_centre,
+        log_ratio_variances,
+        gap,
+        factors,
+        coverage,
+        held_out_bound,
+    )
+}
+
+
+def _scores(found: Found, counts: csr_array, steps: int) -> np.ndarray:
+    assert found.model is not None
+    return found.model.set_params(refinement_steps=steps).score_samples(counts)
+
+
+def _posterior(found: Found, counts: csr_array, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    assert found.model is not None
+    return found.model.set_params(refinement_steps=steps).posterior(counts)
+
+
+def _coefficients(counts: csr_array) -> float:
+    batches = Rows(counts, 64, dtype=torch.float64).in_order()
+    return sum(float(log_coefficient(x).sum()) for x in batches)

@@ -1,0 +1,83 @@
+"""countvae without one of its parts: what that part is worth."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from countvae import training
+from countvae.ppca import clr_counts, ppca
+from countvae.rows import Rows
+from countvae.simulate import Simulation
+from countvae.start import Start
+from countvae_simulations.methods import ours
+from countvae_simulations.methods.base import Found
+from countvae_simulations.methods.truth_start import start_from
+
+TINY = 1e-4
+
+
+def without_sigma2() -> AbstractContextManager[object]:
+    """Hold sigma2 at next to nothing: all noise is signal."""
+    return patch("countvae.decoder.SIGMA2_RANGE", (TINY, TINY))
+
+
+def without_rescaling() -> AbstractContextManager[object]:
+    """Leave scale and centre of the factors to the gradient."""
+    return patch("countvae.training._Moments.rescale", lambda *given, **more: None)
+
+
+def pca_start() -> AbstractContextManager[object]:
+    """Start where probabilistic PCA of the pseudocounted log-ratios ends."""
+
+    def start(rows: Rows, k: int, *, pseudocount: float, generator: torch.Generator) -> Start:
+        rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+        fit = ppca(clr_counts(rows.counts, pseudocount), k, rank=rows.d - 1, rng=rng)
+        parts = (fit.loadings, fit.mean, fit.noise_variance)
+        return start_from(parts, rows, pseudocount, generator)
+
+    return patch("countvae.estimator.residual_start", start)
+
+
+def random_start() -> AbstractContextManager[object]:
+    """Start from small random loadings, pooled proportions and sigma2 = 1."""
+
+    def start(rows: Rows, k: int, *, pseudocount: float, generator: torch.Generator) -> Start:
+        V = 0.1 * torch.randn(rows.d, k, generator=generator)
+        mu = np.log(np.asarray(rows.counts.sum(axis=0)) + 0.5)
+        return start_from((V.numpy(), mu, 1.0), rows, pseudocount, generator)
+
+    return patch("countvae.estimator.residual_start", start)
+
+
+def frozen_encoder() -> AbstractContextManager[object]:
+    """Leave the encoder where it started: only rescaling touches it."""
+    build = training._optimizer
+
+    def optimizer(*given: Any) -> torch.optim.Optimizer:
+        built = build(*given)
+        for group in built.param_groups[1:]:
+            group["rate"] = 0.0
+        return built
+
+    return patch("countvae.training._optimizer", optimizer)
+
+
+ABLATIONS = {
+    ablation.__name__: ablation
+    for ablation in (
+        without_sigma2,
+        without_rescaling,
+        frozen_encoder,
+        pca_start,
+        random_start,
+    )
+}
+
+
+def fit(truth: Simulation, k: int, seed: int, *, part: str, **settings: object) -> Found:
+    """Fit the estimator without a part."""
+    with ABLATIONS[part]():
+        return ours.fit(truth, k, seed, **settings)

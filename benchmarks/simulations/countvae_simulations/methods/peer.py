@@ -1,0 +1,43 @@
+"""The peers, each by a script that runs in an environment of their own (`make bench-peers`)."""
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from countvae.simulate import Simulation
+from countvae_simulations.methods.base import Found
+
+SCRIPTS = Path(__file__).parent / "peer_scripts"
+
+
+class PeerMissing(RuntimeError):
+    """There is no environment for the peers, or a peer failed in it."""
+
+
+def python() -> Path:
+    """Return the peers' interpreter: COUNTVAE_PEERS, or .venv-peers where the program runs."""
+    return Path(os.environ.get("COUNTVAE_PEERS", ".venv-peers/bin/python"))
+
+
+def fit(truth: Simulation, k: int, seed: int, *, name: str) -> Found:
+    """Run the peer's script; its seconds and memory are its own, without those of its imports."""
+    if not python().exists():
+        raise PeerMissing(f"{name}: no environment for the peers (`make bench-peers`).")
+    with tempfile.TemporaryDirectory() as folder:
+        given, written = Path(folder, "counts.npz"), Path(folder, "found.npz")
+        np.savez(given, counts=truth.counts.toarray())
+        command = [python(), SCRIPTS / f"{name}.py", given, written, "--rank", k, "--seed", seed]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        if done.returncode:
+            raise PeerMissing(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+        with np.load(written) as file:
+            found = {key: file[key] for key in file.files}
+    return Found(
+        found["loadings"],
+        found.get("centre"),
+        seconds=float(found["seconds"]),
+        peak_mb=float(found["peak_mb"]),
+    )

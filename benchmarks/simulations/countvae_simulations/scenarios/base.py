@@ -1,0 +1,79 @@
+"""What a scenario is, and the words and tables that all of them use."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from countvae_simulations.runner import Cell
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One question, its grid, and what is to be read off the results.
+
+    Attributes
+    ----------
+    name, question : str
+    cells : callable
+        From `full` (all of the grid, or what fits in minutes) to the cells.
+    by : sequence of str
+        Columns that name a line of the summary.
+    measures : sequence of str
+        Columns that it sums up.
+    conclude : callable
+        From the rows to sentences: what holds, what does not, and by how much.
+    draw : callable
+        From the rows to the figure.
+    timed : bool
+        Whether seconds matter: cells then run one at a time, on all threads.
+    """
+
+    name: str
+    question: str
+    cells: Callable[[bool], list[Cell]]
+    by: Sequence[str]
+    measures: Sequence[str]
+    conclude: Callable[[pd.DataFrame], list[str]]
+    draw: Callable[[pd.DataFrame], Figure]
+    timed: bool = False
+
+
+def spread(values: pd.Series) -> str:
+    """Minimum / median / maximum."""
+    values = values.dropna()
+    if values.empty:
+        return "-"
+    return " / ".join(f"{value:.4g}" for value in np.quantile(values, [0, 0.5, 1]))
+
+
+def summary(rows: pd.DataFrame, scenario: Scenario) -> pd.DataFrame:
+    """The table behind the figure: one line a group of seeds."""
+    by = [column for column in scenario.by if column in rows]
+    measures = [column for column in scenario.measures if column in rows]
+    grouped = rows.groupby(by, sort=False, dropna=False)
+    return grouped[measures].agg(spread).assign(seeds=grouped["seed"].nunique()).reset_index()
+
+
+def named(rows: pd.DataFrame) -> pd.Series:
+    """A label for each method with its settings, short enough for a legend."""
+    settings = [column for column in rows if column.startswith("settings.")]
+
+    def label(row: pd.Series) -> str:
+        given = {
+            column.removeprefix("settings."): row[column]
+            for column in settings
+            if not pd.isna(row[column])
+        }
+        own = given.pop("name", given.pop("part", None))
+        words = [str(own) if own else row["method"]]
+        words += [f"{name}={_plain(value)}" for name, value in given.items()]
+        return ", ".join(words)
+
+    return rows.apply(label, axis=1)
+
+
+def _plain(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value

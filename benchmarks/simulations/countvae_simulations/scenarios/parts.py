@@ -1,0 +1,87 @@
+"""The method less a part at a time, and the published recipe."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from countvae_simulations.methods.ablations import ABLATIONS
+from countvae_simulations.runner import Cell
+from countvae_simulations.scenarios.base import Scenario, named
+
+MEASURES = ("covariance", "loadings", "gap", "noise_and_centre", "coverage")
+TABLES = {
+    "flat": {"n": 1000, "d": 200, "k": 10, "reads": 1000, "design": "flat"},
+    "wide": {"n": 1000, "d": 500, "k": 12, "reads": 3000, "design": "wide"},
+}
+
+
+def cells(full: bool) -> list[Cell]:
+    """Ours, ours less a part at a time, the published recipe, and the fit started at the truth."""
+    methods = [("ours", {}), ("truth_start", {}), ("ours", {"shrink_loadings": False})]
+    methods += [("ablation", {"part": part}) for part in ABLATIONS]
+    methods += [("published", {"encoder_depth": L}) for L in (1, 2, 3)]
+    return [
+        Cell(table, method, table["k"], seed, given, MEASURES)
+        for table in TABLES.values()
+        for seed in range(10 if full else 2)
+        for method, given in methods
+    ]
+
+
+def conclude(rows: pd.DataFrame) -> list[str]:
+    """Error with and without, as a ratio to ours."""
+    said = []
+    rows = rows.assign(label=named(rows))
+    for design, some in rows.groupby("table.design"):
+        median = some.groupby("label", sort=False)["covariance"].median()
+        ratios = (median / median["ours"]).drop("ours").sort_values(ascending=False)
+        text = ", ".join(f"{label} {ratio:.2f}" for label, ratio in ratios.items())
+        said.append(
+            f"On the {design} table ours has covariance error {median['ours']:.3g}; "
+            f"in units of it: {text}."
+        )
+    return said
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Covariance error, a line a variant."""
+    rows = rows.assign(label=named(rows))
+    labels = list(dict.fromkeys(rows["label"]))
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots(1, len(TABLES), sharey=True)
+    for ax, design in zip(axes, TABLES, strict=True):
+        some = rows[rows["table.design"] == design].groupby("label")["covariance"]
+        low, middle, high = (f.reindex(labels) for f in (some.min(), some.median(), some.max()))
+        ax.hlines(range(len(labels)), low, high, color="#9ecae1", lw=4)
+        ax.plot(middle, range(len(labels)), "o", color="#08519c")
+        ax.set(xscale="log", xlabel="covariance error", title=f"{design} table")
+        ax.set_yticks(range(len(labels)), labels)
+        ax.grid(axis="y", lw=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()
+    return figure
+
+
+SCENARIO = Scenario(
+    "parts",
+    "What is each part of the method worth?",
+    cells,
+    (
+        "table.design",
+        "method",
+        "settings.part",
+        "settings.encoder_depth",
+        "settings.shrink_loadings",
+    ),
+    (
+        "covariance",
+        "VV_common",
+        "subspace",
+        "sigma2_ratio",
+        "gap_0",
+        "held_gap_0",
+        "coverage_90",
+        "seconds",
+    ),
+    conclude,
+    draw,
+)

@@ -1,0 +1,107 @@
+"""Samples, features, factors and sparsity, one at a time around a middle."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from countvae_simulations.runner import Cell
+from countvae_simulations.scenarios.base import Scenario
+
+MEASURES = ("covariance", "loadings", "gap", "noise_and_centre", "held_out_bound")
+MIDDLE = {"n": 1000, "d": 500, "k": 8, "reads": 2000}
+STEPS = {
+    "n": (100, 300, 1000, 3000, 10_000),
+    "d": (50, 150, 500, 1500, 5000),
+    "k": (2, 4, 8, 16, 32),
+    "reads": (50, 200, 700, 2000, 20_000),
+}
+METHODS = ("ours", "log_ppca", "oracle")
+COLOURS = {"ours": "#08519c", "log_ppca": "#bbbbbb", "oracle": "#444444"}
+
+
+def cells(full: bool) -> list[Cell]:
+    """Five values of each, or the middle three."""
+    tables: list[dict[str, Any]] = []
+    for name, values in STEPS.items():
+        for value in values if full else values[1:4]:
+            table = MIDDLE | {name: value}
+            if table not in tables:
+                tables.append(table)
+    return [
+        Cell(table, method, table["k"], seed, {}, MEASURES)
+        for table in tables
+        for seed in range(5 if full else 2)
+        for method in METHODS
+    ]
+
+
+def conclude(rows: pd.DataFrame) -> list[str]:
+    """Error of the subspace at the ends of each range, beside PCA's and the oracle's."""
+    said = []
+    for name in STEPS:
+        some = along(rows, name)
+        median = some.groupby([f"table.{name}", "method"])["subspace_common"].median().unstack()
+        low, high = median.iloc[0], median.iloc[-1]
+        said.append(
+            f"From {name} = {median.index[0]:,} to {median.index[-1]:,} the share of the factor "
+            "space that is missed (common features) goes from "
+            f"{low['ours']:.3g} to {high['ours']:.3g}; for PCA of log(x+1) from "
+            f"{low['log_ppca']:.3g} to {high['log_ppca']:.3g}, given the true log-ratios from "
+            f"{low['oracle']:.3g} to {high['oracle']:.3g}."
+        )
+        seconds = some[some["method"] == "ours"].groupby(f"table.{name}")["seconds"].median()
+        slope = np.polyfit(np.log(seconds.index), np.log(seconds), 1)[0]
+        said.append(f"Our seconds grow with {name} to the power {slope:.2f} over that range.")
+    return said
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Subspace error above and seconds below, a column a dimension."""
+    figure = Figure(figsize=(3.2 * len(STEPS), 5.5), layout="constrained")
+    axes = figure.subplots(2, len(STEPS), sharex="col", sharey="row")
+    for column, name in enumerate(STEPS):
+        some = along(rows, name)
+        for method, part in some.groupby("method"):
+            for line, measure in enumerate(("subspace_common", "seconds")):
+                if method == "oracle" and measure == "seconds":
+                    continue
+                grouped = part.groupby(f"table.{name}")[measure]
+                low, middle, high = grouped.min(), grouped.median(), grouped.max()
+                ax = axes[line, column]
+                ax.plot(middle.index, middle, "o-", ms=4, color=COLOURS[method], label=method)
+                ax.fill_between(low.index, low, high, color=COLOURS[method], alpha=0.2, lw=0)
+                ax.set(xscale="log", yscale="log")
+                ax.spines[["top", "right"]].set_visible(False)
+        axes[1, column].set_xlabel({"reads": "reads a sample"}.get(name, name))
+    axes[0, 0].set_ylabel("share of the factor space missed")
+    axes[1, 0].set_ylabel("seconds, one core")
+    axes[0, -1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def along(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The tables that differ from the middle in one dimension at most."""
+    same = [rows[f"table.{other}"] == MIDDLE[other] for other in STEPS if other != name]
+    return rows[np.logical_and.reduce(same)]
+
+
+SCENARIO = Scenario(
+    "sizes",
+    "How do samples, features, factors and reads bear on error and time?",
+    cells,
+    ("table.n", "table.d", "table.k", "table.reads", "method"),
+    (
+        "subspace_common",
+        "covariance_common",
+        "sigma2_ratio",
+        "gap_0",
+        "held_gap_2",
+        "bound_a_read",
+        "oracle_a_read",
+        "seconds",
+    ),
+    conclude,
+    draw,
+)

@@ -1,0 +1,376 @@
+"""The simulation suite: its measures know the truth, its runner loses nothing, it sees defects."""
+
+import csv
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from countvae_simulations import measures, runner, tables
+from countvae_simulations.methods import METHODS, base, ours
+from countvae_simulations.methods.base import Found
+from countvae_simulations.page import write_results
+from countvae_simulations.runner import Cell, read_store, run, run_cell
+from countvae_simulations.scenarios import SCENARIOS
+
+from countvae import training
+from countvae.cli import main
+
+TABLE = {"n": 60, "d": 20, "k": 2, "reads": 300}
+QUICK = {"max_epochs": 3, "encoder_width": 8}
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return tables.draw(TABLE, seed=1)
+
+
+@pytest.fixture(scope="module")
+def fitted(drawn):
+    return base.timed(ours.fit, drawn[0], 2, 0)
+
+
+def cells(n=4):
+    return [Cell(TABLE, "log_ppca", 2, seed, {}, ("covariance", "loadings")) for seed in range(n)]
+
+
+# ---- tables
+
+
+def test_the_same_seed_draws_the_same_table_and_held_out_samples_share_its_truth():
+    (a, b), (c, d) = tables.draw(TABLE, 3), tables.draw(TABLE, 3)
+    assert (a.counts != c.counts).nnz == (b.counts != d.counts).nnz == 0
+    assert a.counts.shape == (60, 20) and b.counts.shape == (12, 20)
+    assert a.V is b.V and not set(a.sample_ids) & set(b.sample_ids)
+
+
+def test_lost_counts_are_the_share_asked_for_and_no_sample_is_emptied():
+    plain, lost = (tables.draw(TABLE | more, 0)[0].counts for more in ({}, {"zero_inflation": 0.3}))
+    kept = lost.nnz / plain.nnz
+    assert 0.6 < kept < 0.8
+    assert lost.sum(axis=1).min() > 0
+
+
+def test_outliers_are_as_many_as_asked_and_keep_their_depth():
+    plain, mixed = (tables.draw(TABLE | more, 0)[0] for more in ({}, {"outliers": 0.1}))
+    other = np.asarray((plain.counts != mixed.counts).sum(axis=1)).ravel() > 0
+    assert other.sum() == 6
+    np.testing.assert_array_equal(plain.counts.sum(axis=1), mixed.counts.sum(axis=1))
+
+
+# ---- measures
+
+
+def test_the_truth_has_no_error(drawn):
+    truth, held_out = drawn
+    found = Found(truth.V, truth.mu, truth.sigma2)
+    error = measures.covariance(truth, held_out, found)
+    assert max(error.values()) < 1e-6
+    said = measures.loadings(truth, held_out, found)
+    assert said["subspace"] == pytest.approx(0, abs=1e-12) and said["axis"] == pytest.approx(1)
+    assert measures.noise_and_centre(truth, held_out, found) == {"mu": 0.0, "sigma2_ratio": 1.0}
+    rank = measures.log_ratio_variances(truth, held_out, found)["log_ratio_variances"]
+    assert rank == pytest.approx(1)
+
+
+def test_loadings_twice_as_long_have_a_covariance_error_of_three(drawn):
+    truth, held_out = drawn
+    assert measures.covariance(truth, held_out, Found(2 * truth.V))["VV"] == pytest.approx(3)
+
+
+def test_measures_of_a_posterior_are_silent_without_one(drawn):
+    found = Found(drawn[0].V)
+    for measure in (measures.gap, measures.factors, measures.coverage):
+        assert measure(*drawn, found) == {}
+
+
+def test_the_gap_closes_with_newton_steps_and_bounds_stay_below_the_oracle(drawn, fitted):
+    gap = measures.gap(*drawn, fitted)
+    for where in ("gap", "held_gap"):
+        steps = [gap[f"{where}_{s}"] for s in measures.STEPS]
+        assert steps == sorted(steps, reverse=True) and steps[0] > 1e-3 > steps[-1] > -1e-9
+    bound = measures.held_out_bound(*drawn, fitted)
+    assert bound["bound_a_read"] < bound["oracle_a_read"]
+
+
+def test_coverage_is_near_nominal_where_the_model_is_the_truth():
+    table = {"n": 500, "d": 50, "k": 2, "reads": 2000}
+    truth, held_out = tables.draw(table, 0)
+    found = METHODS["truth_start"](truth, 2, 0)
+    said = measures.coverage(truth, held_out, found)
+    # 200 coordinates: a standard error of 3.5 and 2.1 points
+    assert abs(said["coverage_50"] - 0.5) < 0.12 and abs(said["coverage_90"] - 0.9) < 0.07
+
+
+def test_an_encoder_moved_by_a_standard_deviation_is_seen_as_that(drawn, fitted, monkeypatch):
+    here = measures.factors(*drawn, fitted)
+    plain = measures._posterior
+
+    def moved(found, counts, steps):
+        mean, sd = plain(found, counts, steps)
+        return (mean, sd) if steps else (mean + 5 * sd, sd)
+
+    monkeypatch.setattr(measures, "_posterior", moved)
+    there = measures.factors(*drawn, fitted)
+    assert there["z_bias"] == pytest.approx(5, abs=here["z_bias"] + 0.5)
+
+
+def test_seconds_and_memory_are_of_the_fit():
+    def fit(truth, k, seed):
+        block = np.ones(30 * 2**17)
+        time.sleep(0.15)
+        return Found(np.zeros((2, 1)) + block[0])
+
+    found = base.timed(fit, None, 1, 0)
+    assert found.seconds >= 0.15
+    if Path("/proc/self/statm").exists():
+        assert 25 < found.peak_mb < 60
+
+
+# ---- methods
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"peer", "ablation"}))
+def test_every_method_finds_loadings_that_are_centred(drawn, method):
+    settings = QUICK if method in ("ours", "truth_start") else {}
+    found = METHODS[method](drawn[0], 2, 0, **settings)
+    assert found.V.shape == (20, 2) and np.isfinite(found.V).all()
+    np.testing.assert_allclose(found.V.sum(axis=0), 0, atol=1e-4)
+
+
+def test_a_peer_that_is_not_installed_is_left_out_with_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setenv("COUNTVAE_PEERS", str(tmp_path / "nowhere"))
+    cell = Cell(TABLE, "peer", 2, 0, {"name": "plnpca"})
+    with pytest.warns(UserWarning, match="plnpca: no environment for the peers"):
+        assert run([cell], tmp_path / "s.csv").empty
+
+
+# ---- planted defects: the suite notices each
+
+
+def measured(method, settings, *names):
+    table = {"n": 200, "d": 30, "k": 2, "reads": 500, "design": "flat"}
+    settings = {"max_epochs": 25, "encoder_width": 16} | settings
+    return run_cell(Cell(table, method, 2, 0, settings, names), 1)
+
+
+def test_ignoring_the_noise_is_seen_in_sigma2_and_in_coverage():
+    names = ("noise_and_centre", "coverage")
+    sound = measured("ours", {}, *names)
+    broken = measured("ablation", {"part": "without_sigma2"}, *names)
+    assert 0.7 < sound["sigma2_ratio"] < 1.3 and broken["sigma2_ratio"] < 0.01
+    assert broken["coverage_90"] < sound["coverage_90"] - 0.05
+
+
+def test_a_frozen_encoder_is_seen_in_the_gap_and_in_z():
+    names = ("gap", "factors")
+    sound = measured("ours", {}, *names)
+    broken = measured("ablation", {"part": "frozen_encoder"}, *names)
+    assert broken["gap_0"] > 3 * sound["gap_0"]
+    assert broken["z_error"] > sound["z_error"]
+
+
+def test_noise_shared_by_a_minibatch_is_seen_in_sigma2_and_the_covariance(monkeypatch):
+    names = ("noise_and_centre", "covariance")
+    sound = measured("ours", {}, *names)
+    solve = training.solve_noise
+
+    def shared(m0, Q, x, sigma2, *more):
+        noise = solve(m0, Q, x, sigma2, *more)
+        logits = m0 + (sigma2 * noise.r).mean(0)
+        rate = x.sum(1, keepdim=True) * logits.softmax(1)
+        return noise._replace(r=x - rate, w=rate / (1 + sigma2 * rate))
+
+    monkeypatch.setattr(training, "solve_noise", shared)
+    broken = measured("ours", {}, *names)
+    assert abs(np.log(broken["sigma2_ratio"])) > 5 * abs(np.log(sound["sigma2_ratio"]))
+    assert broken["covariance"] > 1.5 * sound["covariance"]
+
+
+# ---- the runner
+
+
+def test_a_key_is_of_all_that_decides_the_result(monkeypatch):
+    cell = cells(1)[0]
+    others = [
+        Cell(TABLE | {"reads": 301}, "log_ppca", 2, 0, {}, cell.measures),
+        Cell(TABLE, "log_pca", 2, 0, {}, cell.measures),
+        Cell(TABLE, "log_ppca", 3, 0, {}, cell.measures),
+        Cell(TABLE, "log_ppca", 2, 1, {}, cell.measures),
+        Cell(TABLE, "log_ppca", 2, 0, {"pseudocount": 2.0}, cell.measures),
+        Cell(TABLE, "log_ppca", 2, 0, {}, ("covariance",)),
+    ]
+    assert len({c.key for c in [cell, *others]}) == 7
+    assert Cell(dict(reversed(TABLE.items())), "log_ppca", 2, 0, {}, cell.measures).key == cell.key
+    monkeypatch.setattr(runner, "versions", lambda: {"countvae": "next"})
+    assert cells(1)[0].key not in {c.key for c in others}
+
+
+def test_finished_cells_are_not_redone_and_a_cut_one_is(tmp_path, monkeypatch):
+    store = tmp_path / "store.csv"
+    whole = run(cells(), store)
+    assert list(whole["seed"]) == [0, 1, 2, 3]
+    content = store.read_bytes()
+    store.write_bytes(content[: content.rindex(b"end") - 9])  # within the last line but one
+    redone = []
+    monkeypatch.setattr(
+        runner,
+        "run_cell",
+        lambda cell, threads: redone.append(cell.seed) or run_cell(cell, threads),
+    )
+    again = run(cells(), store)
+    assert redone == [3]
+    untimed = [column for column in whole if column not in runner.TIMINGS]
+    pd.testing.assert_frame_equal(again[untimed], whole[untimed])
+    assert len(read_store(store)) == 4
+
+
+def test_a_second_run_repeats_tables_and_figures_to_the_bit(tmp_path):
+    scenario = SCENARIOS["depth"]
+    grid = [
+        Cell(
+            TABLE | {"design": "flat", "reads": N},
+            "ours",
+            2,
+            seed,
+            {"encoder_depth": L, "pseudocount": 1.0, **QUICK},
+            cell_measures,
+        )
+        for N, L, seed in itertools.product((100, 1000), (1, 3), (0, 1))
+        for cell_measures in [("covariance", "gap")]
+    ]
+    grid += [
+        Cell(TABLE | {"design": "flat", "reads": N}, "log_ppca", 2, 0, {"pseudocount": 1.0})
+        for N in (100, 1000)
+    ]
+    for name in ("a", "b"):
+        write_results(scenario, run(grid, tmp_path / f"{name}.csv"), tmp_path / name)
+    for file in ("depth.csv", "depth.svg"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_jobs_side_by_side_give_the_same_rows(tmp_path):
+    one, two = (run(cells(), tmp_path / f"{jobs}.csv", jobs=jobs) for jobs in (1, 2))
+    untimed = [column for column in one if column not in runner.TIMINGS]
+    pd.testing.assert_frame_equal(one[untimed], two[untimed])
+
+
+def test_every_scenario_has_a_small_grid_within_its_large_one():
+    for scenario in SCENARIOS.values():
+        small, large = (scenario.cells(full) for full in (False, True))
+        assert 0 < len(small) < len(large)
+        assert {cell.key for cell in small} <= {cell.key for cell in large}
+        assert len({cell.key for cell in large}) == len(large)
+
+
+def test_the_command_runs_a_scenario_and_says_what_it_shows(tmp_path, monkeypatch):
+    scenario = SCENARIOS["wrong"]
+    small = [c for c in scenario.cells(False) if c.seed == 0 and c.method != "oracle"]
+    tiny = [
+        Cell(
+            dict(c.table) | {"n": 40, "d": 40, "k": 4, "reads": 300},
+            c.method,
+            c.k // 4,
+            0,
+            QUICK if c.method == "ours" else {},
+            c.measures,
+        )
+        for c in small[:6]
+    ]
+    monkeypatch.setattr(
+        "countvae_simulations.scenarios.wrong.FACTORS",
+        {"half the factors": 2, "twice the factors": 8},
+    )
+    monkeypatch.setitem(
+        SCENARIOS,
+        "wrong",
+        replace(
+            scenario,
+            cells=lambda full: tiny,
+            conclude=lambda rows: [f"{len(rows)} cells."],
+        ),
+    )
+    result = CliRunner().invoke(
+        main, ["benchmark", "--scenario", "wrong", "-o", str(tmp_path), "--jobs", "1"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "What happens where the model is wrong?\n  6 cells." in result.stdout
+    assert "wrong: 6 of 6 cells" in result.stderr
+    assert {"wrong.csv", "wrong.svg", "cells"} == {f.name for f in tmp_path.iterdir()}
+
+
+# ---- a cluster
+
+
+@pytest.fixture
+def cluster():
+    """A real Dask scheduler and two workers, each a process; its address and the workers."""
+    scheduler = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "distributed.cli.dask_scheduler",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--no-dashboard",
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    address = None
+    assert scheduler.stderr is not None
+    for line in scheduler.stderr:
+        if "tcp://127.0.0.1" in line:
+            address = line[line.index("tcp://") :].split()[0].strip("'\"")
+            break
+    assert address is not None
+    workers = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "distributed.cli.dask_worker",
+                address,
+                "--nthreads",
+                "1",
+                "--no-nanny",
+                "--no-dashboard",
+            ],
+            stderr=subprocess.DEVNULL,
+        )
+        for _ in range(2)
+    ]
+    yield address, workers
+    for process in [*workers, scheduler]:
+        process.kill()
+        process.wait()
+    scheduler.stderr.close()
+
+
+def test_a_worker_killed_half_way_loses_nothing_and_doubles_nothing(tmp_path, cluster):
+    address, workers = cluster
+    grid = [Cell(TABLE, "ours", 2, seed, QUICK, ("covariance",)) for seed in range(12)]
+
+    def kill_one(done, total):
+        if done == 3:
+            os.kill(workers[0].pid, signal.SIGKILL)
+
+    store = tmp_path / "store.csv"
+    rows = run(grid, store, cluster=address, progress=kill_one)
+    assert workers[0].wait(10) == -signal.SIGKILL
+    assert list(rows["seed"]) == list(range(12))
+    with store.open(newline="") as file:
+        ended = [row[0] for row in csv.reader(file) if row[1] == "end"]
+    assert sorted(ended) == sorted(cell.key for cell in grid)
+    alone = run(grid, tmp_path / "alone.csv")
+    np.testing.assert_allclose(rows["covariance"], alone["covariance"], rtol=1e-6)
