@@ -122,8 +122,6 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         One row an epoch: bound in nats a sample (coefficient left out), sigma2, learning rate.
     n_components_, n_iter_, n_features_in_ : int
         Factors and epochs used, features seen.
-    best_epoch_ : int
-        The epoch whose model this is: the best on held-out samples, or the last.
     feature_names_in_ : (d,)
         Feature ids, where the table had any.
     depth_ : (n,)
