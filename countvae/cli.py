@@ -96,10 +96,10 @@ class Program(Exemplary, click.Group):
         return [*super().list_commands(ctx), *sorted(entry_points(group=COMMANDS).names)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Find a command, loading the package that has it only now."""
-        for point in entry_points(group=COMMANDS, name=cmd_name):
-            return point.load()
-        return super().get_command(ctx, cmd_name)
+        """Find a command: the program's own, or else one of an installed package."""
+        if own := super().get_command(ctx, cmd_name):
+            return own
+        return next((point.load() for point in entry_points(group=COMMANDS, name=cmd_name)), None)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; say what went wrong on stderr."""

@@ -109,15 +109,13 @@ def solve_noise(
         Constants to autograd: the bound is stationary in all that is solved here.
     """
     b, d = x.shape
-    N = x.sum(1).clamp_min(1e-6)
     if log_scale is None:
-        log_scale = N.log() - m0.logsumexp(1)
+        log_scale = x.sum(1).clamp_min(1e-6).log() - m0.logsumexp(1)
+    sigma2 = sigma2.expand(d)
     threads = (_block_threads.get() or torch.get_num_threads()) if b * d >= WORTH_THREADS else 1
-    given = m0, Q, x, sigma2.expand(d), log_scale, tolerance
     if kernel is not None and x.dtype == torch.float32 and x.device.type == "cpu":
-        return _solve_compiled(*given, threads)
+        return _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads)
     rows = max(1, min(CACHED_ENTRIES // d, -(-b // threads)))
-    m0, Q, x, sigma2, log_scale, tolerance = given
     blocks = [
         (m0[at], Q[at], x[at], sigma2, log_scale[at], tolerance)
         for at in (slice(i, i + rows) for i in range(0, b, rows))

@@ -8,7 +8,7 @@ import os
 import platform
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -200,8 +200,7 @@ def _keyed(cell: Cell, threads: int) -> tuple[str, dict[str, float] | None]:
 @contextmanager
 def _backend(cluster: str | None) -> Iterator[None]:
     if cluster is None:
-        with nullcontext():
-            yield
+        yield
         return
     from distributed import Client
 
