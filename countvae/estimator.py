@@ -27,7 +27,7 @@ from countvae.checks import (
 from countvae.decoder import Decoder
 from countvae.encoder import ACTIVATIONS, Encoder
 from countvae.evidence import log_coefficient, one_thread_an_operation
-from countvae.inference import Posterior, posterior_at, refine
+from countvae.inference import Posterior, factor_covariance, posterior_at, refine
 from countvae.rows import Rows
 from countvae.start import residual_start
 from countvae.table import CountTable
@@ -231,16 +231,31 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Distances between rows are Aitchison distances between the fitted compositions. Samples
         do not influence each other. With `whiten`, factors z of unit prior variance instead.
         """
-        return self.posterior(X)[0]
+        posteriors = self._posteriors(X, self.refinement_steps)
+        means = [posterior.z.numpy() @ self._rotation for posterior, _ in posteriors]
+        return np.concatenate(means) * self._scale
 
     def posterior(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Posterior mean and standard deviation of the coordinates, (n, k) each."""
+        """Posterior mean and standard deviation of the coordinates, (n, k) each.
+
+        After Newton steps the deviations are those of the whole covariance of the factors at the
+        answer; with ``refinement_steps=0`` those of the encoder's diagonal D.
+        """
         means, sds = [], []
         for posterior, _ in self._posteriors(X, self.refinement_steps):
             means.append(posterior.z.numpy() @ self._rotation)
-            sds.append(np.sqrt(posterior.D.numpy() @ self._rotation**2))
-        scale = 1.0 if self.whiten else np.sqrt(self.explained_variance_)
-        return np.concatenate(means) * scale, np.concatenate(sds) * scale
+            if self.refinement_steps:
+                S = factor_covariance(self._decoder, posterior.noise).numpy()
+                variances = np.einsum("ac,bae,ec->bc", self._rotation, S, self._rotation)
+            else:
+                variances = posterior.D.numpy() @ self._rotation**2
+            sds.append(np.sqrt(variances))
+        return np.concatenate(means) * self._scale, np.concatenate(sds) * self._scale
+
+    @property
+    def _scale(self) -> np.ndarray:
+        """What turns whitened factors into what is returned, (k,)."""
+        return np.ones(self.n_components_) if self.whiten else np.sqrt(self.explained_variance_)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Bound on log p(x) of each sample in nats, multinomial coefficient included, (n,)."""

@@ -70,6 +70,12 @@ def best_D(decoder: Decoder, noise: Noise) -> Float[Tensor, "b k"]:
 
 
 @torch.no_grad()
+def factor_covariance(decoder: Decoder, noise: Noise) -> Float[Tensor, "b k k"]:
+    """The covariance at which the bound is stationary if q(z | x) is free to have a whole one."""
+    return torch.linalg.inv(factor_precision(decoder.V, noise.w))
+
+
+@torch.no_grad()
 def refine(
     decoder: Decoder,
     x: Float[Tensor, "b d"],

@@ -64,6 +64,8 @@ def simulate(
     *,
     design: Design = "wide",
     sigma2: int | float | None = None,
+    centre_sd: int | float | None = None,
+    V: Float[np.ndarray, "d k"] | None = None,
     nonzero_loadings: int | float | None = None,
     noise: Noise = "normal",
     depth_correlation: int | float = 0.0,
@@ -88,6 +90,10 @@ def simulate(
     design : {"wide", "flat"}
     sigma2 : float, optional
         Noise variance, in place of the design's own.
+    centre_sd : float, optional
+        Standard deviation of μ, in place of the design's own 2 or 0: the larger, the sparser.
+    V : (d, k), optional
+        Loadings, in place of random ones; columns are centred.
     nonzero_loadings : float, optional
         Multiply V by a random mask with this share of ones and by 3.5, then centre ("wide" only).
     noise : {"normal", "heavy", "uneven"}
@@ -124,17 +130,21 @@ def simulate(
         raise InputError(
             "design: 'flat' takes neither nonzero_loadings nor depth_correlation; use 'wide'."
         )
+    if V is not None and V.shape != (d, k):
+        raise InputError(f"V: expected loadings of shape ({d}, {k}); got {V.shape}.")
     z = rng.standard_normal((n, k))
+    centre_sd = (2.0 if design == "wide" else 0.0) if centre_sd is None else centre_sd
+    mu = centre_sd * rng.standard_normal(d) if centre_sd else np.zeros(d)
+    mu -= mu.mean()
+    if V is not None:
+        V = V - V.mean(axis=0)
     if design == "wide":
         sigma2 = 0.5 if sigma2 is None else sigma2
-        mu = 2.0 * rng.standard_normal(d)
-        mu -= mu.mean()
-        V = _wide_loadings(d, k, nonzero_loadings, rng)
+        V = _wide_loadings(d, k, nonzero_loadings, rng) if V is None else V
         depth = _lognormal_depth(reads, depth_correlation, z[:, 0], rng)
     else:
         sigma2 = 0.1 if sigma2 is None else sigma2
-        mu = np.zeros(d)
-        V = _flat_loadings(d, k, sigma2, rng)
+        V = _flat_loadings(d, k, sigma2, rng) if V is None else V
         depth = np.maximum(rng.poisson(reads, n), 1)
 
     feature_sigma2 = np.full(d, float(sigma2))

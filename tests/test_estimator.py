@@ -18,7 +18,7 @@ import countvae.estimator
 from countvae import MultinomialVAE
 from countvae.basis import sequential
 from countvae.checks import CountvaeWarning, InputError
-from countvae.evidence import log_coefficient
+from countvae.evidence import log_coefficient, solve_noise
 from countvae.metrics import subspace_error
 from countvae.ppca import clr_counts
 from countvae.simulate import simulate
@@ -162,6 +162,22 @@ def test_posterior_sd_lies_between_zero_and_the_priors(model, X):
     assert mean.shape == sd.shape == (90, 3)
     np.testing.assert_array_equal(mean, model.transform(X))
     assert (sd > 0).all() and (sd <= np.sqrt(model.explained_variance_) * 1.001).all()
+
+
+def test_posterior_sds_are_those_of_the_whole_covariance_once_refined(model, X):
+    V = model.components_.T * np.sqrt(model.explained_variance_)
+    sds = {}
+    for steps in (0, 2):
+        sds[steps] = model.set_params(refinement_steps=steps).posterior(X)[1]
+    z, sigma2 = model.transform(X) / np.sqrt(model.explained_variance_), model.noise_variance_
+    D = (sds[2] / np.sqrt(model.explained_variance_)) ** 2
+    given = (torch.tensor(part) for part in (model.mean_ + z @ V.T, D @ (V * V).T, X))
+    noise = solve_noise(*(part.double() for part in given), torch.tensor(sigma2).double())
+    for w, sd in zip(noise.w.numpy(), sds[2], strict=True):
+        H = np.eye(3) + V.T @ (np.diag(w) - np.outer(w, w) / w.sum()) @ V
+        ours = sd / np.sqrt(model.explained_variance_)
+        np.testing.assert_allclose(ours, np.sqrt(np.diag(np.linalg.inv(H))), rtol=0.05)
+    assert not np.allclose(sds[2], sds[0], rtol=0.1)
 
 
 # --- what the answers are ------------------------------------------------------------------------

@@ -68,6 +68,7 @@ def benchmark(
             scenario.cells(full),
             output / STORES / f"{name}.csv",
             jobs=1 if scenario.timed else jobs,
+            threads=(os.cpu_count() or 1) if scenario.timed else 1,
             cluster=cluster,
             progress=say,
         )

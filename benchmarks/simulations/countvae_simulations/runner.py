@@ -93,6 +93,7 @@ def run(
     store: Path,
     *,
     jobs: int = 1,
+    threads: int = 1,
     cluster: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
@@ -106,6 +107,8 @@ def run(
         appended when it is done; what was broken off is not in it, and is done again.
     jobs : int
         Processes on this machine.
+    threads : int
+        Of each cell. Results depend on it to rounding, so it does not follow from `jobs`.
     cluster : str, optional
         Address of a Dask scheduler whose workers run the cells instead.
     progress : callable, optional
@@ -124,7 +127,6 @@ def run(
         parallel = joblib.Parallel(
             n_jobs=-1 if cluster else jobs, return_as="generator_unordered", batch_size=1
         )
-        threads = max(1, (os.cpu_count() or 1) // jobs) if cluster is None else 1
         tasks = (joblib.delayed(_keyed)(cell, threads) for cell in todo.values())
         for key, measured in parallel(tasks):
             if measured is not None:
