@@ -17,7 +17,7 @@ from torch import Tensor
 from countvae.evidence import solve_noise
 from countvae.inference import factor_precision
 
-DRAWS = 2000
+DRAWS = 1000
 
 
 class Exact(NamedTuple):

@@ -11,6 +11,7 @@ import torch
 from scipy.sparse import csr_array
 from scipy.special import log_softmax
 from scipy.stats import norm, spearmanr
+from sklearn.metrics import roc_auc_score
 
 from countvae.estimator import OPTIMAL_STEPS
 from countvae.evidence import log_coefficient
@@ -19,13 +20,14 @@ from countvae.rows import Rows
 from countvae.simulate import Simulation
 from countvae_simulations.exact import exact_posterior
 from countvae_simulations.methods.base import Found
+from countvae_simulations.methods.peer import call
 
 STEPS = (0, 1, 2, 3)
 PAIRS = 2000
-SAMPLES = 200
+SAMPLES = 100
 """Samples, the first of those fitted and of those held out, whose posteriors are looked at."""
 
-EXACT_SAMPLES = 24
+EXACT_SAMPLES = 16
 TOLD = 0.5
 """A factor of which the data tell leaves less than this share of its prior variance, on average."""
 
@@ -98,6 +100,23 @@ def log_ratio_variances(truth: Simulation, held_out: Simulation, found: Found) -
     return {"log_ratio_variances": float(rank)}
 
 
+def balances(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
+    """Where a fit has a tree's basis: how well it tells the balances that factors move.
+
+    `balances_auc` is the probability that a balance with true loadings has a longer row of W than
+    one without.
+    """
+    del held_out
+    if found.model is None:
+        return {}
+    true = found.model.basis_operator_.adjoint(truth.V.T)
+    moved = (true**2).sum(axis=0) > 1e-12 * (true**2).sum()
+    if moved.all():
+        return {}
+    length = np.linalg.norm(found.model.loadings_, axis=1)
+    return {"balances_auc": float(roc_auc_score(moved, length))}
+
+
 def gap(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
     """Nats a sample that the answer is short of the optimised bound: the bias of the pseudocount.
 
@@ -167,6 +186,30 @@ def exact(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, fl
     return said
 
 
+def by_mcmc(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
+    """The same against long chains of NUTS at the fitted decoder, in their standard deviations.
+
+    `mcmc_error_2` of the answer after two Newton steps, `mcmc_exact` of the importance-sampled
+    mean, `mcmc_sd_ratio` the reported over the chains' standard deviation.
+    """
+    del truth
+    if found.model is None:
+        return {}
+    counts, model = held_out.counts[:EXACT_SAMPLES], found.model
+    scale = np.sqrt(np.maximum(model.explained_variance_, 1e-12))
+    V, mu, sigma2 = model.components_.T * scale, model.mean_, model.noise_variance_
+    decoder = {"V": V, "mu": mu, "sigma2": np.array(sigma2)}
+    chain = call("nuts", V.shape[1], 0, counts=counts.toarray(), draws=4000, **decoder)
+    mean, sd = (part / scale for part in _posterior(found, counts, 2))
+    sampled = exact_posterior(counts.toarray(), V, mu, sigma2, mean, sd)
+    return {
+        "mcmc_error_2": _rms((mean - chain["z"]) / chain["z_sd"]),
+        "mcmc_exact": _rms((sampled.mean - chain["z"]) / chain["z_sd"]),
+        "mcmc_sd_ratio": float((sd / chain["z_sd"]).mean()),
+        "mcmc_r_hat": float(chain["r_hat"]),
+    }
+
+
 def coverage(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
     """Share of the true coordinates within central intervals of 50 and 90 %, held out.
 
@@ -220,9 +263,11 @@ MEASURES: dict[str, Measure] = {
         loadings,
         noise_and_centre,
         log_ratio_variances,
+        balances,
         gap,
         factors,
         exact,
+        by_mcmc,
         coverage,
         held_out_bound,
     )

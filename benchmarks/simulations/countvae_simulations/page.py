@@ -36,7 +36,8 @@ def write_results(scenario: Scenario, rows: pd.DataFrame, folder: Path) -> None:
 
 def section(scenario: Scenario, rows: pd.DataFrame, figure: str) -> str:
     """Question, answer, figure and table of a scenario."""
-    table = summary(rows, scenario)
+    table = summary(scenario.on_page(rows), scenario, scenario.page_measures)
+    table = table.dropna(axis=1, how="all")
     lines = ["| " + " | ".join(_short(column) for column in table) + " |"]
     lines.append("|" + "---|" * table.shape[1])
     lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in table.to_numpy()]

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
+from skbio import TreeNode
 
+from countvae.basis import Balances, from_tree, sequential
 from countvae.simulate import Simulation, simulate
 
 HELD_OUT = 0.2
@@ -23,10 +25,14 @@ def draw(table: Mapping[str, Any], seed: int) -> tuple[Simulation, Simulation]:
 
         - ``zero_inflation``: share of the counts that are lost, whatever their size;
         - ``outliers``: share of the fitted samples that come from elsewhere, with logits
-          N(0, 3^2) and nothing else.
+          N(0, 3^2) and nothing else;
+        - ``tree``: "caterpillar" or "phylogeny"; a factor then moves a few balances of that tree
+          and nothing else, V = Psi W with W of few entries.
     seed : int
     """
     table = dict(table)
+    if tree := table.pop("tree", None):
+        table["V"] = clade_loadings(balances(tree, table["d"]), table["k"], seed)
     lost, strange = table.pop("zero_inflation", 0.0), table.pop("outliers", 0.0)
     n = table.pop("n")
     rng = np.random.default_rng(seed)
@@ -40,6 +46,28 @@ def draw(table: Mapping[str, Any], seed: int) -> tuple[Simulation, Simulation]:
             with_lost_counts(held_out, lost, rng),
         )
     return fitted, held_out
+
+
+def balances(tree: str, d: int) -> Balances:
+    """Build the basis of a tree over d features: a caterpillar, or a random phylogeny (Yule)."""
+    names = [f"f{j}" for j in range(d)]
+    if tree == "caterpillar":
+        return sequential(names)
+    rng = np.random.default_rng(d)
+    clades = [TreeNode(name) for name in names]
+    while len(clades) > 1:
+        pair = [clades.pop(rng.integers(len(clades))) for _ in range(2)]
+        clades.append(TreeNode(children=pair))
+    return from_tree(clades[0], names)
+
+
+def clade_loadings(basis: Balances, k: int, seed: int, share: float = 0.1) -> np.ndarray:
+    """Loadings of total variance 4 a feature that move a share of the balances each."""
+    rng = np.random.default_rng(seed)
+    d = basis.d
+    W = rng.standard_normal((d - 1, k)) * (rng.random((d - 1, k)) < share)
+    W *= np.linspace(1.0, 0.3, k) * np.sqrt(4.0 / k / share)
+    return basis.apply(W.T).T
 
 
 def rows(drawn: Simulation, which: slice) -> Simulation:

@@ -3,6 +3,8 @@
 from countvae_simulations.methods import (
     ablations,
     factor_analysis,
+    in_balances,
+    learned_pseudocount,
     log_pca,
     log_ppca,
     oracle,
@@ -15,6 +17,8 @@ from countvae_simulations.methods.base import Fit
 
 METHODS: dict[str, Fit] = {
     "ours": ours.fit,
+    "in_balances": in_balances.fit,
+    "learned_pseudocount": learned_pseudocount.fit,
     "ablation": ablations.fit,
     "truth_start": truth_start.fit,
     "oracle": oracle.fit,

@@ -1,13 +1,17 @@
 """countvae without one of its parts: what that part is worth."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from countvae import training
+from countvae.decoder import Decoder
+from countvae.evidence import Noise
 from countvae.ppca import clr_counts, ppca
 from countvae.rows import Rows
 from countvae.simulate import Simulation
@@ -22,6 +26,38 @@ TINY = 1e-4
 def without_sigma2() -> AbstractContextManager[object]:
     """Hold sigma2 at next to nothing: all noise is signal."""
     return patch("countvae.decoder.SIGMA2_RANGE", (TINY, TINY))
+
+
+@contextmanager
+def sampled_noise() -> Iterator[None]:
+    """Draw the noise from its prior instead of solving it; sigma2 follows the same draws."""
+    generator = torch.Generator().manual_seed(0)
+    slope = curve = torch.zeros(())
+
+    def draw(m0: Tensor, Q: Tensor, x: Tensor, sigma2: Tensor, *warm_start: Any) -> Noise:
+        nonlocal slope, curve
+        del warm_start
+        own = sigma2.sqrt() * torch.randn(m0.shape, generator=generator)
+        N, logits = x.sum(1), m0 + own
+        rate = N[:, None] * (logits + Q / 2).softmax(1)
+        log_scale = N.clamp_min(1e-6).log() - (logits + Q / 2).logsumexp(1)
+        none = torch.zeros_like(N)
+        likelihood = (x * logits).sum(1) - N * (logits + Q / 2).logsumexp(1)
+        # of the bound with respect to log sigma
+        slope, curve = slope + ((x - rate) * own).sum(), curve + (rate * own.square()).sum()
+        return Noise(likelihood, none, none, x - rate, rate, rate, log_scale)
+
+    def follow(self: Any, decoder: Decoder, shrunk: bool) -> None:
+        nonlocal slope, curve
+        del self, shrunk
+        decoder.grow_sigma2((2 * slope / curve).exp())
+        slope = curve = torch.zeros(())
+
+    with (
+        patch("countvae.training.solve_noise", draw),
+        patch("countvae.training._Moments.solve_sigma2", follow),
+    ):
+        yield
 
 
 def without_rescaling() -> AbstractContextManager[object]:
@@ -69,6 +105,7 @@ ABLATIONS = {
     ablation.__name__: ablation
     for ablation in (
         without_sigma2,
+        sampled_noise,
         without_rescaling,
         frozen_encoder,
         pca_start,

@@ -4,6 +4,7 @@ import os
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,22 +23,28 @@ def python() -> Path:
     return Path(os.environ.get("COUNTVAE_PEERS", ".venv-peers/bin/python"))
 
 
-def fit(truth: Simulation, k: int, seed: int, *, name: str) -> Found:
-    """Run the peer's script; its seconds and memory are its own, without those of its imports."""
+def call(name: str, k: int, seed: int, **arrays: Any) -> dict[str, np.ndarray]:
+    """Run a peer's script on named arrays, counts among them, and return those that it wrote."""
     if not python().exists():
         raise PeerMissing(f"{name}: no environment for the peers (`make bench-peers`).")
     with tempfile.TemporaryDirectory() as folder:
-        given, written = Path(folder, "counts.npz"), Path(folder, "found.npz")
-        np.savez(given, counts=truth.counts.toarray())
+        given, written = Path(folder, "given.npz"), Path(folder, "found.npz")
+        np.savez(given, **arrays)
         command = [python(), SCRIPTS / f"{name}.py", given, written, "--rank", k, "--seed", seed]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         if done.returncode:
             raise PeerMissing(f"{name}: {done.stderr.strip().splitlines()[-1]}")
         with np.load(written) as file:
-            found = {key: file[key] for key in file.files}
+            return {key: file[key] for key in file.files}
+
+
+def fit(truth: Simulation, k: int, seed: int, *, name: str, **settings: Any) -> Found:
+    """Fit by a peer; its seconds and memory are its own, without those of its imports."""
+    found = call(name, k, seed, counts=truth.counts.toarray(), **settings)
     return Found(
         found["loadings"],
         found.get("centre"),
+        float(found["sigma2"]) if "sigma2" in found else None,
         seconds=float(found["seconds"]),
         peak_mb=float(found["peak_mb"]),
     )

@@ -1,8 +1,9 @@
 """The scenarios, one question a file."""
 
-from countvae_simulations.scenarios import depth, parts, peers, sizes, wrong
+from countvae_simulations.scenarios import depth, mcmc, parts, peers, sizes, width, wrong
 from countvae_simulations.scenarios.base import Scenario
 
 SCENARIOS: dict[str, Scenario] = {
-    module.SCENARIO.name: module.SCENARIO for module in (depth, parts, wrong, sizes, peers)
+    module.SCENARIO.name: module.SCENARIO
+    for module in (depth, width, parts, wrong, sizes, peers, mcmc)
 }

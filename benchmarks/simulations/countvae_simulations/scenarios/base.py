@@ -29,6 +29,10 @@ class Scenario:
         From the rows to the figure.
     timed : bool
         Whether seconds matter: cells then run one at a time, on all threads.
+    on_page : callable
+        The rows that the page's table sums up; the file has all.
+    page_measures : sequence of str, optional
+        Its measures; by default all.
     """
 
     name: str
@@ -39,6 +43,8 @@ class Scenario:
     conclude: Callable[[pd.DataFrame], list[str]]
     draw: Callable[[pd.DataFrame], Figure]
     timed: bool = False
+    on_page: Callable[[pd.DataFrame], pd.DataFrame] = lambda rows: rows
+    page_measures: Sequence[str] | None = None
 
 
 def spread(values: pd.Series) -> str:
@@ -49,10 +55,12 @@ def spread(values: pd.Series) -> str:
     return " / ".join(f"{value:.4g}" for value in np.quantile(values, [0, 0.5, 1]))
 
 
-def summary(rows: pd.DataFrame, scenario: Scenario) -> pd.DataFrame:
+def summary(
+    rows: pd.DataFrame, scenario: Scenario, measures: Sequence[str] | None = None
+) -> pd.DataFrame:
     """The table behind the figure: one line a group of seeds."""
     by = [column for column in scenario.by if column in rows]
-    measures = [column for column in scenario.measures if column in rows]
+    measures = [column for column in measures or scenario.measures if column in rows]
     grouped = rows.groupby(by, sort=False, dropna=False)
     return grouped[measures].agg(spread).assign(seeds=grouped["seed"].nunique()).reset_index()
 

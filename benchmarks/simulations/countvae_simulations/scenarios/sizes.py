@@ -1,4 +1,4 @@
-"""Samples, features, factors and sparsity, one at a time around a middle."""
+"""Samples, features, factors, reads and sparsity, one at a time around a middle."""
 
 from typing import Any
 
@@ -9,14 +9,16 @@ from matplotlib.figure import Figure
 from countvae_simulations.runner import Cell
 from countvae_simulations.scenarios.base import Scenario
 
-MEASURES = ("covariance", "loadings", "gap", "noise_and_centre", "held_out_bound")
-MIDDLE = {"n": 1000, "d": 500, "k": 8, "reads": 2000}
+MEASURES = ("table", "covariance", "loadings", "gap", "noise_and_centre", "held_out_bound")
+MIDDLE = {"n": 1000, "d": 500, "k": 8, "reads": 2000, "centre_sd": 2.0}
 STEPS = {
     "n": (100, 300, 1000, 3000, 10_000),
     "d": (50, 150, 500, 1500, 5000),
     "k": (2, 4, 8, 16, 32),
     "reads": (50, 200, 700, 2000, 20_000),
+    "centre_sd": (0.5, 1.0, 2.0, 3.0, 4.0),
 }
+LABELS = {"reads": "reads a sample", "centre_sd": "sd of the centre (sparser to the right)"}
 METHODS = ("ours", "log_ppca", "oracle")
 COLOURS = {"ours": "#08519c", "log_ppca": "#bbbbbb", "oracle": "#444444"}
 
@@ -26,13 +28,11 @@ def cells(full: bool) -> list[Cell]:
     tables: list[dict[str, Any]] = []
     for name, values in STEPS.items():
         for value in values if full else values[1:4]:
-            table = MIDDLE | {name: value}
-            if table not in tables:
-                tables.append(table)
+            tables += [table for table in [MIDDLE | {name: value}] if table not in tables]
     return [
         Cell(table, method, table["k"], seed, {}, MEASURES)
         for table in tables
-        for seed in range(5 if full else 2)
+        for seed in range(3 if full else 1)
         for method in METHODS
     ]
 
@@ -44,9 +44,11 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         some = along(rows, name)
         median = some.groupby([f"table.{name}", "method"])["subspace_common"].median().unstack()
         low, high = median.iloc[0], median.iloc[-1]
+        filled = some.groupby(f"table.{name}")["nonzero"].median()
         said.append(
-            f"From {name} = {median.index[0]:,} to {median.index[-1]:,} the share of the factor "
-            "space that is missed (common features) goes from "
+            f"From {name} = {median.index[0]:,} to {median.index[-1]:,} "
+            f"({100 * filled.iloc[0]:.3g} to {100 * filled.iloc[-1]:.3g} % of the entries "
+            "non-zero) the share of the factor space that is missed (common features) goes from "
             f"{low['ours']:.3g} to {high['ours']:.3g}; for PCA of log(x+1) from "
             f"{low['log_ppca']:.3g} to {high['log_ppca']:.3g}, given the true log-ratios from "
             f"{low['oracle']:.3g} to {high['oracle']:.3g}."
@@ -74,7 +76,7 @@ def draw(rows: pd.DataFrame) -> Figure:
                 ax.fill_between(low.index, low, high, color=COLOURS[method], alpha=0.2, lw=0)
                 ax.set(xscale="log", yscale="log")
                 ax.spines[["top", "right"]].set_visible(False)
-        axes[1, column].set_xlabel({"reads": "reads a sample"}.get(name, name))
+        axes[1, column].set_xlabel(LABELS.get(name, name))
     axes[0, 0].set_ylabel("share of the factor space missed")
     axes[1, 0].set_ylabel("seconds, one core")
     axes[0, -1].legend(frameon=False, fontsize=8)
@@ -91,8 +93,9 @@ SCENARIO = Scenario(
     "sizes",
     "How do samples, features, factors and reads bear on error and time?",
     cells,
-    ("table.n", "table.d", "table.k", "table.reads", "method"),
+    ("table.n", "table.d", "table.k", "table.reads", "table.centre_sd", "method"),
     (
+        "nonzero",
         "subspace_common",
         "covariance_common",
         "sigma2_ratio",
@@ -104,4 +107,5 @@ SCENARIO = Scenario(
     ),
     conclude,
     draw,
+    on_page=lambda rows: rows[rows["method"] == "ours"],
 )

@@ -1,6 +1,6 @@
 """What the peers' scripts share: counts in, loadings, seconds and memory out.
 
-python SCRIPT.py COUNTS.npz FOUND.npz --rank K --seed S
+python SCRIPT.py GIVEN.npz FOUND.npz --rank K --seed S
 """
 
 import argparse
@@ -10,24 +10,26 @@ from collections.abc import Callable
 
 import numpy as np
 
-Fit = Callable[[np.ndarray, int, int], dict[str, np.ndarray | bool]]
-"""fit(counts, rank, seed): `loadings`, `converged` and, where it has one, `centre`."""
+Fit = Callable[..., dict[str, np.ndarray | bool]]
+"""fit(counts, rank, seed, **more): `loadings`, `converged` and, where it has them, `centre`, ..."""
 
 
 def run(fit: Fit) -> None:
     """Fit the counts of an npz, with a clock and a look at the memory above that of the imports."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("counts")
+    parser.add_argument("given")
     parser.add_argument("found")
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    counts = np.load(given.counts)["counts"]
+    arrays = dict(np.load(given.given))
+    counts = arrays.pop("counts")
     before = _peak_mb()
     begun = time.perf_counter()
-    found = fit(counts, given.rank, given.seed)
+    found = fit(counts, given.rank, given.seed, **arrays)
     seconds = time.perf_counter() - begun
-    found["loadings"] = found["loadings"] - found["loadings"].mean(axis=0)
+    if "loadings" in found:
+        found["loadings"] = found["loadings"] - found["loadings"].mean(axis=0)
     np.savez(given.found, seconds=seconds, peak_mb=_peak_mb() - before, **found)
 
 

@@ -1,0 +1,29 @@
+"""GLM-PCA with the Poisson likelihood (glmpca); runs in the peers' environment."""
+
+import warnings
+
+import numpy as np
+from common import run
+from glmpca.glmpca import glmpca
+
+warnings.filterwarnings("ignore")
+
+
+def fit(counts: np.ndarray, rank: int, seed: int) -> dict[str, np.ndarray | bool]:
+    """Fit at its default settings, totals as size factors; a loading is times its factor's sd."""
+    np.random.seed(seed)
+    # it fails on features without a count, of which it can know nothing
+    present = counts.sum(axis=0) > 0
+    found = glmpca(counts[:, present].T.astype(float), rank, fam="poi", sz=counts.sum(axis=1))
+    loadings, centre = np.zeros((len(present), rank)), np.full(len(present), np.nan)
+    loadings[present] = found["loadings"] * found["factors"].std(axis=0)
+    centre[present] = found["coefX"].ravel()
+    return {
+        "loadings": loadings,
+        "centre": np.nan_to_num(centre - np.nanmean(centre), nan=np.nanmin(centre)),
+        "converged": len(found["dev"]) < 1000,
+    }
+
+
+if __name__ == "__main__":
+    run(fit)

@@ -1,0 +1,79 @@
+"""Width of the encoder's hidden layers."""
+
+import itertools
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from countvae_simulations.runner import Cell
+from countvae_simulations.scenarios.base import Scenario
+
+MEASURES = ("covariance", "gap", "factors")
+COLOURS = {2: "#4292c6", 3: "#08306b"}
+
+
+def cells(full: bool) -> list[Cell]:
+    """Width × two and three layers, on a flat and a wide table."""
+    widths = (8, 32, 128, 512) if full else (8, 128, 512)
+    return [
+        Cell(
+            {"n": 1000, "d": 200, "k": 10, "reads": 1000, "design": design},
+            "ours",
+            10,
+            seed,
+            {"encoder_depth": L, "encoder_width": width},
+            MEASURES,
+        )
+        for design, L, width, seed in itertools.product(
+            ("flat", "wide"), (2, 3), widths, range(5 if full else 1)
+        )
+    ]
+
+
+def conclude(rows: pd.DataFrame) -> list[str]:
+    """Gap and error from the narrowest to the widest."""
+    said = []
+    by = ["table.design", "settings.encoder_depth", "settings.encoder_width"]
+    median = rows.groupby(by, sort=False)[["gap_0", "held_gap_0", "covariance"]].median()
+    for (design, L), some in median.groupby(level=[0, 1], sort=False):
+        some = some.droplevel([0, 1])
+        text = ", ".join(
+            f"{row['gap_0']:.2g} and {row['held_gap_0']:.2g} with {width} units"
+            for width, row in some.iterrows()
+        )
+        said.append(
+            f"{str(design).capitalize()} table, L = {L}: gap in sample and held out {text}; the "
+            f"covariance error stays within {some['covariance'].min():.3g} to "
+            f"{some['covariance'].max():.3g}."
+        )
+    return said
+
+
+def draw(rows: pd.DataFrame) -> Figure:
+    """Gap against width, a panel a design."""
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, (design, some) in zip(axes, rows.groupby("table.design", sort=False), strict=True):
+        for L, part in some.groupby("settings.encoder_depth"):
+            for measure, line in (("gap_0", "-"), ("held_gap_0", "--")):
+                grouped = part.groupby("settings.encoder_width")[measure]
+                label = f"L = {L}" + (", held out" if line == "--" else "")
+                ax.plot(grouped.median(), f"o{line}", color=COLOURS[int(str(L))], ms=4, label=label)
+        ax.set(
+            xscale="log", yscale="log", xlabel="units of a hidden layer", title=f"{design} table"
+        )
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("gap, nats a sample")
+    axes[1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+SCENARIO = Scenario(
+    "width",
+    "How wide must the encoder be?",
+    cells,
+    ("table.design", "settings.encoder_depth", "settings.encoder_width"),
+    ("gap_0", "held_gap_0", "held_gap_2", "held_z_error", "covariance", "seconds"),
+    conclude,
+    draw,
+)
