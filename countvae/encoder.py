@@ -124,7 +124,7 @@ class Encoder(nn.Module):
 
 
 def centred_logs(
-    x: Float[Tensor, "b d"], pseudocount: float, centre: Float[Tensor, " d"]
+    x: Float[Tensor, "b d"], pseudocount: float | Tensor, centre: Float[Tensor, " d"]
 ) -> Float[Tensor, "b d"]:
     """Return CLR(x + pseudocount) - centre: all that an encoder sees of the counts."""
     logs = (x + pseudocount).log()

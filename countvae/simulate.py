@@ -112,7 +112,7 @@ def simulate(
     Raises
     ------
     InputError
-        If an option does not go with the design, or k is not below d.
+        If an option does not go with the design, V has another shape, or k is not below d.
 
     Examples
     --------

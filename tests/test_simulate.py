@@ -129,3 +129,22 @@ def test_table_drawn_in_blocks_is_whole(monkeypatch):
 def test_options_that_do_not_go_together_are_refused(size, options, sentence):
     with pytest.raises(InputError, match=sentence):
         draw(*size, **options)
+
+
+def test_a_wider_centre_makes_a_sparser_table():
+    tables = [
+        simulate(100, 200, 3, 1000, centre_sd=sd, rng=np.random.default_rng(0))
+        for sd in (0.5, 2, 4)
+    ]
+    filled = [table.counts.nnz for table in tables]
+    assert filled == sorted(filled, reverse=True) and filled[0] > 2 * filled[2]
+    assert tables[2].mu.std() == pytest.approx(4, rel=0.2)
+
+
+@pytest.mark.parametrize("design", ["wide", "flat"])
+def test_given_loadings_take_the_place_of_random_ones(design):
+    V = np.random.default_rng(1).standard_normal((12, 2))
+    table = simulate(9, 12, 2, 100, design=design, V=V, rng=np.random.default_rng(0))
+    np.testing.assert_allclose(table.V, V - V.mean(axis=0))
+    with pytest.raises(InputError, match=r"V: expected loadings of shape \(12, 3\); got \(12, 2\)"):
+        simulate(9, 12, 3, 100, V=V, rng=np.random.default_rng(0))

@@ -15,9 +15,10 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from countvae_simulations import measures, runner, tables
-from countvae_simulations.methods import METHODS, base, ours
+from countvae_simulations.exact import exact_posterior
+from countvae_simulations.methods import METHODS, base, ours, peer
 from countvae_simulations.methods.base import Found
-from countvae_simulations.page import write_results
+from countvae_simulations.page import page, write_results
 from countvae_simulations.runner import Cell, read_store, run, run_cell
 from countvae_simulations.scenarios import SCENARIOS
 
@@ -25,6 +26,7 @@ from countvae import training
 from countvae.cli import main
 
 TABLE = {"n": 60, "d": 20, "k": 2, "reads": 300}
+PEER_SCRIPTS = peer.SCRIPTS
 QUICK = {"max_epochs": 3, "encoder_width": 8}
 
 
@@ -64,6 +66,17 @@ def test_outliers_are_as_many_as_asked_and_keep_their_depth():
     other = np.asarray((plain.counts != mixed.counts).sum(axis=1)).ravel() > 0
     assert other.sum() == 6
     np.testing.assert_array_equal(plain.counts.sum(axis=1), mixed.counts.sum(axis=1))
+
+
+@pytest.mark.parametrize("tree", ["caterpillar", "phylogeny"])
+def test_factors_of_a_tree_move_a_few_of_its_balances(tree):
+    table = {"n": 20, "d": 200, "k": 3, "reads": 100, "tree": tree}
+    truth, _ = tables.draw(table, 0)
+    W = tables.balances(tree, 200).adjoint(truth.V.T).T
+    assert 0.15 < (np.abs(W) > 1e-9).any(axis=1).mean() < 0.4
+    assert (truth.V**2).sum(axis=1).mean() == pytest.approx(2, rel=0.4)
+    other = tables.balances({"caterpillar": "phylogeny"}.get(tree, "caterpillar"), 200)
+    assert (np.abs(other.adjoint(truth.V.T)) > 1e-9).mean() > 0.5
 
 
 # ---- measures
@@ -110,6 +123,56 @@ def test_coverage_is_near_nominal_where_the_model_is_the_truth():
     assert abs(said["coverage_50"] - 0.5) < 0.12 and abs(said["coverage_90"] - 0.9) < 0.07
 
 
+def test_the_exact_posterior_is_that_of_quadrature():
+    rng = np.random.default_rng(0)
+    V, mu, sigma2 = np.array([[0.9], [-0.3], [-0.6]]), np.array([0.4, 0.0, -0.4]), 0.5
+    x = np.array([[5, 0, 1], [0, 30, 9], [1, 0, 0]])
+    basis = np.linalg.svd(np.ones((1, 3)))[2][1:].T
+    points, weights = np.polynomial.hermite_e.hermegauss(80)
+    grid = np.stack(np.meshgrid(points, points, points, indexing="ij"), -1).reshape(-1, 3)
+    prior = np.multiply.outer(np.multiply.outer(weights, weights), weights).ravel()
+    logits = mu + grid[:, :1] * V[:, 0] + np.sqrt(sigma2) * grid[:, 1:] @ basis.T
+    log_p = logits - np.logaddexp.reduce(logits, axis=1)[:, None]
+    mass = prior[:, None] * np.exp(log_p @ x.T - (log_p @ x.T).max(axis=0))
+    mass /= mass.sum(axis=0)
+    mean = mass.T @ grid[:, 0]
+    sd = np.sqrt(mass.T @ grid[:, 0] ** 2 - mean**2)
+    near = mean[:, None] + 0.1 * rng.standard_normal((3, 1)), sd[:, None]
+    found = exact_posterior(x, V, mu, sigma2, *near)
+    error = 4 * sd / np.sqrt(1000 * found.effective)
+    assert (np.abs(found.mean[:, 0] - mean) < error).all() and error.max() < 0.15
+    np.testing.assert_allclose(found.sd[:, 0], sd, rtol=0.1)
+    assert found.effective.min() > 0.8
+
+
+def test_the_refined_answer_is_the_exact_posterior_mean_and_the_encoder_is_not():
+    truth, held_out = tables.draw({"n": 200, "d": 40, "k": 2, "reads": 300, "design": "flat"}, 0)
+    said = measures.exact(truth, held_out, METHODS["ours"](truth, 2, 0, max_epochs=20))
+    assert said["exact_error_0"] > 3 * said["exact_noise"]
+    assert said["exact_error_2"] < 0.25 and said["exact_error_2"] < 0.5 * said["exact_error_0"]
+    assert said["effective"] > 0.2 and 0.8 < said["sd_ratio"] < 1.1
+
+
+def test_coverage_leaves_out_factors_of_which_the_data_tell_nothing(drawn):
+    truth, held_out = drawn
+    found = METHODS["ours"](truth, 12, 0, max_epochs=20)
+    said = measures.coverage(truth, held_out, found)
+    assert 1 <= said["told"] < 12
+    assert said["coverage_90"] > said["coverage_all_90"]
+
+
+def test_balances_that_factors_move_have_the_longer_rows():
+    table = {"n": 150, "d": 40, "k": 2, "reads": 3000, "tree": "phylogeny"}
+    truth, held_out = tables.draw(table, 0)
+    fits = (
+        METHODS["in_balances"](truth, 2, 0, tree=tree, max_epochs=20)
+        for tree in ("phylogeny", "caterpillar")
+    )
+    right, wrong = fits
+    np.testing.assert_allclose(right.V, wrong.V, rtol=1e-9, atol=1e-12)
+    assert measures.balances(truth, held_out, right)["balances_auc"] > 0.8
+
+
 def test_an_encoder_moved_by_a_standard_deviation_is_seen_as_that(drawn, fitted, monkeypatch):
     here = measures.factors(*drawn, fitted)
     plain = measures._posterior
@@ -120,7 +183,8 @@ def test_an_encoder_moved_by_a_standard_deviation_is_seen_as_that(drawn, fitted,
 
     monkeypatch.setattr(measures, "_posterior", moved)
     there = measures.factors(*drawn, fitted)
-    assert there["z_bias"] == pytest.approx(5, abs=here["z_bias"] + 0.5)
+    for name in ("z_bias", "held_z_bias"):
+        assert there[name] == pytest.approx(5, abs=here[name] + 0.5)
 
 
 def test_seconds_and_memory_are_of_the_fit():
@@ -140,10 +204,51 @@ def test_seconds_and_memory_are_of_the_fit():
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"peer", "ablation"}))
 def test_every_method_finds_loadings_that_are_centred(drawn, method):
-    settings = QUICK if method in ("ours", "truth_start") else {}
+    of_ours = ("ours", "truth_start", "learned_pseudocount", "in_balances")
+    settings = QUICK if method in of_ours else {}
+    if method == "in_balances":
+        settings = settings | {"tree": "caterpillar"}
     found = METHODS[method](drawn[0], 2, 0, **settings)
     assert found.V.shape == (20, 2) and np.isfinite(found.V).all()
     np.testing.assert_allclose(found.V.sum(axis=0), 0, atol=1e-4)
+
+
+def test_a_learned_pseudocount_moves_towards_a_better_one(drawn):
+    given = {"encoder_depth": 1, "pseudocount": 0.01}
+    fixed, learned = (
+        METHODS[name](drawn[0], 2, 0, **given) for name in ("ours", "learned_pseudocount")
+    )
+    assert float(learned.model._encoder.pseudocount) > 0.015
+    gap = [measures.gap(*drawn, found)["gap_0"] for found in (fixed, learned)]
+    assert gap[1] < gap[0]
+
+
+@pytest.fixture
+def peers(tmp_path, monkeypatch):
+    """Stand in for the peers' environment: this interpreter and scripts written here."""
+    monkeypatch.setenv("COUNTVAE_PEERS", sys.executable)
+    monkeypatch.setattr(peer, "SCRIPTS", tmp_path)
+    (tmp_path / "common.py").write_text((PEER_SCRIPTS / "common.py").read_text())
+
+    def write(name, body):
+        head = "import numpy as np\nfrom common import run\ndef fit(counts, rank, seed, **more):\n"
+        (tmp_path / f"{name}.py").write_text(f"{head}    {body}\nrun(fit)\n")
+
+    return write
+
+
+def test_a_peer_gets_counts_and_settings_and_gives_centred_loadings(drawn, peers):
+    peers("sum", "return {'loadings': counts[:rank].T * float(more['draws']), 'sigma2': seed}")
+    found = METHODS["peer"](drawn[0], 2, 7, name="sum", draws=3)
+    expected = 3.0 * drawn[0].counts.toarray()[:2].T
+    np.testing.assert_allclose(found.V, expected - expected.mean(axis=0))
+    assert found.sigma2 == 7 and found.mu is None and 0 <= found.seconds < 5
+
+
+def test_a_peer_that_fails_is_left_out_and_says_why(tmp_path, peers):
+    peers("bad", "raise ValueError('no such thing')")
+    with pytest.warns(UserWarning, match="bad: ValueError: no such thing"):
+        assert run([Cell(TABLE, "peer", 2, 0, {"name": "bad"})], tmp_path / "s.csv").empty
 
 
 def test_a_peer_that_is_not_installed_is_left_out_with_a_warning(tmp_path, monkeypatch):
@@ -168,6 +273,11 @@ def test_ignoring_the_noise_is_seen_in_sigma2_and_in_coverage():
     broken = measured("ablation", {"part": "without_sigma2"}, *names)
     assert 0.7 < sound["sigma2_ratio"] < 1.3 and broken["sigma2_ratio"] < 0.01
     assert broken["coverage_90"] < sound["coverage_90"] - 0.05
+
+
+def test_noise_drawn_from_its_prior_is_seen_in_sigma2():
+    broken = measured("ablation", {"part": "sampled_noise"}, "noise_and_centre")
+    assert broken["sigma2_ratio"] < 0.1
 
 
 def test_a_frozen_encoder_is_seen_in_the_gap_and_in_z():
@@ -269,6 +379,40 @@ def test_every_scenario_has_a_small_grid_within_its_large_one():
         assert 0 < len(small) < len(large)
         assert {cell.key for cell in small} <= {cell.key for cell in large}
         assert len({cell.key for cell in large}) == len(large)
+
+
+def made_up(scenario, full, better):
+    """Rows of a scenario's grid with random measures; `better` is how much less our errors are."""
+    rng = np.random.default_rng(0)
+    grid = scenario.cells(full)
+    names = [*scenario.measures, "seconds", "nonzero", "exact_noise", "mcmc_r_hat"]
+    values = [dict(zip(names, rng.uniform(0.4, 0.6, len(names)), strict=True)) for _ in grid]
+    for cell, row in zip(grid, values, strict=True):
+        if cell.method == "ours":
+            row.update({name: row[name] * better for name in row if "VV" in name})
+    return runner.frame(zip(grid, values, strict=True))
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_scenario_has_its_say_on_the_page(tmp_path, name, full):
+    scenario = SCENARIOS[name]
+    rows = made_up(scenario, full, 0.1)
+    write_results(scenario, rows, tmp_path)
+    text = page({name: rows}, "results", "countvae benchmark")
+    assert f"## {scenario.question}" in text and "nan" not in text
+    assert len(scenario.conclude(rows)) >= 2
+    assert f"![{scenario.question}](results/{name}.svg)" in text
+    assert (tmp_path / f"{name}.svg").stat().st_size > 10_000
+
+
+def test_where_a_peer_wins_it_is_said_first():
+    scenario = SCENARIOS["peers"]
+    rows = made_up(scenario, False, 0.1)
+    lost = rows["table.reads"] == 10_000
+    rows.loc[lost & (rows["method"] == "ours"), "VV_common"] = 5.0
+    first, *_, last = scenario.conclude(rows)
+    assert "10,000 reads" in first and "1,000 reads" in last and "goal" in last
 
 
 def test_the_command_runs_a_scenario_and_says_what_it_shows(tmp_path, monkeypatch):

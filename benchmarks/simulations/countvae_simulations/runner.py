@@ -18,6 +18,8 @@ import joblib
 import pandas as pd
 import torch
 
+import countvae
+import countvae_simulations
 from countvae.checks import CountvaeWarning
 from countvae_simulations.measures import MEASURES
 from countvae_simulations.methods import METHODS
@@ -71,8 +73,20 @@ class Cell:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """The packages and the Python that results depend on."""
-    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    """What results depend on: packages, Python, and a digest of the code that makes them."""
+    numbers = {name: version(name) for name in PACKAGES}
+    return numbers | {"python": platform.python_version(), "code": _code()}
+
+
+def _code() -> str:
+    """Hash countvae and this suite, but for what only reads results."""
+    digest = hashlib.sha256()
+    for package in (countvae, countvae_simulations):
+        folder = Path(str(package.__file__)).parent
+        for file in sorted(folder.rglob("*.py")):
+            if file.relative_to(folder).parts[0] not in ("scenarios", "page.py", "cli.py"):
+                digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def run_cell(cell: Cell, threads: int) -> dict[str, float]:

@@ -125,6 +125,7 @@ SCENARIO = Scenario(
     ),
     (
         "VV_common",
+        "covariance",
         "covariance_common",
         "subspace_common",
         "sigma2_ratio",
@@ -137,4 +138,6 @@ SCENARIO = Scenario(
     ),
     conclude,
     draw,
+    on_page=lambda rows: rows[rows["method"] == "ours"],
+    page_measures=("VV_common", "subspace_common", "sigma2_ratio", "coverage_50", "coverage_90"),
 )
