@@ -411,8 +411,10 @@ def test_where_a_peer_wins_it_is_said_first():
     rows = made_up(scenario, False, 0.1)
     lost = rows["table.reads"] == 10_000
     rows.loc[lost & (rows["method"] == "ours"), "VV_common"] = 5.0
-    first, *_, last = scenario.conclude(rows)
-    assert "10,000 reads" in first and "1,000 reads" in last and "goal" in last
+    answer, lost_on, *_, won_on = scenario.conclude(rows)
+    assert answer.startswith("On 1 of 2 tables another method wins.")
+    assert "10,000 reads" in lost_on and " 1,000 reads" in won_on
+    assert "another method" not in scenario.conclude(made_up(scenario, False, 0.1))[0]
 
 
 def test_the_command_runs_a_scenario_and_says_what_it_shows(tmp_path, monkeypatch):
@@ -438,14 +440,17 @@ def test_the_command_runs_a_scenario_and_says_what_it_shows(tmp_path, monkeypatc
         "wrong",
         replace(
             scenario,
-            cells=lambda full: tiny,
+            cells=lambda full: tiny if full else tiny[:2],
             conclude=lambda rows: [f"{len(rows)} cells."],
         ),
     )
-    result = CliRunner().invoke(
-        main, ["benchmark", "--scenario", "wrong", "-o", str(tmp_path), "--jobs", "1"]
-    )
+    command = ["benchmark", "--scenario", "wrong", "-o", str(tmp_path), "--jobs", "1"]
+    few = CliRunner().invoke(main, command)
+    assert few.exit_code == 0 and "\n  2 cells." in few.stdout, few.output
+    result = CliRunner().invoke(main, [*command, "--full"])
     assert result.exit_code == 0, result.output
+    again = CliRunner().invoke(main, command)
+    assert "6 cells." in again.stdout  # the whole grid is there: it is shown
     assert "What happens where the model is wrong?\n  6 cells." in result.stdout
     assert "wrong: 6 of 6 cells" in result.stderr
     assert {"wrong.csv", "wrong.svg", "cells"} == {f.name for f in tmp_path.iterdir()}

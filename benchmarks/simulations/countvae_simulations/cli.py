@@ -10,8 +10,9 @@ import click
 from countvae.checks import InputError
 from countvae.cli import Exemplary
 from countvae_simulations.page import page, write_results
-from countvae_simulations.runner import run
+from countvae_simulations.runner import read_store, run
 from countvae_simulations.scenarios import SCENARIOS
+from countvae_simulations.scenarios.base import Scenario
 
 STORES = "cells"
 
@@ -64,9 +65,10 @@ def benchmark(
                 minutes = (time.monotonic() - begun) / 60
                 click.echo(f"{name}: {done} of {total} cells, {minutes:.1f} min", err=True)
 
+        store = output / STORES / f"{name}.csv"
         rows = run(
-            scenario.cells(full),
-            output / STORES / f"{name}.csv",
+            scenario.cells(full or _whole(scenario, store)),
+            store,
             jobs=1 if scenario.timed else jobs,
             threads=(os.cpu_count() or 1) if scenario.timed else 1,
             cluster=cluster,
@@ -83,3 +85,9 @@ def benchmark(
         folder = os.path.relpath(output, page_file.parent)
         command = "countvae benchmark " + " ".join(sys.argv[2:])
         page_file.write_text(page(found, Path(folder).as_posix(), command), encoding="utf-8")
+
+
+def _whole(scenario: Scenario, store: Path) -> bool:
+    """Whether a store has the whole grid already: then it is shown."""
+    done = read_store(store)
+    return all(cell.key in done for cell in scenario.cells(True))

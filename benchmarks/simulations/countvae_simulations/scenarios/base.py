@@ -24,7 +24,7 @@ class Scenario:
     measures : sequence of str
         Columns that it sums up.
     conclude : callable
-        From the rows to sentences: what holds, what does not, and by how much.
+        From the rows to sentences: the answer, then what holds, what does not, by how much.
     draw : callable
         From the rows to the figure.
     timed : bool

@@ -18,6 +18,7 @@ STEPS = {
     "reads": (50, 200, 700, 2000, 20_000),
     "centre_sd": (0.5, 1.0, 2.0, 3.0, 4.0),
 }
+TABLE = [f"table.{name}" for name in STEPS]
 LABELS = {"reads": "reads a sample", "centre_sd": "sd of the centre (sparser to the right)"}
 METHODS = ("ours", "log_ppca", "oracle")
 COLOURS = {"ours": "#08519c", "log_ppca": "#bbbbbb", "oracle": "#444444"}
@@ -39,7 +40,15 @@ def cells(full: bool) -> list[Cell]:
 
 def conclude(rows: pd.DataFrame) -> list[str]:
     """Error of the subspace at the ends of each range, beside PCA's and the oracle's."""
-    said = []
+    subspace = rows.pivot_table("subspace_common", TABLE, "method", aggfunc="median")
+    times = subspace["log_ppca"] / subspace["ours"]
+    said = [
+        f"On all of {len(times)} tables we miss less of the factor space than PCA of log(x+1) "
+        f"does: {times.min():.3g} to {times.max():.3g} times less."
+        if times.min() > 1
+        else f"PCA of log(x+1) misses less of the factor space than we do on {(times <= 1).sum()} "
+        f"of {len(times)} tables; elsewhere we miss up to {times.max():.3g} times less."
+    ]
     for name in STEPS:
         some = along(rows, name)
         median = some.groupby([f"table.{name}", "method"])["subspace_common"].median().unstack()

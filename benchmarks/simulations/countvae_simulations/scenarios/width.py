@@ -1,14 +1,17 @@
 """Width of the encoder's hidden layers."""
 
 import itertools
+from inspect import signature
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from countvae import MultinomialVAE
 from countvae_simulations.runner import Cell
 from countvae_simulations.scenarios.base import Scenario
 
 MEASURES = ("covariance", "gap", "factors")
+DEFAULT = signature(MultinomialVAE).parameters["encoder_width"].default
 COLOURS = {2: "#4292c6", 3: "#08306b"}
 
 
@@ -32,7 +35,13 @@ def cells(full: bool) -> list[Cell]:
 
 def conclude(rows: pd.DataFrame) -> list[str]:
     """Gap and error from the narrowest to the widest."""
-    said = []
+    by = ["table.design", "settings.encoder_width"]
+    error = rows.groupby(by)["covariance"].median().unstack()
+    gain = (error[DEFAULT] / error[error.columns.max()] - 1).max()
+    said = [
+        f"{DEFAULT} units, the default, are enough: {error.columns.max()} lower the covariance "
+        f"error by {100 * gain:.1f} % at most."
+    ]
     by = ["table.design", "settings.encoder_depth", "settings.encoder_width"]
     median = rows.groupby(by, sort=False)[["gap_0", "held_gap_0", "covariance"]].median()
     for (design, L), some in median.groupby(level=[0, 1], sort=False):
