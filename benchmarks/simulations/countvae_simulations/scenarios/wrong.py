@@ -51,10 +51,9 @@ def conclude(rows: pd.DataFrame) -> list[str]:
     worse = (others["VV_common"] / plain["VV_common"]).sort_values(ascending=False)
     short = (others["coverage_90"] - 0.9).abs().sort_values(ascending=False)
     said = [
-        f"Outliers and lost counts cost most: the error grows {worse.iloc[0]:.3g} times with "
-        f"{worse.index[0]}, {worse.iloc[1]:.3g} times with {worse.index[1]}; elsewhere by at most "
-        f"{worse.iloc[4]:.3g} times after the first four. Coverage of 90 % intervals is off by "
-        f"{100 * short.iloc[0]:.2g} points at worst ({short.index[0]}).",
+        f"The error grows most with {_cases(worse.iloc[:3])}; in the other cases at most "
+        f"{worse.iloc[3]:.3g} times. Intervals of 90 % cover within {100 * short.iloc[3]:.2g} "
+        f"points of that but for {_cases(100 * short.iloc[:3], ' points')}.",
         "Where the model is right, intervals of 50 and 90 % cover "
         f"{100 * plain['coverage_50']:.1f} and {100 * plain['coverage_90']:.1f} % of the true "
         "coordinates; the bar is 3 points.",
@@ -101,6 +100,10 @@ def draw(rows: pd.DataFrame) -> Figure:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="y", lw=0.3)
     return figure
+
+
+def _cases(values: pd.Series, unit: str = " times") -> str:
+    return ", ".join(f"{case} ({value:.3g}{unit})" for case, value in values.items())
 
 
 def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
