@@ -144,7 +144,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if code == EXIT_CODES[MemoryError]:
         text = "out of memory."
     elif code == EXIT_CODES[KeyboardInterrupt]:
-        text = "interrupted; nothing was written."
+        text = text or "interrupted; nothing was written."
     elif code == EXIT_CODES[Diverged]:
         text = f"the fit did not converge: {text}; nothing was written."
     elif isinstance(error, OSError):

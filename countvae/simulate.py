@@ -17,6 +17,7 @@ Design = Literal["wide", "flat"]
 Noise = Literal["normal", "heavy", "uneven"]
 
 BLOCK_ENTRIES = 2**22  # entries of the table drawn together
+LEAST_READS = 50  # of a sample of the "wide" design, unless fewer are typical
 HEAVY_DF = 4  # degrees of freedom of the heavy-tailed noise
 
 
@@ -76,7 +77,8 @@ def simulate(
 
     ``design="wide"`` has abundances over many orders of magnitude: :math:`\mu_j \sim N(0, 2^2)`,
     :math:`V_{jc} \sim N(0, 4/k)` times an even ladder from 1 to 0.3 over c, columns centred,
-    σ² = 0.5, :math:`\log` depth :math:`\sim N(\log` reads :math:`, 0.7^2)`, at least 50.
+    σ² = 0.5, :math:`\log` depth :math:`\sim N(\log` reads :math:`, 0.7^2)`, at least 50, or
+    ``reads`` if that is less.
 
     ``design="flat"`` has μ = 0 and random orthonormal directions orthogonal to 1, the eigenvalues
     of VVᵀ + σ² going from 5 to 0.11 in equal steps; σ² = 0.1; depth is Poisson around ``reads``.
@@ -204,7 +206,8 @@ def _lognormal_depth(
 ) -> Integer[np.ndarray, " n"]:
     own = rng.standard_normal(len(factor))
     deviate = correlation * factor + np.sqrt(1.0 - correlation**2) * own
-    return np.maximum(np.exp(np.log(reads) + 0.7 * deviate), 50.0).astype(np.int64)
+    lowest = min(LEAST_READS, reads)
+    return np.maximum(np.exp(np.log(reads) + 0.7 * deviate), lowest).astype(np.int64)
 
 
 def _unit_noise(

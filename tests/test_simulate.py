@@ -148,3 +148,8 @@ def test_given_loadings_take_the_place_of_random_ones(design):
     np.testing.assert_allclose(table.V, V - V.mean(axis=0))
     with pytest.raises(InputError, match=r"V: expected loadings of shape \(12, 3\); got \(12, 2\)"):
         simulate(9, 12, 3, 100, V=V, rng=np.random.default_rng(0))
+
+
+def test_typical_reads_below_the_floor_of_the_wide_design_are_what_was_asked_for():
+    table = simulate(400, 50, 2, 20, rng=np.random.default_rng(0))
+    assert table.depth.min() == 20 and 20 <= np.median(table.depth) < 30

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +101,45 @@ def test_loadings_twice_as_long_have_a_covariance_error_of_three(drawn):
     assert measures.covariance(truth, held_out, Found(2 * truth.V))["VV"] == pytest.approx(3)
 
 
+def test_a_wrong_estimate_is_seen_by_each_measure_of_the_decoder(drawn):
+    truth, held_out = drawn
+    rng = np.random.default_rng(5)
+    k = truth.V.shape[1]
+    common = measures.common_features(truth.counts)
+    V = truth.V.copy()
+    V[~common] += rng.standard_normal(((~common).sum(), k))
+    error = measures.covariance(truth, held_out, Found(V, sigma2=truth.sigma2))
+    assert error["VV"] > 0.2 and error["VV_common"] < 1e-6 and error["covariance_common"] < 1e-6
+    noisier = measures.covariance(truth, held_out, Found(truth.V, sigma2=2 * truth.sigma2))
+    assert noisier["VV"] < 1e-6 < 0.01 < noisier["covariance"]
+
+    one = measures.loadings(truth, held_out, Found(truth.V[:, :1]))
+    assert one["subspace"] == pytest.approx(0.5)
+    U, s, _ = np.linalg.svd(truth.V, full_matrices=False)
+    turned = Found(U[:, ::-1] * s)
+    assert measures.loadings(truth, held_out, turned)["axis"] == pytest.approx(0, abs=1e-9)
+
+    step = np.where(common, np.arange(len(common)) % 2, 0)
+    said = measures.noise_and_centre(
+        truth, held_out, Found(truth.V, truth.mu + step, truth.sigma2 * 3)
+    )
+    assert said == {"mu": pytest.approx(step[common].std()), "sigma2_ratio": pytest.approx(3)}
+    shuffled = Found(rng.permutation(truth.V))
+    rank = measures.log_ratio_variances(truth, held_out, shuffled)["log_ratio_variances"]
+    assert abs(rank) < 0.6
+
+
+def test_gaps_held_out_are_of_the_samples_held_out(drawn, fitted):
+    truth, held_out = drawn
+    here, there = (measures.gap(truth, other, fitted) for other in (truth, held_out))
+    assert here["held_gap_0"] == here["gap_0"] == there["gap_0"] != there["held_gap_0"]
+
+
+def test_counts_are_lost_from_samples_held_out_as_well():
+    plain, lost = (tables.draw(TABLE | more, 0)[1].counts for more in ({}, {"zero_inflation": 0.3}))
+    assert 0.55 < lost.nnz / plain.nnz < 0.85
+
+
 def test_measures_of_a_posterior_are_silent_without_one(drawn):
     found = Found(drawn[0].V)
     for measure in (measures.gap, measures.factors, measures.coverage):
@@ -187,6 +228,17 @@ def test_an_encoder_moved_by_a_standard_deviation_is_seen_as_that(drawn, fitted,
         assert there[name] == pytest.approx(5, abs=here[name] + 0.5)
 
 
+def test_chance_is_taken_off_the_bias_and_shrinkage_is_its_own_number():
+    rng = np.random.default_rng(0)
+    best, sd = rng.standard_normal((400, 50)), np.full((400, 50), 0.5)
+    best -= best.mean(axis=0)
+    noise = 0.3 * rng.standard_normal((400, 50))
+    said = measures._deviations("z", noise - 0.2 * best, best, sd)
+    assert said["z_error"] == pytest.approx(np.hypot(0.3, 0.2) / 0.5, rel=0.03)
+    assert said["z_bias"] < 0.018  # chance alone gives 0.036
+    assert said["z_slope"] == pytest.approx(0.2, abs=0.02)
+
+
 def test_seconds_and_memory_are_of_the_fit():
     def fit(truth, k, seed):
         block = np.ones(200 * 2**17)  # MB; so large that it cannot come from memory in use
@@ -249,6 +301,27 @@ def test_a_peer_that_fails_is_left_out_and_says_why(tmp_path, peers):
     peers("bad", "raise ValueError('no such thing')")
     with pytest.warns(UserWarning, match="bad: ValueError: no such thing"):
         assert run([Cell(TABLE, "peer", 2, 0, {"name": "bad"})], tmp_path / "s.csv").empty
+
+
+def test_a_peer_that_is_killed_or_finds_nothing_finite_is_left_out(tmp_path, peers):
+    peers("dead", "import os; os.kill(os.getpid(), 9)")
+    peers("lost", "return {'loadings': counts[:rank].T * np.nan}")
+    for name, said in (("dead", "dead: ended with status -9"), ("lost", "lost: its loadings are")):
+        with pytest.warns(UserWarning, match=said):
+            assert run([Cell(TABLE, "peer", 2, 0, {"name": name})], tmp_path / "s.csv").empty
+
+
+def test_loadings_of_correlated_factors_make_the_covariance_of_the_factors():
+    spec = spec_from_file_location("common", PEER_SCRIPTS / "common.py")
+    assert spec is not None and spec.loader is not None
+    common = module_from_spec(spec)
+    spec.loader.exec_module(common)
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((50, 3)) @ rng.standard_normal((3, 3))
+    W = rng.standard_normal((7, 3))
+    V = common.with_covariance(W, z, np.array([0.1, 0.2, 0.3]))
+    expected = W @ (np.cov(z.T) + np.diag([0.1, 0.2, 0.3])) @ W.T
+    np.testing.assert_allclose(V @ V.T, expected, rtol=1e-10)
 
 
 def test_a_peer_that_is_not_installed_is_left_out_with_a_warning(tmp_path, monkeypatch):
@@ -343,6 +416,19 @@ def test_finished_cells_are_not_redone_and_a_cut_one_is(tmp_path, monkeypatch):
     assert len(read_store(store)) == 4
 
 
+def test_a_store_cut_at_any_byte_goes_on_from_its_whole_cells(tmp_path, monkeypatch):
+    store = tmp_path / "store.csv"
+    grid = cells(2)
+    run(grid, store)
+    content, all_of_it = store.read_bytes(), read_store(store)
+    monkeypatch.setattr(runner, "run_cell", lambda cell, threads: all_of_it[cell.key])
+    last = content.index(b"end") + 6
+    for length in range(last, len(content)):
+        store.write_bytes(content[:length])
+        run(grid, store)
+        assert read_store(store) == all_of_it
+
+
 def test_a_second_run_repeats_tables_and_figures_to_the_bit(tmp_path):
     scenario = SCENARIOS["depth"]
     grid = [
@@ -367,6 +453,39 @@ def test_a_second_run_repeats_tables_and_figures_to_the_bit(tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
+def test_a_cell_that_cannot_be_fitted_is_left_out_and_the_others_go_on(tmp_path, monkeypatch):
+    def diverge(truth, k, seed):
+        if seed == 1:
+            raise ArithmeticError("no end")
+        return METHODS["log_ppca"](truth, k, seed)
+
+    monkeypatch.setitem(METHODS, "log_pca", diverge)
+    grid = [Cell(TABLE, "log_pca", 2, seed) for seed in range(3)]
+    with pytest.warns(UserWarning, match="left out: log_pca with seed 1: no end"):
+        assert list(run(grid, tmp_path / "s.csv")["seed"]) == [0, 2]
+
+
+def test_threads_of_one_process_take_turns(monkeypatch):
+    inside = []
+
+    def fit(truth, k, seed):
+        inside.append(seed)
+        time.sleep(0.05)
+        assert inside.pop() == seed and not inside
+        return METHODS["log_ppca"](truth, k, seed)
+
+    monkeypatch.setitem(METHODS, "log_pca", fit)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda seed: run_cell(Cell(TABLE, "log_pca", 2, seed), 1), range(3)))
+
+
+def test_a_process_of_its_own_gives_the_same_row(tmp_path):
+    grid = cells(1)
+    here, apart = (run(grid, tmp_path / f"{fresh}.csv", fresh=fresh) for fresh in (False, True))
+    untimed = [column for column in here if column not in runner.TIMINGS]
+    pd.testing.assert_frame_equal(here[untimed], apart[untimed])
+
+
 def test_jobs_side_by_side_give_the_same_rows(tmp_path):
     one, two = (run(cells(), tmp_path / f"{jobs}.csv", jobs=jobs) for jobs in (1, 2))
     untimed = [column for column in one if column not in runner.TIMINGS]
@@ -385,7 +504,7 @@ def made_up(scenario, full, better):
     """Rows of a scenario's grid with random measures; `better` is how much less our errors are."""
     rng = np.random.default_rng(0)
     grid = scenario.cells(full)
-    names = [*scenario.measures, "seconds", "nonzero", "exact_noise", "mcmc_r_hat"]
+    names = [*scenario.measures, "seconds", "nonzero"]
     values = [dict(zip(names, rng.uniform(0.4, 0.6, len(names)), strict=True)) for _ in grid]
     for cell, row in zip(grid, values, strict=True):
         if cell.method == "ours":
@@ -412,9 +531,54 @@ def test_where_a_peer_wins_it_is_said_first():
     lost = rows["table.reads"] == 10_000
     rows.loc[lost & (rows["method"] == "ours"), "VV_common"] = 5.0
     answer, lost_on, *_, won_on = scenario.conclude(rows)
-    assert answer.startswith("On 1 of 2 tables another method wins.")
-    assert "10,000 reads" in lost_on and " 1,000 reads" in won_on
-    assert "another method" not in scenario.conclude(made_up(scenario, False, 0.1))[0]
+    assert answer.startswith("On 1 of 2 tables another has a lower error.")
+    assert "10,000 reads" in lost_on and "has the lower error" in lost_on
+    assert " 1,000 reads" in won_on and "has the lower error" not in won_on
+    assert "another" not in scenario.conclude(made_up(scenario, False, 0.1))[0]
+
+
+def test_a_peer_that_wins_over_all_features_alone_is_a_peer_that_wins():
+    scenario = SCENARIOS["peers"]
+    rows = made_up(scenario, False, 0.1)
+    rows.loc[rows["settings.name"] == "rpca", "VV"] = 1e-3
+    answer, *tables_ = scenario.conclude(rows)
+    assert answer.startswith("On 2 of 2 tables another has a lower error.")
+    assert all("RPCA in all features has the lower error" in table for table in tables_)
+
+
+def test_a_peer_that_was_not_run_is_named():
+    scenario = SCENARIOS["peers"]
+    rows = made_up(scenario, False, 0.1)
+    assert "Not run" not in scenario.conclude(rows)[0]
+    fewer = rows[rows["settings.name"] != "plnpca"]
+    assert scenario.conclude(fewer)[0].endswith("Not run here: PlnPCA.")
+
+
+def test_a_gap_that_does_not_fall_is_not_said_to():
+    scenario = SCENARIOS["depth"]
+    rows = made_up(scenario, False, 1.0)
+    assert "fitted to, no:" in scenario.conclude(rows)[0]
+    assert "The bar of 10 times is met by 0 of 3 pseudocounts." in " ".join(scenario.conclude(rows))
+    rows.loc[rows["settings.encoder_depth"] == 3, "gap_0"] /= 20
+    assert "fitted to, yes:" in scenario.conclude(rows)[0]
+
+
+def test_coverage_that_is_off_is_said_to_be():
+    scenario = SCENARIOS["wrong"]
+    rows = made_up(scenario, False, 1.0)
+    rows["coverage_50"], rows["coverage_90"] = 0.52, 0.88
+    assert "the bar of 3 points is met" in scenario.conclude(rows)[1]
+    rows["coverage_90"] = 0.86
+    assert "the bar of 3 points is not met" in scenario.conclude(rows)[1]
+
+
+def test_nuts_that_never_reaches_our_error_is_said_not_to():
+    scenario = SCENARIOS["mcmc"]
+    rows = made_up(scenario, False, 1.0)
+    rows.loc[rows["method"] == "peer", "covariance"] = 5.0
+    said = scenario.conclude(rows)
+    assert "on 2 of 2 tables it had not reached it" in said[0]
+    assert scenario.conclude(rows[rows["method"] == "ours"])[0] == "NUTS was not run."
 
 
 def test_the_command_runs_a_scenario_and_says_what_it_shows(tmp_path, monkeypatch):
@@ -491,7 +655,7 @@ def cluster():
                 "distributed.cli.dask_worker",
                 address,
                 "--nthreads",
-                "1",
+                "2",
                 "--no-nanny",
                 "--no-dashboard",
             ],

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from countvae.checks import InputError
-from countvae.cli import Exemplary
+from countvae.cli import Exemplary, debug_option
 from countvae_simulations.page import page, write_results
 from countvae_simulations.runner import read_store, run
 from countvae_simulations.scenarios import SCENARIOS
@@ -42,9 +42,14 @@ STORES = "cells"
     show_default="cores",
     help="Processes; scenarios that are timed run one at a time.",
 )
-@click.option("--cluster", metavar="ADDRESS", help="Dask scheduler whose workers run the cells.")
+@click.option(
+    "--cluster",
+    metavar="ADDRESS",
+    help="Dask scheduler whose workers run the cells, but for those that are timed.",
+)
 @click.option("--page", "page_file", type=click.Path(path_type=Path), help="Write a page as well.")
 @click.option("--quiet", is_flag=True, help="No progress.")
+@debug_option
 def benchmark(
     names: tuple[str, ...],
     full: bool,
@@ -55,6 +60,8 @@ def benchmark(
     quiet: bool,
 ) -> None:
     """Run simulations whose truth is known, and say what they show."""
+    if page_file is not None and not page_file.parent.is_dir():
+        raise InputError(f"--page: there is no folder '{page_file.parent}'.")
     found = {}
     for name in names or SCENARIOS:
         scenario = SCENARIOS[name]
@@ -66,16 +73,24 @@ def benchmark(
                 click.echo(f"{name}: {done} of {total} cells, {minutes:.1f} min", err=True)
 
         store = output / STORES / f"{name}.csv"
-        rows = run(
-            scenario.cells(full or _whole(scenario, store)),
-            store,
-            jobs=1 if scenario.timed else jobs,
-            threads=(os.cpu_count() or 1) if scenario.timed else 1,
-            cluster=cluster,
-            progress=say,
-        )
+        grid = scenario.cells(full or _whole(scenario, store))
+        try:
+            rows = run(
+                grid,
+                store,
+                jobs=1 if scenario.timed else jobs,
+                threads=(os.cpu_count() or 1) if scenario.timed else 1,
+                fresh=scenario.timed,
+                cluster=None if scenario.timed else cluster,
+                progress=say,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; the same command goes on from what '{store}' has."
+            ) from None
         if rows.empty:
-            raise InputError(f"{name}: no cell could be run.")
+            click.echo(f"{scenario.question}\n  No cell could be run.")
+            continue
         write_results(scenario, rows, output)
         found[name] = rows
         click.echo(scenario.question)

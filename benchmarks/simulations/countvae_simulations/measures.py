@@ -28,6 +28,7 @@ SAMPLES = 100
 """Samples, the first of those fitted and of those held out, whose posteriors are looked at."""
 
 EXACT_SAMPLES = 16
+EFFECTIVE = 0.05
 TOLD = 0.5
 """A factor of which the data tell leaves less than this share of its prior variance, on average."""
 
@@ -139,9 +140,10 @@ def factors(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, 
     """The encoder's ẑ against the optimum of the bound, and the optimum against the true factors.
 
     In posterior standard deviations: root mean square of ẑ − ẑ* over samples and factors
-    (`z_error`), and of its mean over samples (`z_bias`), on samples fitted and held out (`held_`).
-    `z_r2` is the share of the variance of the true factors held out that a linear map of ẑ*
-    explains.
+    (`z_error`), and of its mean over samples, less what chance gives that mean (`z_bias`), on
+    samples fitted and held out (`held_`). `z_slope` is the root mean square over factors of the
+    slope of ẑ − ẑ* on ẑ*: how much the encoder shrinks or stretches. `z_r2` is the share of the
+    variance of the true factors held out that a linear map of ẑ* explains.
     """
     if found.model is None:
         return {}
@@ -151,7 +153,7 @@ def factors(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, 
         counts = drawn.counts[:SAMPLES]
         here, _ = _posterior(found, counts, 0)
         best, sd = _posterior(found, counts, OPTIMAL_STEPS)
-        said |= _deviations(name, (here - best) / sd)
+        said |= _deviations(name, here - best, best, sd)
     z = held_out.z[:SAMPLES]
     design = np.column_stack([np.ones(len(best)), best])
     residual = z - design @ np.linalg.lstsq(design, z)[0]
@@ -162,10 +164,10 @@ def exact(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, fl
     """Held-out answers against the exact posterior mean at the fitted decoder, by importance.
 
     Root mean square over samples and factors, in exact posterior standard deviations, of the
-    encoder's ẑ (`exact_error_0`) and of that after two Newton steps (`exact_error_2`);
-    `exact_noise` is the Monte-Carlo error of the exact means, in the same unit; `sd_ratio` the
-    mean of the reported over the exact standard deviation; `effective` the least effective share
-    of the draws of a sample.
+    encoder's ẑ (`exact_error_0`) and of that after two Newton steps (`exact_error_2`), less the
+    Monte-Carlo error of the exact means (`exact_noise`); `sd_ratio` the mean of the reported over
+    the exact standard deviation; `effective` the least effective share of the draws of a sample.
+    Where that is below a twentieth the weights are too uneven for the others, which are left out.
     """
     del truth
     if found.model is None:
@@ -177,12 +179,16 @@ def exact(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, fl
     given = (counts.toarray(), V, model.mean_, model.noise_variance_, best, sd)
     first, second = (exact_posterior(*given, seed=seed) for seed in (0, 1))
     middle = (first.mean + second.mean) / 2
-    noise = (first.mean - second.mean) / 2 / first.sd
-    said = {"exact_noise": _rms(noise), "sd_ratio": float((sd / first.sd).mean())}
-    said["effective"] = float(min(first.effective.min(), second.effective.min()))
+    effective = float(min(first.effective.min(), second.effective.min()))
+    if effective < EFFECTIVE:
+        return {"effective": effective}
+    noise = _rms((first.mean - second.mean) / 2 / first.sd)
+    said = {"effective": effective, "exact_noise": noise}
+    said["sd_ratio"] = float((sd / first.sd).mean())
     for steps in (0, 2):
         here = _posterior(found, counts, steps)[0] / scale
-        said[f"exact_error_{steps}"] = _rms((here - middle) / first.sd)
+        apart = _rms((here - middle) / first.sd)
+        said[f"exact_error_{steps}"] = float(np.sqrt(max(apart**2 - noise**2, 0)))
     return said
 
 
@@ -288,8 +294,17 @@ def _rms(deviation: np.ndarray) -> float:
     return float(np.sqrt((deviation**2).mean()))
 
 
-def _deviations(name: str, deviation: np.ndarray) -> dict[str, float]:
-    return {f"{name}_error": _rms(deviation), f"{name}_bias": _rms(deviation.mean(axis=0))}
+def _deviations(name: str, away: np.ndarray, best: np.ndarray, sd: np.ndarray) -> dict[str, float]:
+    deviation, n = away / sd, len(away)
+    by_chance = deviation.var(axis=0, ddof=1) / n
+    square = (deviation.mean(axis=0) ** 2 - by_chance).mean()
+    centred = best - best.mean(axis=0)
+    slope = (away * centred).sum(axis=0) / np.maximum((centred**2).sum(axis=0), 1e-300)
+    return {
+        f"{name}_error": _rms(deviation),
+        f"{name}_bias": float(np.sqrt(max(square, 0))),
+        f"{name}_slope": _rms(slope),
+    }
 
 
 def _coefficients(counts: csr_array) -> float:

@@ -4,30 +4,35 @@ import csv
 import functools
 import hashlib
 import json
+import multiprocessing
 import os
 import platform
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import joblib
+import numpy as np
 import pandas as pd
 import torch
 
 import countvae
 import countvae_simulations
-from countvae.checks import CountvaeWarning
+from countvae.checks import CountvaeWarning, InputError
 from countvae_simulations.measures import MEASURES
 from countvae_simulations.methods import METHODS
 from countvae_simulations.methods.base import timed
 from countvae_simulations.methods.peer import PeerMissing
+from countvae_simulations.methods.peer import versions as peer_versions
 from countvae_simulations.tables import draw
 
-PACKAGES = ("countvae", "torch", "numpy", "scipy", "scikit-learn")
+PACKAGES = ("countvae", "torch", "numpy", "scipy", "scikit-learn", "numba")
 COLUMNS = 3
 TIMINGS = ("seconds", "peak_mb")
 """Measures that a second run does not repeat to the bit."""
@@ -63,7 +68,10 @@ class Cell:
     @property
     def text(self) -> str:
         """All that decides the result, the versions among it, as JSON."""
-        return json.dumps({**asdict(self), "versions": versions()}, sort_keys=True)
+        depends_on = versions()
+        if self.method == "peer" or "by_mcmc" in self.measures:
+            depends_on = depends_on | {f"peers' {k}": v for k, v in peer_versions().items()}
+        return json.dumps({**asdict(self), "versions": depends_on}, sort_keys=True)
 
     @property
     def key(self) -> str:
@@ -74,8 +82,15 @@ class Cell:
 @functools.cache
 def versions() -> dict[str, str]:
     """What results depend on: packages, Python, and a digest of the code that makes them."""
-    numbers = {name: version(name) for name in PACKAGES}
+    numbers = {name: _version(name) for name in PACKAGES}
     return numbers | {"python": platform.python_version(), "code": _code()}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
 
 
 def _code() -> str:
@@ -89,8 +104,16 @@ def _code() -> str:
     return digest.hexdigest()[:12]
 
 
+_alone = threading.Lock()
+
+
 def run_cell(cell: Cell, threads: int) -> dict[str, float]:
-    """Draw the table, fit, measure."""
+    """Draw the table, fit, measure; one at a time in a process, for ablations patch modules."""
+    with _alone:
+        return _run_alone(cell, threads)
+
+
+def _run_alone(cell: Cell, threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     _warm_up()
     truth, held_out = draw(cell.table, cell.seed)
@@ -98,6 +121,8 @@ def run_cell(cell: Cell, threads: int) -> dict[str, float]:
         warnings.simplefilter("ignore", CountvaeWarning)
         found = timed(METHODS[cell.method], truth, cell.k, cell.seed, **cell.settings)
         measured = {"seconds": found.seconds, "peak_mb": found.peak_mb}
+        if found.converged is not None:
+            measured["converged"] = float(found.converged)
         for name in cell.measures:
             measured |= MEASURES[name](truth, held_out, found)
     return measured
@@ -115,6 +140,7 @@ def run(
     *,
     jobs: int = 1,
     threads: int = 1,
+    fresh: bool = False,
     cluster: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
@@ -130,6 +156,8 @@ def run(
         Processes on this machine.
     threads : int
         Of each cell. Results depend on it to rounding, so it does not follow from `jobs`.
+    fresh : bool
+        Give each cell a process of its own, so that its peak of memory is its own.
     cluster : str, optional
         Address of a Dask scheduler whose workers run the cells instead.
     progress : callable, optional
@@ -148,9 +176,12 @@ def run(
         parallel = joblib.Parallel(
             n_jobs=-1 if cluster else jobs, return_as="generator_unordered", batch_size=1
         )
-        tasks = (joblib.delayed(_keyed)(cell, threads) for cell in todo.values())
+        do = _in_fresh_process if fresh else _keyed
+        tasks = (joblib.delayed(do)(key, cell, threads) for key, cell in todo.items())
         for key, measured in parallel(tasks):
-            if measured is not None:
+            if isinstance(measured, str):
+                warnings.warn(f"left out: {measured}", CountvaeWarning, stacklevel=2)
+            else:
                 append(todo[key], measured)
                 done[key] = measured
             finished += 1
@@ -180,7 +211,7 @@ def read_store(store: Path) -> dict[str, dict[str, float]]:
     """Measures by key; a last line that was cut short takes its cell with it."""
     if not store.exists():
         return {}
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, str]] = {}
     whole: set[str] = set()
     with store.open(newline="") as file:
         for row in csv.reader(file):
@@ -189,8 +220,13 @@ def read_store(store: Path) -> dict[str, dict[str, float]]:
             if row[1] == "end":
                 whole.add(row[0])
             elif row[1] != "cell":
-                found.setdefault(row[0], {})[row[1]] = float(row[2])
-    return {key: measured for key, measured in found.items() if key in whole}
+                found.setdefault(row[0], {})[row[1]] = row[2]
+    # numbers are read now: the line that was cut is of a cell that has no end, or is done again
+    return {
+        key: {name: float(value) for name, value in measured.items()}
+        for key, measured in found.items()
+        if key in whole
+    }
 
 
 @contextmanager
@@ -212,12 +248,19 @@ def store_for_appending(store: Path) -> Iterator[Callable[[Cell, dict[str, float
         yield append
 
 
-def _keyed(cell: Cell, threads: int) -> tuple[str, dict[str, float] | None]:
+def _keyed(key: str, cell: Cell, threads: int) -> tuple[str, dict[str, float] | str]:
+    """Run a cell; if its method cannot, say why: the other cells go on."""
     try:
-        return cell.key, run_cell(cell, threads)
+        return key, run_cell(cell, threads)
     except PeerMissing as error:
-        warnings.warn(str(error), stacklevel=2)
-        return cell.key, None
+        return key, str(error)
+    except (ArithmeticError, np.linalg.LinAlgError) as error:
+        return key, f"{cell.method} with seed {cell.seed}: {error}"
+
+
+def _in_fresh_process(key: str, cell: Cell, threads: int) -> tuple[str, dict[str, float] | str]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_keyed, key, cell, threads).result()
 
 
 @contextmanager
@@ -225,7 +268,13 @@ def _backend(cluster: str | None) -> Iterator[None]:
     if cluster is None:
         yield
         return
-    from distributed import Client
+    try:
+        from distributed import Client
 
-    with Client(cluster, set_as_default=True), joblib.parallel_config("dask"):
+        client = Client(cluster, set_as_default=True, timeout=20)
+    except ImportError as error:
+        raise InputError("--cluster: needs the package distributed, which is not there.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"--cluster: no Dask scheduler answers at '{cluster}'.") from error
+    with client, joblib.parallel_config("dask"):
         yield

@@ -63,7 +63,7 @@ def balances(tree: str, d: int) -> Balances:
 
 def clade_loadings(basis: Balances, k: int, seed: int, share: float = 0.1) -> np.ndarray:
     """Loadings of total variance 4 a feature that move a share of the balances each."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 1])  # not the numbers that the samples are drawn from
     d = basis.d
     W = rng.standard_normal((d - 1, k)) * (rng.random((d - 1, k)) < share)
     W *= np.linspace(1.0, 0.3, k) * np.sqrt(4.0 / k / share)

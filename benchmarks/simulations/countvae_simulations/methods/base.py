@@ -30,6 +30,8 @@ class Found:
         The fitted model, where it is one of ours.
     reconstruct : callable or None
         From counts to the logits that a method without a likelihood would plug in.
+    converged : bool or None
+        Whether it stopped by itself rather than at its limit, where a method says so.
     seconds, peak_mb : float
         What the fit took; memory above what was in use before it.
     """
@@ -39,6 +41,7 @@ class Found:
     sigma2: float | None = None
     model: MultinomialVAE | None = None
     reconstruct: Callable[[csr_array], np.ndarray] | None = None
+    converged: bool | None = None
     seconds: float = field(default=float("nan"))
     peak_mb: float = field(default=float("nan"))
 

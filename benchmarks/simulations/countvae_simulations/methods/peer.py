@@ -1,5 +1,7 @@
 """The peers, each by a script that runs in an environment of their own (`make bench-peers`)."""
 
+import functools
+import json
 import os
 import subprocess
 import tempfile
@@ -14,8 +16,24 @@ from countvae_simulations.methods.base import Found
 SCRIPTS = Path(__file__).parent / "peer_scripts"
 
 
+VERSIONS = """
+import importlib.metadata as m, json
+names = ("pyPLNmodels", "scvi-tools", "gemelli", "glmpca", "numpyro", "jax", "torch", "numpy")
+print(json.dumps({name: m.version(name) for name in names}))
+"""
+
+
 class PeerMissing(RuntimeError):
     """There is no environment for the peers, or a peer failed in it."""
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """What the peers' results depend on; nothing where there is no environment for them."""
+    if not python().exists():
+        return {}
+    done = subprocess.run([str(python()), "-c", VERSIONS], capture_output=True, text=True)
+    return {} if done.returncode else json.loads(done.stdout)
 
 
 def python() -> Path:
@@ -33,7 +51,8 @@ def call(name: str, k: int, seed: int, **arrays: Any) -> dict[str, np.ndarray]:
         command = [python(), SCRIPTS / f"{name}.py", given, written, "--rank", k, "--seed", seed]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         if done.returncode:
-            raise PeerMissing(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+            said = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
+            raise PeerMissing(f"{name}: {said[-1]}")
         with np.load(written) as file:
             return {key: file[key] for key in file.files}
 
@@ -41,10 +60,13 @@ def call(name: str, k: int, seed: int, **arrays: Any) -> dict[str, np.ndarray]:
 def fit(truth: Simulation, k: int, seed: int, *, name: str, **settings: Any) -> Found:
     """Fit by a peer; its seconds and memory are its own, without those of its imports."""
     found = call(name, k, seed, counts=truth.counts.toarray(), **settings)
+    if not np.isfinite(found["loadings"]).all():
+        raise PeerMissing(f"{name}: its loadings are not finite")
     return Found(
         found["loadings"],
         found.get("centre"),
         float(found["sigma2"]) if "sigma2" in found else None,
+        converged=bool(found["converged"]) if "converged" in found else None,
         seconds=float(found["seconds"]),
         peak_mb=float(found["peak_mb"]),
     )

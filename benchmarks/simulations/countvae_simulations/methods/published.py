@@ -25,7 +25,7 @@ def fit(
     *,
     encoder_depth: int = 1,
     pseudocount: float = 1.0,
-    epochs: int = 60,
+    epochs: int = 300,
 ) -> Found:
     """Fit by Adam at 0.01, falling to zero along a cosine."""
     generator = torch.Generator().manual_seed(seed)

@@ -39,7 +39,7 @@ def cells(full: bool) -> list[Cell]:
     for design, N, c in itertools.product(DESIGNS, reads, pseudocounts):
         table = TABLE | {"reads": N, "design": design}
         for seed in range(_seeds(full, design, N)):
-            for L in DEPTHS if full and c == 1.0 else DEPTHS[:3]:
+            for L in DEPTHS if full else DEPTHS[:3]:
                 settings = {"encoder_depth": L, "pseudocount": c}
                 grid.append(Cell(table, "ours", 10, seed, settings, MEASURES))
             grid.append(Cell(table, "log_ppca", 10, seed, {"pseudocount": c}, ("covariance",)))
@@ -63,19 +63,19 @@ def conclude(rows: pd.DataFrame) -> list[str]:
     said = [_answer(ours)]
     for (design, N), some in ours.groupby(["table.design", "table.reads"], sort=False):
         said.append(_fall(str(design), int(str(N)), some))
-    if (ours["held_gap_0"] > ours["gap_0"]).mean() > 0.5:
-        said.append(
-            "On samples held out the gap falls less, or not at all: a deep encoder learns the "
-            "noise of the samples that it is fitted to, which says nothing of others. The "
-            "pseudocount's own part is what depth removes on wide tables, where counts of 0 and 1 "
-            "are common; on flat ones an encoder of one layer has little of it to lose."
-        )
     said.append(
-        "After two Newton steps, which every answer takes by default, the gap held out is at most "
-        f"{ours['held_gap_2'].max():.2g} nats on any table of any depth, and the answer differs "
-        f"from the exact posterior mean by {ours['exact_error_2'].median():.2g} posterior standard "
-        f"deviations (median over fits; Monte-Carlo error of the exact means "
-        f"{ours['exact_noise'].median():.2g})."
+        "The two differ because an encoder learns the samples that it is fitted to, noise and "
+        "all, the more so the deeper it is; trials with endless samples are in benchmarks/LOG.md."
+    )
+    exact = ours.dropna(subset="exact_error_2")
+    said.append(
+        "After two Newton steps, which every answer takes by default, the gap held out is "
+        f"{ours['held_gap_2'].median():.2g} nats (median over fits), at most "
+        f"{ours['held_gap_2'].max():.2g}. Where importance weights are even enough to tell "
+        f"({len(exact)} of {len(ours)} fits), that answer differs from the exact posterior mean by "
+        f"{exact['exact_error_2'].median():.2g} posterior standard deviations (90 % of fits within "
+        f"{exact['exact_error_2'].quantile(0.9):.2g}), the encoder's own by "
+        f"{exact['exact_error_0'].median():.2g}."
     )
     for design, N in rows[["table.design", "table.reads"]].drop_duplicates().to_numpy():
         some = rows[(rows["table.design"] == design) & (rows["table.reads"] == N)]
@@ -109,12 +109,14 @@ def _answer(ours: pd.DataFrame) -> str:
         (design, name): median.loc[(design, 1), name] / median.loc[(design, 3), name]
         for design, name in itertools.product(DESIGNS, ("gap_0", "held_gap_0"))
     }
+    in_sample = [falls[design, "gap_0"] for design in DESIGNS]
+    verdict = "yes" if min(in_sample) >= BAR else "in part" if max(in_sample) >= BAR else "no"
     return (
-        f"On the samples it is fitted to, yes: at {MIDDLE:,} reads its gap falls "
+        f"On the samples it is fitted to, {verdict}: at {MIDDLE:,} reads its gap at L = 1 is "
         f"{falls['flat', 'gap_0']:.3g} times (flat tables) and {falls['wide', 'gap_0']:.3g} times "
-        "(wide ones) from L = 1 to L = 3. On new samples it falls "
+        "(wide ones) that at L = 3; on new samples "
         f"{falls['flat', 'held_gap_0']:.2g} and {falls['wide', 'held_gap_0']:.2g} times. Two "
-        "Newton steps remove what is left, whatever the depth."
+        f"Newton steps leave {ours['held_gap_2'].max():.2g} nats of it at most, whatever the depth."
     )
 
 
@@ -135,7 +137,8 @@ def _fall(design: str, N: int, some: pd.DataFrame) -> str:
     ratios = first["gap_0"] / third["gap_0"]
     verdict = ""
     if N == MIDDLE:
-        holds = "holds" if ratios.min() >= BAR else "does not hold for every pseudocount"
+        met = int((ratios >= BAR).sum())
+        holds = "is met" if met == len(ratios) else f"is met by {met} of {len(ratios)} pseudocounts"
         verdict = f" The bar of {BAR} times {holds}."
     return (
         f"{_of(design, N)}, pseudocount 1: from L = 1 to L = 3 the encoder's gap falls from "
@@ -223,16 +226,23 @@ SCENARIO = Scenario(
         "held_gap_3",
         "z_error",
         "z_bias",
+        "z_slope",
         "held_z_error",
         "held_z_bias",
+        "held_z_slope",
+        "z_r2",
         "exact_error_0",
         "exact_error_2",
         "exact_noise",
+        "effective",
         "sd_ratio",
         "covariance",
+        "mu",
         "sigma2_ratio",
         "coverage_50",
         "coverage_90",
+        "coverage_all_50",
+        "coverage_all_90",
         "told",
         "nonzero",
     ),

@@ -11,7 +11,21 @@ from collections.abc import Callable
 import numpy as np
 
 Fit = Callable[..., dict[str, np.ndarray | bool]]
-"""fit(counts, rank, seed, **more): `loadings`, `converged` and, where it has them, `centre`, ..."""
+"""fit(counts, rank, seed, **more): `loadings` and, where known, `centre`, `sigma2`, `converged`."""
+
+
+def with_covariance(
+    loadings: np.ndarray, factors: np.ndarray, variances: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """Loadings V such that VVᵀ is the covariance that factors (n, k) and loadings (d, k) make.
+
+    `variances` are the mean posterior variances of the factors, where they have some.
+    """
+    covariance = np.atleast_2d(np.cov(factors.T)) + np.diag(
+        np.broadcast_to(variances, factors.shape[1])
+    )
+    values, vectors = np.linalg.eigh(covariance)
+    return loadings @ (vectors * np.sqrt(np.maximum(values, 0)))
 
 
 def run(fit: Fit) -> None:

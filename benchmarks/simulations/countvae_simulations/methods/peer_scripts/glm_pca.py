@@ -3,20 +3,20 @@
 import warnings
 
 import numpy as np
-from common import run
+from common import run, with_covariance
 from glmpca.glmpca import glmpca
 
 warnings.filterwarnings("ignore")
 
 
 def fit(counts: np.ndarray, rank: int, seed: int) -> dict[str, np.ndarray | bool]:
-    """Fit at its default settings, totals as size factors; a loading is times its factor's sd."""
+    """Fit at its default settings, totals as size factors; its factors are correlated."""
     np.random.seed(seed)
     # it fails on features without a count, of which it can know nothing
     present = counts.sum(axis=0) > 0
     found = glmpca(counts[:, present].T.astype(float), rank, fam="poi", sz=counts.sum(axis=1))
     loadings, centre = np.zeros((len(present), rank)), np.full(len(present), np.nan)
-    loadings[present] = found["loadings"] * found["factors"].std(axis=0)
+    loadings[present] = with_covariance(found["loadings"], found["factors"])
     centre[present] = found["coefX"].ravel()
     return {
         "loadings": loadings,
