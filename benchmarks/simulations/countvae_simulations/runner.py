@@ -33,6 +33,9 @@ from countvae_simulations.methods.peer import versions as peer_versions
 from countvae_simulations.tables import draw
 
 PACKAGES = ("countvae", "torch", "numpy", "scipy", "scikit-learn", "numba")
+OF_RESULTS = ("scenarios", "page.py", "cli.py", "runner.py")
+"""Files that order, keep or read results, and do not make them."""
+
 COLUMNS = 3
 TIMINGS = ("seconds", "peak_mb")
 """Measures that a second run does not repeat to the bit."""
@@ -94,12 +97,12 @@ def _version(name: str) -> str:
 
 
 def _code() -> str:
-    """Hash countvae and this suite, but for what only reads results."""
+    """Hash countvae and what of this suite makes results."""
     digest = hashlib.sha256()
     for package in (countvae, countvae_simulations):
         folder = Path(str(package.__file__)).parent
         for file in sorted(folder.rglob("*.py")):
-            if file.relative_to(folder).parts[0] not in ("scenarios", "page.py", "cli.py"):
+            if file.relative_to(folder).parts[0] not in OF_RESULTS:
                 digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -273,7 +276,9 @@ def _backend(cluster: str | None) -> Iterator[None]:
 
         client = Client(cluster, set_as_default=True, timeout=20)
     except ImportError as error:
-        raise InputError("--cluster: needs the package distributed, which is not there.") from error
+        raise InputError(
+            "--cluster: needs the extra `cluster`: pip install countvae[cluster]."
+        ) from error
     except (OSError, ValueError) as error:
         raise InputError(f"--cluster: no Dask scheduler answers at '{cluster}'.") from error
     with client, joblib.parallel_config("dask"):
