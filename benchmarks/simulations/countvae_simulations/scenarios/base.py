@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from countvae_simulations.runner import Cell
 
@@ -48,10 +50,12 @@ class Scenario:
 
 
 def spread(values: pd.Series) -> str:
-    """Minimum / median / maximum."""
+    """Minimum / median / maximum, or the one value there is."""
     values = values.dropna()
     if values.empty:
         return "-"
+    if len(values) == 1:
+        return f"{values.iloc[0]:.4g}"
     return " / ".join(f"{value:.4g}" for value in np.quantile(values, [0, 0.5, 1]))
 
 
@@ -81,6 +85,13 @@ def named(rows: pd.DataFrame) -> pd.Series:
         return ", ".join(words)
 
     return rows.apply(label, axis=1)
+
+
+def plain_log(axis: Axis) -> None:
+    """A logarithmic axis with numbers that do not collide."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _plain(value: object) -> object:

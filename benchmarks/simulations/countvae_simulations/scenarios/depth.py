@@ -73,7 +73,8 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         f"{ours['held_gap_2'].median():.2g} nats (median over fits), at most "
         f"{ours['held_gap_2'].max():.2g}. Where importance weights are even enough to tell "
         f"({len(exact)} of {len(ours)} fits), that answer differs from the exact posterior mean by "
-        f"{exact['exact_error_2'].median():.2g} posterior standard deviations (90 % of fits within "
+        f"{exact['exact_error_2'].median():.2g} posterior standard deviations beyond the "
+        f"Monte-Carlo error of {exact['exact_noise'].median():.2g} (90 % of fits by at most "
         f"{exact['exact_error_2'].quantile(0.9):.2g}), the encoder's own by "
         f"{exact['exact_error_0'].median():.2g}."
     )

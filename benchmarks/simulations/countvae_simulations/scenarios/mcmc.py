@@ -4,7 +4,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from countvae_simulations.runner import Cell
-from countvae_simulations.scenarios.base import Scenario, named
+from countvae_simulations.scenarios.base import Scenario, named, plain_log
 
 TABLES = (
     {"n": 50, "d": 20, "k": 2, "reads": 500},
@@ -98,11 +98,12 @@ def draw(rows: pd.DataFrame) -> Figure:
             colour = "#08519c" if label == "ours" else "#888888"
             ax.plot(part["seconds"], part["covariance"], "o", color=colour, ms=4)
             middle = part[["seconds", "covariance"]].median()
-            text = str(label).replace("draws=", "")
+            text = str(label).replace("nuts, draws=", "NUTS, ")
             ax.annotate(text, tuple(middle), (5, 4), textcoords="offset points", fontsize=8)
         ax.set(xscale="log", xlabel="seconds", title=f"{some['table.n'].iloc[0]} x {d}")
-        ax.set_ylim(0, None)
-        ax.margins(x=0.3)
+        ax.set_ylim(0, 1.1 * some["covariance"].max())
+        ax.margins(x=0.4)
+        plain_log(ax.xaxis)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("covariance error")
     return figure

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from countvae_simulations.methods.ablations import ABLATIONS
 from countvae_simulations.runner import Cell
-from countvae_simulations.scenarios.base import Scenario, named
+from countvae_simulations.scenarios.base import Scenario, named, plain_log
 
 MEASURES = ("covariance", "loadings", "gap", "noise_and_centre", "coverage")
 TABLES = {
@@ -67,7 +67,8 @@ def draw(rows: pd.DataFrame) -> Figure:
         ax.hlines(range(len(labels)), low, high, color="#9ecae1", lw=4)
         ax.plot(middle, range(len(labels)), "o", color="#08519c")
         ax.set(xscale="log", xlabel="covariance error", title=f"{design} table")
-        ax.set_yticks(range(len(labels)), labels)
+        plain_log(ax.xaxis)
+        ax.set_yticks(range(len(labels)), [label.replace("_", " ") for label in labels])
         ax.grid(axis="y", lw=0.3)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()

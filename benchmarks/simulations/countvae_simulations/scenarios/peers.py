@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from countvae_simulations.runner import Cell
-from countvae_simulations.scenarios.base import Scenario, named
+from countvae_simulations.scenarios.base import Scenario, named, plain_log
 
 MEASURES = ("covariance", "loadings", "noise_and_centre", "log_ratio_variances", "held_out_bound")
 METHODS = (
@@ -126,8 +126,11 @@ def draw(rows: pd.DataFrame) -> Figure:
             seconds, error = one["seconds"].median(), one["VV_common"].median()
             ax.plot(seconds, error, "o", color=COLOURS.get(label, "#999999"))
             place = {"textcoords": "offset points", "fontsize": 7.5}
-            ax.annotate(_short(label), (seconds, error), (4, 4), **place)
+            below = label in ("log_ppca", "plnpca")
+            ax.annotate(_short(label), (seconds, error), (4, -10 if below else 4), **place)
         ax.set(xscale="log", yscale="log", title=f"{n:,} x {d:,}, {N:,} reads")
+        plain_log(ax.xaxis)
+        plain_log(ax.yaxis)
         ax.spines[["top", "right"]].set_visible(False)
         ax.margins(x=0.3)
     for ax in axes[-1]:

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from countvae_simulations.runner import Cell
-from countvae_simulations.scenarios.base import Scenario
+from countvae_simulations.scenarios.base import Scenario, plain_log
 
 MEASURES = ("table", "covariance", "loadings", "gap", "noise_and_centre", "held_out_bound")
 MIDDLE = {"n": 1000, "d": 500, "k": 8, "reads": 2000, "centre_sd": 2.0}
@@ -21,6 +21,7 @@ STEPS = {
 TABLE = [f"table.{name}" for name in STEPS]
 LABELS = {"reads": "reads a sample", "centre_sd": "sd of the centre (sparser to the right)"}
 METHODS = ("ours", "log_ppca", "oracle")
+NAMES = {"ours": "ours", "log_ppca": "PCA of log(x+1)", "oracle": "PCA of the true log-ratios"}
 COLOURS = {"ours": "#08519c", "log_ppca": "#bbbbbb", "oracle": "#444444"}
 
 
@@ -78,14 +79,17 @@ def draw(rows: pd.DataFrame) -> Figure:
                 grouped = part.groupby(f"table.{name}")[measure]
                 low, middle, high = grouped.min(), grouped.median(), grouped.max()
                 ax = axes[line, column]
-                ax.plot(middle.index, middle, "o-", ms=4, color=COLOURS[method], label=method)
+                ax.plot(
+                    middle.index, middle, "o-", ms=4, color=COLOURS[method], label=NAMES[method]
+                )
                 ax.fill_between(low.index, low, high, color=COLOURS[method], alpha=0.2, lw=0)
                 ax.set(xscale="log", yscale="log")
+                plain_log(ax.xaxis)
                 ax.spines[["top", "right"]].set_visible(False)
         axes[1, column].set_xlabel(LABELS.get(name, name))
     axes[0, 0].set_ylabel("share of the factor space missed")
     axes[1, 0].set_ylabel("seconds on one core,\nthe other busy")
-    axes[0, -1].legend(frameon=False, fontsize=8)
+    axes[0, -1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.72))
     return figure
 
 

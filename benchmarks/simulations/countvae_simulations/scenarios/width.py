@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from countvae import MultinomialVAE
 from countvae_simulations.runner import Cell
-from countvae_simulations.scenarios.base import Scenario
+from countvae_simulations.scenarios.base import Scenario, plain_log
 
 MEASURES = ("covariance", "gap", "factors")
 DEFAULT = signature(MultinomialVAE).parameters["encoder_width"].default
@@ -74,6 +74,7 @@ def draw(rows: pd.DataFrame) -> Figure:
         ax.set(
             xscale="log", yscale="log", xlabel="units of a hidden layer", title=f"{design} table"
         )
+        plain_log(ax.xaxis)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("gap, nats a sample")
     axes[1].legend(frameon=False, fontsize=8)

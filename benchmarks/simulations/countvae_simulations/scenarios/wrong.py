@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from countvae_simulations.runner import Cell
-from countvae_simulations.scenarios.base import Scenario
+from countvae_simulations.scenarios.base import Scenario, plain_log
 
 MEASURES = ("covariance", "loadings", "coverage", "gap", "noise_and_centre")
 PLAIN = {"n": 1000, "d": 1000, "k": 16, "reads": 3000}
@@ -25,6 +25,7 @@ TABLES = {
     "factors move clades of a phylogeny": {"tree": "phylogeny"},
 }
 BAR = 3
+NAMES = {"ours": "ours", "log_ppca": "PCA of log(x+1)", "oracle": "PCA of the true log-ratios"}
 FACTORS = {"half the factors": 8, "twice the factors": 32}
 
 
@@ -87,17 +88,18 @@ def draw(rows: pd.DataFrame) -> Figure:
     cases = list(TABLES)
     for method, colour in (("log_ppca", "#bbbbbb"), ("oracle", "#444444"), ("ours", "#08519c")):
         some = rows[rows["method"] == method].groupby("case")["VV_common"].median().reindex(cases)
-        left.plot(some, range(len(cases)), "o", color=colour, label=method)
+        left.plot(some, range(len(cases)), "o", color=colour, label=NAMES[method])
     left.set(xlabel="error of VV', common features", xscale="log")
     left.set_yticks(range(len(cases)), cases)
+    plain_log(left.xaxis)
     left.invert_yaxis()
-    left.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=8, loc="upper center", ncols=3, bbox_to_anchor=(0.5, 1.1))
     for p, colour in ((50, "#9ecae1"), (90, "#08519c")):
         some = rows[rows["method"] == "ours"].groupby("case")[f"coverage_{p}"].median()
         right.plot(100 * some.reindex(cases), range(len(cases)), "o", color=colour, label=f"{p} %")
         right.axvline(p, color=colour, ls=":", lw=1)
     right.set(xlabel="% of the truth within the interval", xlim=(0, 100))
-    right.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, loc="upper center", ncols=2, bbox_to_anchor=(0.5, 1.1))
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="y", lw=0.3)
