@@ -18,7 +18,9 @@ from numba.extending import intrinsic
 
 F = np.float32
 
-compiled: Any = functools.partial(njit, cache=True, nogil=True, error_model="numpy")
+# Only `solve` is kept on disk, with all that it calls inlined. Separate functions have a copy of
+# their own and one in each caller, and gave other bits where they were compiled than in later runs.
+compiled: Any = functools.partial(njit, nogil=True, error_model="numpy")
 
 EXACT = {"contract"}
 ANY_ORDER = {"reassoc", "contract", "nsz", "arcp"}
@@ -60,7 +62,7 @@ def _exponent(typing_context, y):
     return types.float32(types.float32), generate
 
 
-@compiled(fastmath=EXACT)
+@compiled(fastmath=EXACT, forceinline=True)
 @no_type_check
 def exp(x):
     """Exponential within two units in the last place, of x clipped to -87 ... 88."""
@@ -79,7 +81,7 @@ def exp(x):
     return power * _power_of_two(n)
 
 
-@compiled(fastmath=EXACT)
+@compiled(fastmath=EXACT, forceinline=True)
 @no_type_check
 def log(y):
     """Logarithm within two units in the last place, of normal y > 0 below 2^126."""
@@ -96,7 +98,7 @@ def log(y):
     return n * F(0.693145752) + (n * F(1.42860677e-06) + s * series)
 
 
-@compiled(fastmath=EXACT)
+@compiled(fastmath=EXACT, forceinline=True)
 @no_type_check
 def log1p(u):
     """Return log(1 + u) for u >= 0: what rounding took from 1 + u is put back."""
@@ -104,7 +106,7 @@ def log1p(u):
     return log(t) + (u - (t - F(1.0))) / t
 
 
-@compiled(fastmath=ANY_ORDER)
+@compiled(fastmath=ANY_ORDER, forceinline=True)
 @no_type_check
 def _load(work, first, size, m0, Q, x, sigma2, log_sigma2, c):
     """Bring features `first` ... into a chunk, with the start of log_u at its ceiling."""
@@ -127,7 +129,7 @@ def _load(work, first, size, m0, Q, x, sigma2, log_sigma2, c):
         work[INVERSE + j] = F(0.0)
 
 
-@compiled(fastmath=ANY_ORDER)
+@compiled(fastmath=ANY_ORDER, forceinline=True)
 @no_type_check
 def _newton(work, size, shift, c, deep):
     """Finish the last step and find the next.
@@ -155,7 +157,7 @@ def _newton(work, size, shift, c, deep):
     return pull, excess, moved
 
 
-@compiled(fastmath=ANY_ORDER)
+@compiled(fastmath=ANY_ORDER, forceinline=True)
 @no_type_check
 def _evaluate(work, size, shift, c):
     """Finish the last step and sum lambda, x log(sigma2 lambda) - x h / 2, the noise's KL, slack.
@@ -185,7 +187,7 @@ def _evaluate(work, size, shift, c):
     return rates, expected, divergence, informed
 
 
-@compiled(fastmath=ANY_ORDER)
+@compiled(fastmath=ANY_ORDER, forceinline=True)
 @no_type_check
 def _store(work, first, size, scale, r, w, curvature):
     """Write what `_evaluate` left, with rates that sum to N."""
@@ -198,7 +200,7 @@ def _store(work, first, size, scale, r, w, curvature):
         curvature[first + j] = scale * work[PRECISION + j]
 
 
-@compiled(fastmath=ANY_ORDER)
+@compiled(fastmath=ANY_ORDER, cache=True)
 @no_type_check
 def solve(
     m0,

@@ -1,5 +1,9 @@
 """The compiled kernel: its functions against numpy's, its solution against the plain one's."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -99,3 +103,31 @@ def test_inputs_are_not_changed_and_need_not_be_contiguous():
     log_scale, sigma2 = torch.zeros(8), torch.tensor(0.5)
     solve_noise(m0, torch.zeros_like(m0), x, sigma2, log_scale)
     assert (x == 1).all() and (m0 == 0).all() and (log_scale == 0).all() and sigma2 == 0.5
+
+
+SOLVE_TWICE = """
+import hashlib, torch
+from countvae.evidence import kernel, solve_noise
+assert kernel is not None
+g = torch.Generator().manual_seed(0)
+m0, Q = torch.randn(32, 300, generator=g), torch.rand(32, 300, generator=g)
+x = torch.poisson(torch.full((32, 300), 5.0), generator=g)
+noise = solve_noise(m0, Q, x, torch.tensor(0.3))
+print(hashlib.sha256(b"".join(field.numpy().tobytes() for field in noise)).hexdigest())
+"""
+
+
+def test_the_process_that_compiles_and_those_that_follow_give_the_same_bits(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", SOLVE_TWICE],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    )
+    assert first == second != ""
+    assert any(tmp_path.rglob("*.nbi"))

@@ -36,6 +36,8 @@ def cells(full: bool) -> list[Cell]:
 
 def conclude(rows: pd.DataFrame) -> list[str]:
     """Time of NUTS to our error, as a ratio."""
+    if "settings.draws" not in rows:
+        return ["NUTS was not run."]
     said, ratios, unreached = [], [], 0
     for d, some in rows.groupby("table.d"):
         ours = some[some["method"] == "ours"]
@@ -65,8 +67,6 @@ def conclude(rows: pd.DataFrame) -> list[str]:
                 f"{ours['mcmc_sd_ratio'].median():.3g} of the chains' (worst R-hat "
                 f"{ours['mcmc_r_hat'].max():.3f})."
             )
-    if not ratios:
-        return ["NUTS was not run.", *said]
     short = f" (on {unreached} of {len(ratios)} tables it had not reached it)" if unreached else ""
     return [
         f"NUTS takes {min(ratios):.3g} to {max(ratios):.3g} times our time to our covariance error"
