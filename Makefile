@@ -51,7 +51,7 @@ bench-core: $(BENCH_CORE:%=bench-%)
 
 .PHONY: $(BENCH_CORE:%=bench-%)
 $(BENCH_CORE:%=bench-%): bench-%: venv
-	PEERS_PYTHON="$(PEERS)/bin/python" "$(PY)" -m benchmarks.core.$*
+	COUNTVAE_PEERS="$(PEERS)/bin/python" "$(PY)" -m benchmarks.core.$*
 
 # The peers need packages that countvae must not, so they live in an environment of their own.
 bench-peers: $(PEERS)/.stamp

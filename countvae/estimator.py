@@ -245,7 +245,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         for posterior, _ in self._posteriors(X, self.refinement_steps):
             means.append(posterior.z.numpy() @ self._rotation)
             if self.refinement_steps:
-                S = factor_covariance(self._decoder, posterior.noise).numpy()
+                S = factor_covariance(self._decoder.V, posterior.noise.w).numpy()
                 variances = np.einsum("ac,bae,ec->bc", self._rotation, S, self._rotation)
             else:
                 variances = posterior.D.numpy() @ self._rotation**2

@@ -70,9 +70,9 @@ def best_D(decoder: Decoder, noise: Noise) -> Float[Tensor, "b k"]:
 
 
 @torch.no_grad()
-def factor_covariance(decoder: Decoder, noise: Noise) -> Float[Tensor, "b k k"]:
+def factor_covariance(V: Float[Tensor, "d k"], w: Float[Tensor, "b d"]) -> Float[Tensor, "b k k"]:
     """The covariance at which the bound is stationary if q(z | x) is free to have a whole one."""
-    return torch.linalg.inv(factor_precision(decoder.V, noise.w))
+    return torch.linalg.inv(factor_precision(V, w))
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from countvae_simulations.methods.peer import SCRIPTS
+from countvae_simulations.methods import peer
 
 from countvae import MultinomialVAE
 from countvae.table import CountTable
@@ -25,7 +25,6 @@ from countvae.table import write as write_table
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 DATA = Path(os.environ.get("COUNTVAE_DATA", ROOT.parent / "shared" / "data"))
-PEERS_PYTHON = Path(os.environ.get("PEERS_PYTHON", ROOT / ".venv-peers" / "bin" / "python"))
 
 
 def arguments(description: str, seeds: int) -> argparse.Namespace:
@@ -52,19 +51,14 @@ def plnpca(counts: sp.csr_array, rank: int) -> dict[str, Any] | None:
 
     None where that environment is missing.
     """
-    if not PEERS_PYTHON.exists():
+    if not peer.python().exists():
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        given, found = Path(folder) / "counts.npz", Path(folder) / "fit.npz"
-        np.savez(given, counts=counts.toarray())
-        command = [PEERS_PYTHON, SCRIPTS / "plnpca.py", given, found, "--rank", str(rank)]
-        subprocess.run([str(part) for part in command], check=True, capture_output=True)
-        with np.load(found) as fit:
-            return {name: fit[name][()] for name in fit.files}
+    found = peer.call("plnpca", rank, 0, counts=counts.toarray())
+    return {name: value[()] for name, value in found.items()}
 
 
 def say_if_peers_are_missing() -> None:
-    if not PEERS_PYTHON.exists():
+    if not peer.python().exists():
         print("PlnPCA is left out: there is no peers' environment (`make bench-peers`).")
 
 

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
+from countvae_simulations.measures import coefficients
 from scipy.special import log_softmax
 from sklearn.decomposition import PCA
 
@@ -27,9 +27,7 @@ from benchmarks.core.common import (
 )
 from benchmarks.core.tables import CHECKS, whole
 from countvae import MultinomialVAE
-from countvae.evidence import log_coefficient
 from countvae.ppca import clr_counts
-from countvae.rows import Rows
 from countvae.table import CountTable
 
 K = 20
@@ -116,10 +114,10 @@ def halves(name: str, split: int) -> tuple[CountTable, CountTable]:
 
 def scored(model: MultinomialVAE, test: CountTable) -> dict[str, float]:
     """Bound of the held-out samples, and for each number of steps the gap and the seconds."""
-    bound = model.score_samples(test) - coefficient(test.counts)
+    bound = model.score_samples(test) - coefficients(test.counts)
     row = {**a_read(test.counts, bound), "sigma2": model.noise_variance_}
     best = model.set_params(refinement_steps=OPTIMUM).score_samples(test)
-    row["at_the_optimum"] = a_read(test.counts, best - coefficient(test.counts))["bound_a_read"]
+    row["at_the_optimum"] = a_read(test.counts, best - coefficients(test.counts))["bound_a_read"]
     for steps in STEPS:
         model.set_params(refinement_steps=steps)
         begun = time.perf_counter()
@@ -127,12 +125,6 @@ def scored(model: MultinomialVAE, test: CountTable) -> dict[str, float]:
         row[f"seconds_{steps}"] = time.perf_counter() - begun
         row[f"gap_{steps}"] = float((best - model.score_samples(test)).mean())
     return row
-
-
-def coefficient(counts: sp.csr_array) -> np.ndarray:
-    """Multinomial coefficient of each sample, in nats."""
-    batches = Rows(counts, 64, dtype=torch.float64).in_order()
-    return np.concatenate([log_coefficient(x).numpy() for x in batches])
 
 
 def plugged_in(test: sp.csr_array, log_p: np.ndarray) -> dict[str, float]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from countvae.evidence import solve_noise
-from countvae.inference import factor_precision
+from countvae.inference import factor_covariance
 
 DRAWS = 1000
 
@@ -42,7 +42,7 @@ def exact_posterior(
     """Posterior of z of each sample (b, k) at a given decoder, from an optimum of the bound."""
     x, V_, mu_, z, D = (torch.as_tensor(part).double() for part in (counts, V, mu, mean, sd**2))
     noise = solve_noise(mu_ + z @ V_.T, D @ V_.square().T, x, torch.tensor(sigma2).double())
-    covariance = torch.linalg.inv(factor_precision(V_, noise.w))
+    covariance = factor_covariance(V_, noise.w)
     generator = torch.Generator().manual_seed(seed)
     means, sds, effective = [], [], []
     for i in range(len(x)):

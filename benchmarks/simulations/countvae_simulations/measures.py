@@ -13,7 +13,7 @@ from scipy.special import log_softmax
 from scipy.stats import norm, spearmanr
 from sklearn.metrics import roc_auc_score
 
-from countvae.estimator import OPTIMAL_STEPS
+from countvae.estimator import OPTIMAL_STEPS, MultinomialVAE
 from countvae.evidence import log_coefficient
 from countvae.metrics import common_features, covariance_error, subspace_error
 from countvae.rows import Rows
@@ -173,10 +173,9 @@ def exact(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, fl
     if found.model is None:
         return {}
     counts, model = held_out.counts[:EXACT_SAMPLES], found.model
-    scale = np.sqrt(np.maximum(model.explained_variance_, 1e-12))
+    scale = _sd_of_factors(model)
     best, sd = (part / scale for part in _posterior(found, counts, OPTIMAL_STEPS))
-    V = model.components_.T * scale
-    given = (counts.toarray(), V, model.mean_, model.noise_variance_, best, sd)
+    given = (counts.toarray(), found.V, model.mean_, model.noise_variance_, best, sd)
     first, second = (exact_posterior(*given, seed=seed) for seed in (0, 1))
     middle = (first.mean + second.mean) / 2
     effective = float(min(first.effective.min(), second.effective.min()))
@@ -202,8 +201,8 @@ def by_mcmc(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, 
     if found.model is None:
         return {}
     counts, model = held_out.counts[:EXACT_SAMPLES], found.model
-    scale = np.sqrt(np.maximum(model.explained_variance_, 1e-12))
-    V, mu, sigma2 = model.components_.T * scale, model.mean_, model.noise_variance_
+    scale = _sd_of_factors(model)
+    V, mu, sigma2 = found.V, model.mean_, model.noise_variance_
     decoder = {"V": V, "mu": mu, "sigma2": np.array(sigma2)}
     chain = call("nuts", V.shape[1], 0, counts=counts.toarray(), draws=4000, **decoder)
     mean, sd = (part / scale for part in _posterior(found, counts, 2))
@@ -252,7 +251,7 @@ def held_out_bound(truth: Simulation, held_out: Simulation, found: Found) -> dic
     true = np.log(np.maximum(held_out.proportions, 1e-300))
     found_here = {"oracle_a_read": float(x.multiply(true).sum() / reads)}
     if found.model is not None:
-        nats = _scores(found, x, 2).sum() - _coefficients(x)
+        nats = _scores(found, x, 2).sum() - coefficients(x).sum()
         found_here["bound_a_read"] = float(nats / reads)
     elif found.reconstruct is not None:
         logits = log_softmax(found.reconstruct(x), axis=1)
@@ -290,6 +289,11 @@ def _posterior(found: Found, counts: csr_array, steps: int) -> tuple[np.ndarray,
     return found.model.set_params(refinement_steps=steps).posterior(counts)
 
 
+def _sd_of_factors(model: MultinomialVAE) -> np.ndarray:
+    """Coordinates over these are factors of unit prior variance, also where an axis has none."""
+    return np.sqrt(np.maximum(model.explained_variance_, 1e-12))
+
+
 def _rms(deviation: np.ndarray) -> float:
     return float(np.sqrt((deviation**2).mean()))
 
@@ -307,6 +311,7 @@ def _deviations(name: str, away: np.ndarray, best: np.ndarray, sd: np.ndarray) -
     }
 
 
-def _coefficients(counts: csr_array) -> float:
+def coefficients(counts: csr_array) -> np.ndarray:
+    """Multinomial coefficient of each sample, in nats."""
     batches = Rows(counts, 64, dtype=torch.float64).in_order()
-    return sum(float(log_coefficient(x).sum()) for x in batches)
+    return np.concatenate([log_coefficient(x).numpy() for x in batches])

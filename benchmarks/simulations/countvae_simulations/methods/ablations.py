@@ -40,9 +40,10 @@ def sampled_noise() -> Iterator[None]:
         own = sigma2.sqrt() * torch.randn(m0.shape, generator=generator)
         N, logits = x.sum(1), m0 + own
         rate = N[:, None] * (logits + Q / 2).softmax(1)
-        log_scale = N.clamp_min(1e-6).log() - (logits + Q / 2).logsumexp(1)
+        log_total = (logits + Q / 2).logsumexp(1)
+        log_scale = N.clamp_min(1e-6).log() - log_total
         none = torch.zeros_like(N)
-        likelihood = (x * logits).sum(1) - N * (logits + Q / 2).logsumexp(1)
+        likelihood = (x * logits).sum(1) - N * log_total
         # of the bound with respect to log sigma
         slope, curve = slope + ((x - rate) * own).sum(), curve + (rate * own.square()).sum()
         return Noise(likelihood, none, none, x - rate, rate, rate, log_scale)

@@ -17,7 +17,7 @@ MEASURES = (
     "exact",
     "coverage",
 )
-DESIGNS = {"flat": "all features alike", "wide": "abundances over orders of magnitude"}
+DESIGNS = ("flat", "wide")
 TABLE = {"n": 1000, "d": 200, "k": 10}
 DEPTHS = (1, 2, 3, 4, 5)
 MANY_SEEDS = 10
@@ -81,7 +81,7 @@ def conclude(rows: pd.DataFrame) -> list[str]:
     for design, N in rows[["table.design", "table.reads"]].drop_duplicates().to_numpy():
         some = rows[(rows["table.design"] == design) & (rows["table.reads"] == N)]
         said.append(_spread(design, N, some))
-    learned = rows[(rows["method"] == "learned_pseudocount")]
+    learned = rows[rows["method"] == "learned_pseudocount"]
     for design, some in learned.groupby("table.design", sort=False):
         here = ours[
             (ours["table.design"] == design)

@@ -28,6 +28,18 @@ def with_covariance(
     return loadings @ (vectors * np.sqrt(np.maximum(values, 0)))
 
 
+def on_all_features(
+    present: np.ndarray, loadings: np.ndarray, centre: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Loadings and centre of the features that a fit had, put among those that it had not.
+
+    Those without a count have no loadings, and the least of centres.
+    """
+    V, mu = np.zeros((len(present), loadings.shape[1])), np.full(len(present), np.nan)
+    V[present], mu[present] = loadings, centre
+    return {"loadings": V, "centre": np.nan_to_num(mu - np.nanmean(mu), nan=np.nanmin(mu))}
+
+
 def run(fit: Fit) -> None:
     """Fit the counts of an npz, with a clock and a look at the memory above that of the imports."""
     parser = argparse.ArgumentParser()

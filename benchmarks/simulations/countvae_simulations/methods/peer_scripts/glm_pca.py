@@ -3,7 +3,7 @@
 import warnings
 
 import numpy as np
-from common import run, with_covariance
+from common import on_all_features, run, with_covariance
 from glmpca.glmpca import glmpca
 
 warnings.filterwarnings("ignore")
@@ -15,12 +15,9 @@ def fit(counts: np.ndarray, rank: int, seed: int) -> dict[str, np.ndarray | bool
     # it fails on features without a count, of which it can know nothing
     present = counts.sum(axis=0) > 0
     found = glmpca(counts[:, present].T.astype(float), rank, fam="poi", sz=counts.sum(axis=1))
-    loadings, centre = np.zeros((len(present), rank)), np.full(len(present), np.nan)
-    loadings[present] = with_covariance(found["loadings"], found["factors"])
-    centre[present] = found["coefX"].ravel()
+    loadings = with_covariance(found["loadings"], found["factors"])
     return {
-        "loadings": loadings,
-        "centre": np.nan_to_num(centre - np.nanmean(centre), nan=np.nanmin(centre)),
+        **on_all_features(present, loadings, found["coefX"].ravel()),
         "converged": len(found["dev"]) < 1000,
     }
 

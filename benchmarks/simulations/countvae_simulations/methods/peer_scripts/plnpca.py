@@ -3,7 +3,7 @@
 import warnings
 
 import numpy as np
-from common import run
+from common import on_all_features, run
 
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 import torch  # noqa: E402
@@ -20,12 +20,9 @@ def fit(counts: np.ndarray, rank: int, seed: int) -> dict[str, np.ndarray | bool
     present = counts.sum(axis=0) > 0
     model = PlnPCA(counts[:, present].astype(float), rank=rank, compute_offsets_method="logsum")
     model.fit(maxiter=MAXITER, tol=TOLERANCE, verbose=False)
-    loadings, centre = np.zeros((len(present), rank)), np.full(len(present), np.nan)
-    loadings[present] = model.components.detach().cpu().numpy()
-    centre[present] = model.coef.detach().cpu().numpy().ravel()
+    loadings, centre = (part.detach().cpu().numpy() for part in (model.components, model.coef))
     return {
-        "loadings": loadings,
-        "centre": np.nan_to_num(centre - np.nanmean(centre), nan=np.nanmin(centre)),
+        **on_all_features(present, loadings, centre.ravel()),
         "converged": model.optim_details["Number of iterations done"] < MAXITER,
     }
 
