@@ -11,7 +11,15 @@ import numpy as np
 from jaxtyping import Float, Num
 from scipy.sparse import csr_array
 
-__all__ = ["CountvaeWarning", "InputError", "check_counts", "check_unique", "examples"]
+__all__ = [
+    "CountvaeWarning",
+    "InputError",
+    "check_counts",
+    "check_depth",
+    "check_shape",
+    "check_unique",
+    "examples",
+]
 
 MAX_COUNT = 2.0**53
 """Beyond it whole numbers have no exact double."""
@@ -128,11 +136,7 @@ def check_counts(
     countvae.checks.InputError: counts: expected values >= 0; got -1 in sample 's2', feature 'a'
     (Negative values in data are not counts).
     """
-    n, d = counts.shape
-    if n == 0:
-        raise InputError(f"{argument}: expected at least one sample; got n_samples = 0.")
-    if d < 2:
-        raise InputError(f"{argument}: expected at least two features; got n_features = {d}.")
+    check_shape(counts.shape, argument)
 
     def first(wrong: np.ndarray) -> str:
         at = int(np.argmax(wrong))
@@ -169,15 +173,47 @@ def check_counts(
                 f"{advice if _same(totals) else ''}).",
             )
     if empty_samples != "ignore":
-        empty = np.flatnonzero(_sample_sums(counts, data) == 0)
-        if empty.size:
-            names = empty if sample_ids is None else [str(sample_ids[int(i)]) for i in empty]
-            _report(
-                empty_samples,
-                f"{argument}: expected at least one read in every sample;"
-                f" {empty.size} of {n} {'has' if empty.size == 1 else 'have'} none:"
-                f" {examples(names)}.",
-            )
+        check_depth(_sample_sums(counts, data), sample_ids, empty_samples, argument)
+
+
+def check_shape(shape: tuple[int, int], argument: str) -> None:
+    """Refuse a table without samples, or with fewer than two features.
+
+    Raises
+    ------
+    InputError
+    """
+    n, d = shape
+    if n == 0:
+        raise InputError(f"{argument}: expected at least one sample; got n_samples = 0.")
+    if d < 2:
+        raise InputError(f"{argument}: expected at least two features; got n_features = {d}.")
+
+
+def check_depth(
+    depth: Float[np.ndarray, " n"], sample_ids: Ids, empty_samples: Policy, argument: str
+) -> None:
+    """Refuse, or warn of, samples without a read.
+
+    Raises
+    ------
+    InputError
+        As asked.
+
+    Warns
+    -----
+    CountvaeWarning
+        As asked.
+    """
+    empty = np.flatnonzero(depth == 0)
+    if empty.size:
+        names = empty if sample_ids is None else [str(sample_ids[int(i)]) for i in empty]
+        _report(
+            empty_samples,
+            f"{argument}: expected at least one read in every sample;"
+            f" {empty.size} of {depth.size} {'has' if empty.size == 1 else 'have'} none:"
+            f" {examples(names)}.",
+        )
 
 
 def _name(ids: Ids, i: int) -> str:

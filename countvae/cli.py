@@ -9,6 +9,7 @@ exit code  meaning
 3          bad input, or an output that cannot be written
 4          did not converge, or not finite
 5          out of memory
+6          another process of the fit ended
 130        interrupted
 =========  =============================================================
 
@@ -23,7 +24,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import entry_points, version
@@ -39,13 +40,17 @@ import torch
 from countvae import demo as demonstration
 from countvae import ordination, store
 from countvae.basis import NAMED
-from countvae.checks import CountvaeWarning, InputError, check_counts, examples
+from countvae.checks import CountvaeWarning, InputError, check_depth, check_shape, examples
 from countvae.encoder import ACTIVATIONS
 from countvae.estimator import MultinomialVAE
 from countvae.files import check_writable, holds_only, new_file, new_folder, sha256
+from countvae.processes import Processes, ProcessLost, launched
 from countvae.simulate import Design, Simulation, simulate
+from countvae.stream import CountFile
 from countvae.table import CountTable, read, write, write_frame
 from countvae.training import Diverged
+
+Table = CountTable | CountFile
 
 EXIT_CODES: dict[type[BaseException], int] = {
     InputError: 3,
@@ -53,6 +58,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     Diverged: 4,
     MemoryError: 5,
     torch.OutOfMemoryError: 5,
+    ProcessLost: 6,
     KeyboardInterrupt: 130,
 }
 INTERNAL_ERROR = 1
@@ -248,6 +254,7 @@ reading = together(
     click.option("--transpose", is_flag=True, help="The file's axes are the other way round."),
     click.option("--drop-empty", is_flag=True, help="Leave out samples without reads."),
     click.option("--allow-fractional", is_flag=True, help="Take values that are not whole."),
+    click.option("--stream", is_flag=True, help="Leave the table on disk, and read it as needed."),
 )
 force_option = click.option("--force", is_flag=True, help="Replace an output that is there.")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress and no notes.")
@@ -271,7 +278,8 @@ debug_option = click.option(
 def main() -> None:
     """Principal components of count tables.
 
-    Exit codes: 0 fine, 2 usage, 3 bad input, 4 did not converge, 5 out of memory, 130 interrupted.
+    Exit codes: 0 fine, 2 usage, 3 bad input, 4 did not converge, 5 out of memory, 6 another process
+    of the fit ended, 130 interrupted.
     """
 
 
@@ -279,7 +287,7 @@ def main() -> None:
 
 
 @main.command(example="countvae fit table.biom -o fitted -k 10 --seed 1")
-@click.argument("table", type=PATH)
+@click.argument("tables", type=PATH, nargs=-1, required=True, metavar="TABLE...")
 @click.option("-o", "--output-dir", "output", type=PATH, required=True, help="Folder to make.")
 @setting("n_components", "-k", "--n-components", type=ONE_OR_MORE, help="Factors.")
 @setting("encoder_depth", type=ONE_OR_MORE, help="Dense layers of the encoder; 1 is linear.")
@@ -335,53 +343,40 @@ def main() -> None:
 )
 @click.option("--patience", type=ONE_OR_MORE, help="Stop after so many epochs without gain.")
 @setting("random_state", "--seed", type=SEED, help="The same seed gives the same bits again.")
+@click.option("--resume", is_flag=True, help="Go on with a fit that was broken off.")
 @force_option
 @quiet_option
 @json_option
 @debug_option
 @click.pass_context
-def fit(ctx: click.Context, table: Path, output: Path, **options: Any) -> None:
+def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: Any) -> None:
     """Fit a model to a table of counts.
 
-    TABLE is BIOM, .h5ad, TSV or CSV. The folder holds the model (model.safetensors, config.json),
-    samples.tsv, features.tsv, ordination.txt and run.json.
+    TABLE is BIOM, .h5ad, TSV or CSV; several are one table whose samples follow one another, and
+    stay on disk as with --stream, which is for BIOM 2.1 and .h5ad. The folder holds the model
+    (model.safetensors, config.json), samples.tsv, features.tsv, ordination.txt and run.json.
+
+    A fit of more than half a minute leaves its state in OUTPUT_DIR.checkpoint until it ends. Under
+    torchrun all processes share one fit, and the first of them writes.
     """
-    tree, basis = options["tree"], options["basis"]
+    tree = options["tree"]
     if tree and ctx.get_parameter_source("basis") is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("--tree and --basis exclude each other.")
     if tree and not tree.is_file():
         raise InputError(f"{tree}: there is no such file.")
-    rehearse(output, options["force"])
-    say = _say(options["quiet"])
-    started, seconds = datetime.now(UTC), {}
-    with timed(seconds, "read"):
-        counts = _read(table, options)
-        say(f"{table} ({counts.source}): {size(counts)}")
-        kept = _filtered(counts, table, options, say)
-        ordination.check_ids(kept.sample_ids, f"{table}: sample ids")
-        ordination.check_ids(kept.feature_ids, f"{table}: feature ids")
-    settings = {name: options[name] for name in options.keys() & DEFAULTS.keys() - {"basis"}}
-    model = MultinomialVAE(**settings, basis=tree or basis)
-    with renamed({"X:": f"{table}:", "basis:": f"{tree or basis}:"}):
-        with timed(seconds, "fit"):
-            _with_progress(options["quiet"], model, kept)
-        with timed(seconds, "encode"):
-            mean, sd = model.posterior(kept)
-    run = {
-        "command": "fit",
-        "arguments": {name: _plain(value) for name, value in sorted(ctx.params.items())},
-        "versions": _versions(),
-        "seed": options["random_state"],
-        "started": started.isoformat(timespec="seconds"),
-        "input": {"sha256": sha256(table), "source": counts.source},
-        "before_filters": _shape(counts),
-        "after_filters": _shape(kept),
-        "result": _result(model),
-        "seconds": seconds,
-    }
-    beside = ordination.files(model, kept.sample_ids, mean, sd, kept.feature_metadata)
-    beside["run.json"] = lambda path: _write_json(run, path)
-    model.save(output, force=options["force"], extra_files=beside)
+    with launched() as processes:
+        options["quiet"] |= processes.rank > 0
+        if processes.rank == 0:
+            rehearse(output, options["force"])
+        else:
+            warnings.simplefilter("ignore", CountvaeWarning)
+        model, kept, run = _fitted(ctx, tables, output, options, processes)
+        mean, sd = _encoded(model, kept, processes, run["seconds"])
+        if processes.rank > 0:
+            return
+        beside = ordination.files(model, kept.sample_ids, mean, sd, kept.feature_metadata)
+        beside["run.json"] = lambda path: _write_json(run, path)
+        model.save(output, force=options["force"], extra_files=beside)
     if options["as_json"]:
         _print_json(run)
     else:
@@ -407,13 +402,17 @@ def transform(table: Path, folder: Path, output: Path, **options: Any) -> None:
         raise InputError(f"{output}: is the table itself; name another output.")
     if output.suffix not in COORDINATES:
         raise InputError(f"{output}: expected a suffix among {examples(COORDINATES)}.")
+    if options["stream"] and output.suffix == ".h5ad":
+        raise click.UsageError(
+            "--stream: an .h5ad file would have the whole table; name a .tsv or .txt file."
+        )
     check_writable(output, options["force"])
     model = MultinomialVAE.load(folder)
     if not hasattr(model, "feature_names_in_"):
         raise InputError(f"{folder}: was fitted without feature ids, so no file can be matched.")
-    counts = _read(table, options)
+    counts = _read((table,), options)
     _say(options["quiet"])(f"{table} ({counts.source}): {size(counts)}")
-    aligned = _aligned(counts, table, model, options["drop_empty"])
+    aligned = _aligned(counts, str(table), model, options["drop_empty"])
     if aligned.n < counts.n:
         counts = counts.select_samples(np.isin(counts.sample_ids, aligned.sample_ids))
     with renamed({"X:": f"{table}:"}):
@@ -515,6 +514,77 @@ def demo_command(output: Path, force: bool, quiet: bool, as_json: bool) -> None:
 # ---- what the commands do besides
 
 
+def _fitted(
+    ctx: click.Context,
+    tables: tuple[Path, ...],
+    output: Path,
+    options: dict[str, Any],
+    processes: Processes,
+) -> tuple[MultinomialVAE, Table, dict[str, Any]]:
+    """Read, filter and fit; return the model, the table it was fitted to, and what happened."""
+    say = _say(options["quiet"])
+    started, seconds, table = datetime.now(UTC), {}, ", ".join(map(str, tables))
+    with timed(seconds, "read"):
+        counts = _read(tables, options)
+        say(f"{table} ({counts.source}): {size(counts)}")
+        kept = _filtered(counts, table, options, say)
+        ordination.check_ids(kept.sample_ids, f"{table}: sample ids")
+        ordination.check_ids(kept.feature_ids, f"{table}: feature ids")
+    settings = {name: options[name] for name in options.keys() & DEFAULTS.keys() - {"basis"}}
+    basis = options["tree"] or options["basis"]
+    checkpoint = _checkpoint(output, options, say) if processes.rank == 0 else _beside(output)
+    processes.wait()  # for the first to settle what is there
+    model = MultinomialVAE(**settings, basis=basis, checkpoint=checkpoint)
+    with renamed({"X:": f"{table}:", "basis:": f"{basis}:"}), timed(seconds, "fit"):
+        _with_progress(options["quiet"], model, kept)
+    run = {
+        "command": "fit",
+        "arguments": {name: _plain(value) for name, value in sorted(ctx.params.items())},
+        "versions": _versions(),
+        "processes": processes.count,
+        "seed": options["random_state"],
+        "started": started.isoformat(timespec="seconds"),
+        "input": {"sha256": [sha256(path) for path in tables], "source": counts.source},
+        "before_filters": _shape(counts),
+        "after_filters": _shape(kept),
+        "result": _result(model),
+        "seconds": seconds,
+    }
+    return model, kept, run
+
+
+def _encoded(
+    model: MultinomialVAE, table: Table, processes: Processes, seconds: dict[str, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Encode this process's share of the samples, and put all shares together."""
+    with timed(seconds, "encode"):
+        own = table.select_samples(np.arange(*processes.share(table.n)))
+        mean, sd = (
+            processes.whole(torch.from_numpy(part), table.n).numpy()
+            for part in model.posterior(own)
+        )
+    return mean, sd
+
+
+def _beside(output: Path) -> Path:
+    return output.with_name(f"{output.name}.checkpoint")
+
+
+def _checkpoint(output: Path, options: dict[str, Any], say: Callable[[str], None]) -> Path:
+    """Return where the fit leaves its state, having settled what is there."""
+    folder = _beside(output)
+    if folder.exists() and not options["resume"]:
+        if not options["force"]:
+            raise InputError(
+                f"{folder}: a fit was broken off here; --resume goes on with it, --force begins"
+                " anew."
+            )
+        MultinomialVAE.forget(folder)
+    elif options["resume"]:
+        say(f"{folder}: {'going on from there' if folder.exists() else 'none; beginning anew'}")
+    return folder
+
+
 class _Dropped(Exception):
     """A folder was begun only to see that it could be."""
 
@@ -546,7 +616,7 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = round(time.perf_counter() - begun, 3)
 
 
-def size(table: CountTable) -> str:
+def size(table: Table) -> str:
     """Say how large a table is."""
     return f"{table.n} samples × {table.d} features, {table.depth.sum():.0f} reads"
 
@@ -567,17 +637,26 @@ def _print_json(content: Any) -> None:
     click.echo(json.dumps(content, indent=1))
 
 
-def _read(path: Path, options: dict[str, Any]) -> CountTable:
-    names = ("layer", "metadata", "transpose", "drop_empty", "allow_fractional")
-    table = read(path, **{name: options[name] for name in names})
+def _read(paths: Sequence[Path], options: dict[str, Any]) -> Table:
+    """Read a table, or open one that stays on disk."""
+    if options["stream"] or len(paths) > 1:
+        if options["transpose"]:
+            raise click.UsageError("--transpose: a table that stays on disk is read by its rows.")
+        names = ("layer", "drop_empty", "allow_fractional")
+        table = CountFile(*paths, **{name: options[name] for name in names})
+        if options["metadata"]:
+            table = table.with_metadata(options["metadata"])
+    else:
+        names = ("layer", "metadata", "transpose", "drop_empty", "allow_fractional")
+        table = read(paths[0], **{name: options[name] for name in names})
     # said by now, with the file's name
     warnings.filterwarnings("ignore", "X: expected whole numbers", CountvaeWarning)
     return table
 
 
 def _filtered(
-    table: CountTable, path: Path, options: dict[str, Any], say: Callable[[str], None]
-) -> CountTable:
+    table: Table, path: str, options: dict[str, Any], say: Callable[[str], None]
+) -> Table:
     names = ("min_sample_count", "min_feature_count", "min_feature_samples")
     least = {name: options[name] for name in names}
     if not any(least.values()):
@@ -586,17 +665,17 @@ def _filtered(
         least["min_sample_count"] = max(1, least["min_sample_count"])
     kept = table.filter(**least)
     say(f"filters: before {size(table)}; after {size(kept)}")
-    check_counts(
-        kept.counts,
-        kept.sample_ids,
-        kept.feature_ids,
-        fractional="ignore",
-        argument=f"{path}, filtered",
-    )
+    _check_kept(kept, f"{path}, filtered")
     return kept
 
 
-def _with_progress(quiet: bool, model: MultinomialVAE, table: CountTable) -> None:
+def _check_kept(table: Table, argument: str) -> None:
+    """Refuse what filters or alignment have left of a table, if a fit could not take it."""
+    check_shape((table.n, table.d), argument)
+    check_depth(table.depth, table.sample_ids, "error", argument)
+
+
+def _with_progress(quiet: bool, model: MultinomialVAE, table: Table) -> None:
     if quiet:
         model.fit(table)
         return
@@ -604,7 +683,7 @@ def _with_progress(quiet: bool, model: MultinomialVAE, table: CountTable) -> Non
         model.set_params(progress=progress).fit(table)
 
 
-def _shape(table: CountTable) -> dict[str, int | float]:
+def _shape(table: Table) -> dict[str, int | float]:
     return {"samples": table.n, "features": table.d, "reads": float(table.depth.sum())}
 
 
@@ -627,6 +706,8 @@ def _versions() -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -651,7 +732,7 @@ def _fit_summary(run: dict[str, Any], output: Path) -> str:
     )
 
 
-def _aligned(table: CountTable, path: Path, model: MultinomialVAE, drop_empty: bool) -> CountTable:
+def _aligned(table: Table, path: str, model: MultinomialVAE, drop_empty: bool) -> Table:
     try:
         aligned, overlap = table.align_features(model.feature_names_in_)
     except InputError as error:
@@ -667,13 +748,7 @@ def _aligned(table: CountTable, path: Path, model: MultinomialVAE, drop_empty: b
     argument = f"{path}, in the features of the model"
     if drop_empty:
         aligned = aligned.without_empty(argument)
-    check_counts(
-        aligned.counts,
-        aligned.sample_ids,
-        aligned.feature_ids,
-        fractional="ignore",
-        argument=argument,
-    )
+    _check_kept(aligned, argument)
     return aligned
 
 
@@ -682,7 +757,7 @@ def _write_coordinates(
     force: bool,
     model: MultinomialVAE,
     path: Path,
-    table: CountTable,
+    table: Table,
     mean: np.ndarray,
     sd: np.ndarray,
 ) -> None:
@@ -692,6 +767,7 @@ def _write_coordinates(
     elif output.suffix == ".txt":
         ordination.write_ordination(ordination.ordination(model, ids, mean), output, force)
     else:
+        assert isinstance(table, CountTable)
         with new_file(output, force) as beside:
             adata = _as_anndata(table, path, beside)
             ordination.annotate(adata, model, mean, sd).write_h5ad(beside)

@@ -1,5 +1,8 @@
 """MultinomialVAE: the only translator between the mathematics and scikit-learn."""
 
+import os
+import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,10 +31,12 @@ from countvae.decoder import Decoder
 from countvae.encoder import ACTIVATIONS, Encoder
 from countvae.evidence import log_coefficient, one_thread_an_operation
 from countvae.inference import Posterior, factor_covariance, posterior_at, refine
+from countvae.processes import joined
 from countvae.rows import Rows
-from countvae.start import residual_start
+from countvae.start import Start, residual_start
+from countvae.stream import CountFile, open_counts
 from countvae.table import CountTable
-from countvae.training import Diverged, Schedule, train
+from countvae.training import Diverged, Kept, Schedule, State, train
 
 MAX_COVARIANCE_BYTES = 2**31
 EXACT = 1e-8
@@ -46,6 +51,22 @@ PSEUDOCOUNTS = (1e-9, 1e9)
 
 OF_ANSWERS = ("refinement_steps", "whiten")
 """Settings that may change after a fit."""
+
+
+WIDEST_BATCH = 2**23
+"""Entries of a batch by default, at most."""
+
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
+
+OF_START = (
+    "now.decoder.V",
+    "now.decoder.mu",
+    "now.decoder.sigma2",
+    "now.encoder.A",
+    "now.encoder.b",
+    "now.encoder.log_D",
+)
+"""What of a checkpoint makes an encoder and a decoder of the right shape."""
 
 
 class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -89,7 +110,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     max_epochs : int, optional
         By default about 700 steps in all, at least 9 and at most 70 epochs.
     batch_size : int, optional
-        By default an eighth of the samples, at least 16 and at most 128.
+        By default an eighth of the samples, at least 16 and at most 128; fewer of a table so
+        wide that they would be more than 2^23 entries.
     validation_fraction : float
         Share of the samples held out of the fit to watch it; the best epoch is then kept.
     patience : int, optional
@@ -99,6 +121,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         The same integer gives the same bits on one machine.
     progress : callable, optional
         Called after each epoch with that row of `history_` and `max_epochs`.
+    checkpoint : path, optional
+        Folder in which a fit leaves its state, at most twice a minute, and from which the same
+        fit of the same table goes on if it is there. It is removed at the end.
 
     Attributes
     ----------
@@ -159,6 +184,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         patience=None,
         random_state=0,
         progress=None,
+        checkpoint=None,
     ) -> None:
         self.n_components = n_components
         self.encoder_depth = encoder_depth
@@ -179,6 +205,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.patience = patience
         self.random_state = random_state
         self.progress = progress
+        self.checkpoint = checkpoint
 
     def __sklearn_tags__(self):  # noqa: D105
         tags = super().__sklearn_tags__()
@@ -191,8 +218,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
         Parameters
         ----------
-        X : array, sparse matrix or array, DataFrame or CountTable, (n, d)
-            Counts. Fractional ones and samples without reads are taken with a warning.
+        X : array, sparse matrix or array, DataFrame, CountTable, CountFile or path, (n, d)
+            Counts. Fractional ones and samples without reads are taken with a warning. A path, or
+            a list of paths, is opened as a `CountFile`, which stays on disk.
         y
             Ignored.
 
@@ -211,7 +239,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self._check_settings()
         counts = self._counts(X, reset=True)
         self.basis_operator_ = make_basis(self.basis, self._feature_ids())
-        self.depth_ = counts.sum(axis=1)
+        self.depth_ = _depth(counts)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         counts, held_out = self._split(counts, seed)
         k = self._feasible_components(*counts.shape)
@@ -437,6 +465,17 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         model._identify(encoder, decoder)
         return model
 
+    @staticmethod
+    def forget(checkpoint: str | Path) -> None:
+        """Remove the checkpoint of a fit that will not be gone on with.
+
+        Raises
+        ------
+        InputError
+            If the folder is no checkpoint.
+        """
+        _Checkpoint(checkpoint, {}).forget()
+
     @property
     def best_epoch_(self) -> int:
         """The epoch whose model this is: the best on held-out samples, or the last."""
@@ -454,7 +493,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         settings = {
             name: value.item() if isinstance(value, np.generic) else value
             for name, value in self.get_params(deep=False).items()
-            if name not in ("basis", "progress")
+            if name not in ("basis", "progress", "checkpoint")
         }
         if not isinstance(settings["random_state"], int):
             settings["random_state"] = None
@@ -505,24 +544,26 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 f"validation_fraction: expected 0 <= share < 1; got {self.validation_fraction!r}."
             )
 
-    def _counts(self, X: Any, *, reset: bool) -> sp.csr_array:
-        """Check a table and return it as CSR, its features in the order of the fit."""
-        sample_ids = feature_ids = None
-        if isinstance(X, CountTable):
+    def _counts(self, X: Any, *, reset: bool) -> sp.csr_array | CountFile:
+        """Check a table; return its counts as CSR or on disk, features in the order of the fit."""
+        table = open_counts(X) or X
+        if isinstance(table, CountTable | CountFile):
             if reset:
-                self.n_features_in_, self.feature_names_in_ = X.d, X.feature_ids
+                self.n_features_in_, self.feature_names_in_ = table.d, table.feature_ids
             elif hasattr(self, "feature_names_in_"):
-                X = self._aligned(X)
-            if X.d != self.n_features_in_:
+                table = self._aligned(table)
+            if table.d != self.n_features_in_:
                 raise InputError(
-                    f"X: the table has {X.d} features; the model was fitted with "
+                    f"X: the table has {table.d} features; the model was fitted with "
                     f"{self.n_features_in_}, which have no ids."
                 )
-            sample_ids, feature_ids, counts = X.sample_ids, X.feature_ids, X.counts
+            ids = table.sample_ids, table.feature_ids
+            counts = table if isinstance(table, CountFile) else table.counts
         else:
+            ids = None, None
             if isinstance(X, pd.DataFrame):
-                sample_ids, feature_ids = X.index.to_numpy(), X.columns.to_numpy()
-                check_unique(feature_ids, "X: feature ids")
+                ids = X.index.to_numpy(), X.columns.to_numpy()
+                check_unique(ids[1], "X: feature ids")
             counts = validate_data(
                 self,
                 X,
@@ -533,32 +574,33 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 ensure_min_samples=2 if reset else 1,
                 ensure_min_features=2 if reset else 1,
             )
-        counts = sp.csr_array(counts, dtype=np.float64)
+        if not isinstance(counts, CountFile):
+            counts = sp.csr_array(counts, dtype=np.float64)
+            check_counts(counts, *ids, fractional="warn", empty_samples="warn", argument="X")
         if reset and counts.shape[0] < 2:
             raise InputError("X: a fit needs at least two samples; got 1.")
-        check_counts(
-            counts, sample_ids, feature_ids, fractional="warn", empty_samples="warn", argument="X"
-        )
-        if reset and counts.sum() == 0:
+        if reset and _depth(counts).sum() == 0:
             raise InputError("X: expected counts; every sample is empty.")
         return counts
 
-    def _aligned(self, table: CountTable) -> CountTable:
+    def _aligned(self, table: CountTable | CountFile) -> CountTable | CountFile:
         """Put the features in the order of the fit."""
-        position = {name: i for i, name in enumerate(table.feature_ids)}
-        missing = [name for name in self.feature_names_in_ if name not in position]
+        known = set(table.feature_ids)
+        missing = [name for name in self.feature_names_in_ if name not in known]
         if missing:
             raise InputError(
                 f"X: the table lacks {len(missing)} features that the model was fitted with: "
                 f"{examples(missing)}."
             )
         if table.d > len(self.feature_names_in_):
-            extra = sorted(set(position) - set(self.feature_names_in_))
+            extra = sorted(known - set(self.feature_names_in_))
             raise InputError(
                 f"X: the table has {len(extra)} features that the model was not fitted with: "
                 f"{examples(extra)}."
             )
-        return table.select_features(np.array([position[name] for name in self.feature_names_in_]))
+        if np.array_equal(table.feature_ids, self.feature_names_in_):
+            return table
+        return table.align_features(self.feature_names_in_)[0]
 
     def _feature_ids(self) -> list[str]:
         names = getattr(self, "feature_names_in_", range(self.n_features_in_))
@@ -575,7 +617,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             )
         return min(int(self.n_components), most)
 
-    def _split(self, counts: sp.csr_array, seed: int) -> tuple[sp.csr_array, sp.csr_array | None]:
+    def _split(self, counts: Any, seed: int) -> tuple[Any, Any | None]:
         held = round(self.validation_fraction * counts.shape[0])
         if held == 0:
             return counts, None
@@ -585,22 +627,36 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 "leaves fewer than two to fit."
             )
         order = np.random.default_rng(seed).permutation(counts.shape[0])
-        return counts[np.sort(order[held:])], counts[np.sort(order[:held])]
+        chosen = counts.select_samples if isinstance(counts, CountFile) else counts.__getitem__
+        return chosen(np.sort(order[held:])), chosen(np.sort(order[:held]))
 
     def _fit_from_start(
-        self, counts: sp.csr_array, held_out: sp.csr_array | None, k: int, seed: int
+        self, counts: Any, held_out: Any | None, k: int, seed: int
     ) -> tuple[Encoder, Decoder, list[dict[str, float | int]]]:
-        n = counts.shape[0]
-        rows = Rows(counts, int(self.batch_size or min(128, max(16, n // 8))))
-        validation = None if held_out is None else Rows(held_out, rows.batch_size)
+        n, d = counts.shape
+        size = int(self.batch_size or default_batch_size(n, d))
+        rows = Rows(counts, size, processes=joined())
+        validation = None if held_out is None else Rows(held_out, size, processes=rows.processes)
         max_epochs = int(self.max_epochs or np.clip(np.ceil(700 * rows.batch_size / n), 9, 70))
         rate = float(self.learning_rate)
-        for attempt in range(RETRIES + 1):
+        this_fit = self._settings() | {
+            "seed": seed,
+            "shape": [n, d],
+            "reads": float(self.depth_.sum()),
+        }
+        checkpoint = None if self.checkpoint is None else _Checkpoint(self.checkpoint, this_fit)
+        writes = rows.processes.rank == 0
+        kept, tried = (None, 0) if checkpoint is None else checkpoint.found()
+        rate /= 4**tried
+        for attempt in range(tried, RETRIES + 1):
             generator = torch.Generator().manual_seed(seed)
             try:
-                start = residual_start(
-                    rows, k, pseudocount=float(self.pseudocount), generator=generator
-                )
+                if kept is None:
+                    start = residual_start(
+                        rows, k, pseudocount=float(self.pseudocount), generator=generator
+                    )
+                else:
+                    start = Start(*(torch.from_numpy(kept.arrays[name]) for name in OF_START))
                 sigma2 = start.sigma2
                 if self.noise == "by_feature":
                     sigma2 = sigma2.expand(rows.d)
@@ -618,12 +674,16 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                     validation=validation,
                     refinement_steps=int(self.refinement_steps),
                     progress=self._report(max_epochs),
+                    keep=checkpoint.keep(attempt) if checkpoint and writes else None,
+                    kept=kept,
                 )
+                if checkpoint and writes:
+                    checkpoint.forget()
                 return encoder, decoder, history
             except (Diverged, torch.linalg.LinAlgError) as error:  # pyright: ignore
                 if attempt == RETRIES:
                     raise Diverged(str(error)) from error
-                rate /= 4
+                rate, kept = rate / 4, None
                 warnings.warn(
                     f"the fit diverged; trying again with a learning rate of {rate:g}.",
                     CountvaeWarning,
@@ -681,3 +741,59 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 posterior = posterior_at(self._decoder, x, *self._encoder(x), tolerance=EXACT)
                 posterior = refine(self._decoder, x, posterior, steps, tolerance=EXACT)
             yield posterior, x
+
+
+class _Checkpoint:
+    """A folder in which a fit leaves its state."""
+
+    def __init__(self, folder: str | Path, this_fit: dict[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.this_fit = this_fit
+        self._written = time.monotonic()
+
+    def found(self) -> tuple[Kept | None, int]:
+        """Return the state that is there, and how often the rate was lowered."""
+        if not os.path.lexists(self.folder):
+            return None, 0
+        arrays, settings = self._load()
+        fit = settings["fit"]
+        if fit != self.this_fit:
+            names = sorted(n for n in self.this_fit if fit.get(n) != self.this_fit[n])
+            raise InputError(
+                f"{self.folder}: is the checkpoint of another fit, with other {', '.join(names)}."
+            )
+        return Kept(arrays, settings["state"]), settings["attempt"]
+
+    def keep(self, attempt: int) -> Callable[[State], None]:
+        """Return what writes a state, if the last one was written long enough ago."""
+
+        def write(state: State) -> None:
+            if time.monotonic() - self._written >= SECONDS_BETWEEN_CHECKPOINTS:
+                kept = state.kept()
+                settings = {"fit": self.this_fit, "attempt": attempt, "state": kept.settings}
+                store.save(self.folder, kept.arrays, settings, force=True)
+                self._written = time.monotonic()
+
+        return write
+
+    def forget(self) -> None:
+        """Remove the folder if it is a checkpoint."""
+        if os.path.lexists(self.folder):
+            self._load()
+            shutil.rmtree(self.folder)
+
+    def _load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        arrays, settings = store.load(self.folder)
+        if "attempt" not in settings:
+            raise InputError(f"{self.folder}: is no checkpoint of a fit.")
+        return arrays, settings
+
+
+def default_batch_size(n: int, d: int) -> int:
+    """Samples of a step: an eighth of them, within bounds, and no more than memory is good for."""
+    return min(128, max(16, n // 8), max(16, WIDEST_BATCH // d))
+
+
+def _depth(counts: sp.csr_array | CountFile) -> np.ndarray:
+    """Reads of each sample."""
+    return counts.depth if isinstance(counts, CountFile) else counts.sum(axis=1)

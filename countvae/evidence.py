@@ -208,7 +208,7 @@ def _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads) -> Noise:
         out = (array[at] for array in written)
         compiled(m[at], q[at], counts[at], *shared, scales[at], tolerance, NEWTON_PASSES, *out)
 
-    rows = -(-b // threads)
+    rows = max(1, -(-b // threads))
     _share(solve, [slice(i, i + rows) for i in range(0, b, rows)], threads)
     noise = Noise._make([*of_sample, *of_feature, c.float()])
     rest = ~settled | (x.sum(1) > FLOAT32_DEPTH)

@@ -1,52 +1,204 @@
 """Minibatches: rows of a sparse count table as dense tensors, a batch at a time."""
 
-from collections.abc import Iterator
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import scipy.sparse as sp
+import numpy as np
 import torch
+from scipy.sparse import csr_array, issparse
 from torch import Tensor
+
+from countvae.processes import ALONE, Processes
+
+GROUP_ENTRIES = 1 << 22
+"""Non-zeros of a streamed table that are shuffled together in memory."""
+
+RUN_ENTRIES = 1 << 16
+"""Non-zeros of consecutive rows that are read at once."""
+
+LANES = 8
+"""Parts of a streamed table, each of which has its share in every batch."""
+
+
+@runtime_checkable
+class Counts(Protocol):
+    """A table of which rows can be had as CSR: a csr_array, or a table on disk."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Samples and features."""
+        ...
+
+    def __getitem__(self, rows: Any) -> csr_array:
+        """Return a slice of the rows, or those at some positions."""
+        ...
+
+
+class Batch(NamedTuple):
+    """Some samples of a step."""
+
+    at: Tensor
+    """Their row numbers."""
+    x: Tensor
+    """Their counts, (b, d)."""
+    size: int
+    """Samples of the step in all processes together."""
 
 
 class Rows:
     """A count table of which only a batch of rows is ever dense.
 
+    A table in memory is shuffled whole. One on disk is cut into lanes of consecutive rows; every
+    batch has an equal share of each lane, and within a lane runs of rows are read in random order
+    and shuffled in groups. Several processes take their shares of the same batches, so that their
+    sums do not depend on how many they are.
+
     Parameters
     ----------
-    counts : csr_array, (n, d)
+    counts : csr_array or CountFile, (n, d)
         The table.
     batch_size : int
-        Rows of a batch.
+        Rows of a batch, over all processes.
     dtype, device
         Of the batches.
+    processes : Processes
+        Who shares the rows.
+
+    Attributes
+    ----------
+    waited : float
+        Seconds in which a streamed table was not there in time.
     """
 
     def __init__(
         self,
-        counts: sp.csr_array,
+        counts: Counts,
         batch_size: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        processes: Processes = ALONE,
     ) -> None:
         self.counts = counts
         self.batch_size = batch_size
         self.dtype = dtype
         self.device = device
+        self.processes = processes
+        self.waited = 0.0
         self.n, self.d = counts.shape
+        self.streamed = not issparse(counts)
+        lanes = min(LANES, batch_size, self.n) if self.streamed else 1
+        self._lanes_each = -(-lanes // processes.count)
+        self._lanes = self._lanes_each * processes.count
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """Return the chosen rows, dense."""
         return self._dense(self.counts[index.numpy()])
 
+    def sample(self, most: int, generator: torch.Generator) -> "Rows":
+        """Draw so many rows, or take all if there are no more, into the memory of each process."""
+        chosen = np.arange(self.n)
+        if self.n > most:
+            chosen = torch.randperm(self.n, generator=generator)[:most].numpy()
+        return Rows(self.counts[chosen], self.batch_size, self.dtype, self.device)
+
+    @property
+    def batches(self) -> int:
+        """Batches of `in_order`."""
+        low, high = self.processes.share(self.n)
+        return -(-(high - low) // self.batch_size)
+
     def in_order(self) -> Iterator[Tensor]:
-        """Yield all rows once, in order."""
-        for i in range(0, self.n, self.batch_size):
-            yield self._dense(self.counts[i : i + self.batch_size])
+        """Yield all rows of this process once, in order."""
+        batches = torch.arange(*self.processes.share(self.n)).split(self.batch_size)
+        for _, some in self._read(_grouped(batches, self._batches_a_group)):
+            yield self._dense(some)
 
-    def shuffled(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all rows once in random order, each batch with its row numbers."""
-        for index in torch.randperm(self.n, generator=generator).split(self.batch_size):
-            yield index, self[index]
+    def shuffled(self, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield all rows of this process once in random order."""
+        steps = self._steps(generator)
+        first = self.processes.rank * self._lanes_each
+        own = [torch.cat(lanes[first : first + self._lanes_each]) for lanes in steps]
+        sizes = iter([sum(map(len, lanes)) for lanes in steps])
+        for index, some in self._read(_grouped(own, self._batches_a_group)):
+            yield Batch(index, self._dense(some), next(sizes))
 
-    def _dense(self, some: sp.csr_array) -> Tensor:
-        dense = some.toarray()
+    def _bounds(self) -> list[tuple[int, int]]:
+        cuts = [self.n * i // self._lanes for i in range(self._lanes + 1)]
+        return list(itertools.pairwise(cuts))
+
+    @property
+    def _batches_a_group(self) -> int:
+        """Batches that are read and shuffled together: one, of a table in memory."""
+        rows_of = getattr(self.counts, "rows_of", None)
+        return 1 if rows_of is None else max(1, rows_of(GROUP_ENTRIES) // self.batch_size)
+
+    def _steps(self, generator: torch.Generator) -> list[list[Tensor]]:
+        """Row numbers of an epoch: those of each lane, of each batch."""
+        if not self.streamed:
+            steps = torch.randperm(self.n, generator=generator).split(self.batch_size)
+            return [[step[lane :: self._lanes] for lane in range(self._lanes)] for step in steps]
+        count = -(-self.n // self.batch_size)
+        lanes = [self._lane(low, high, count, generator) for low, high in self._bounds()]
+        return [list(step) for step in zip(*lanes, strict=True)]
+
+    def _lane(self, low: int, high: int, steps: int, generator: torch.Generator) -> list[Tensor]:
+        """Cut a lane's rows, shuffled by runs and then in groups, into shares of the steps."""
+        rows_of: Callable[[int], int] = self.counts.rows_of  # pyright: ignore
+        runs = torch.arange(low, high).split(rows_of(RUN_ENTRIES))
+        order = torch.cat([runs[i] for i in torch.randperm(len(runs), generator=generator)])
+        cuts = [len(order) * step // steps for step in range(steps + 1)]
+        shares = []
+        for first in range(0, steps, self._batches_a_group):
+            last = min(steps, first + self._batches_a_group)
+            group = order[cuts[first] : cuts[last]]
+            group = group[torch.randperm(len(group), generator=generator)]
+            shares += group.split([cuts[i + 1] - cuts[i] for i in range(first, last)])
+        return shares
+
+    def _read(self, groups: Iterable[list[Tensor]]) -> Iterator[tuple[Tensor, csr_array]]:
+        """Yield each batch's row numbers and rows; a group of batches is read at once."""
+
+        def read(group: list[Tensor]) -> csr_array:
+            return self.counts[torch.cat(group).numpy()]
+
+        for group, some in self._ahead(groups, read):
+            end = 0
+            for index in group:
+                start, end = end, end + len(index)
+                yield index, some if len(group) == 1 else some[start:end]
+
+    def _ahead(
+        self, groups: Iterable[list[Tensor]], read: Callable[[list[Tensor]], csr_array]
+    ) -> Iterator[tuple[list[Tensor], csr_array]]:
+        """Read a streamed table's next group while this one is worked on."""
+        if not self.streamed:
+            yield from ((group, read(group)) for group in groups)
+            return
+        with ThreadPoolExecutor(1, "countvae-reader") as reader:
+            coming = None
+            for group in groups:
+                ready, coming = coming, (group, reader.submit(read, group))
+                if ready is not None:
+                    yield self._awaited(*ready)
+            if coming is not None:
+                yield self._awaited(*coming)
+
+    def _awaited(self, group: list[Tensor], reading: Any) -> tuple[list[Tensor], csr_array]:
+        begun = time.perf_counter()
+        some = reading.result()
+        self.waited += time.perf_counter() - begun
+        return group, some
+
+    def _dense(self, some: csr_array) -> Tensor:
+        numbers = np.float32 if self.dtype == torch.float32 else np.float64
+        data = some.data.astype(numbers, copy=False)
+        dense = csr_array((data, some.indices, some.indptr), shape=some.shape).toarray()
         return torch.from_numpy(dense).to(self.device, self.dtype)
+
+
+def _grouped(batches: Iterable[Tensor], size: int) -> list[list[Tensor]]:
+    batches = list(batches)
+    return [batches[i : i + size] for i in range(0, len(batches), size)]

@@ -19,6 +19,11 @@ from countvae.inference import best_D, posterior_at, refine
 from countvae.rows import Rows
 
 SUBSAMPLE = 400
+"""Samples by which centre, noise and encoder are found."""
+
+MOST_SAMPLES = 4096
+"""Samples of which the residuals are looked at, at most."""
+
 SWEEPS = 10
 OVERSAMPLING = 10
 POWER_PASSES = 2
@@ -51,38 +56,44 @@ def residual_start(rows: Rows, k: int, *, pseudocount: float, generator: torch.G
     generator : torch.Generator
         Draws the subsample and the random projection.
     """
-    some = rows[torch.randperm(rows.n, generator=generator)[:SUBSAMPLE]]
+    some = rows.sample(SUBSAMPLE, generator)
+    many = rows.sample(MOST_SAMPLES, generator)
     mu, sigma2 = _without_factors(some)
-    V, sigma2 = _factors_of_residuals(rows, mu, sigma2, k, generator)
+    V, sigma2 = _factors_of_residuals(many, mu, sigma2, k, generator)
     return start_at(some, Decoder(V, mu, sigma2), pseudocount)
 
 
 @torch.no_grad()
-def start_at(x: Float[Tensor, "b d"], decoder: Decoder, pseudocount: float) -> Start:
+def start_at(some: Rows, decoder: Decoder, pseudocount: float) -> Start:
     """Begin with a decoder, and the linear encoder that fits it on some samples."""
     V, mu, sigma2 = decoder.V.detach(), decoder.mu.detach(), decoder.sigma2
-    without = solve_noise(mu.expand_as(x), torch.zeros_like(x), x, sigma2)
-    A, b, log_D = _linear_encoder(x, decoder, without.w.mean(0), pseudocount)
+    A, b, log_D = _linear_encoder(some, decoder, pseudocount)
     return Start(V, mu, sigma2, A, b, log_D)
 
 
-def _without_factors(x: Float[Tensor, "b d"]) -> tuple[Tensor, Tensor]:
+def _without_factors(some: Rows) -> tuple[Tensor, Tensor]:
     """Centre by Newton under a weak ridge, noise by moments: Var(r) = w under the model."""
-    N = x.sum(1, keepdim=True)
-    mu = ((x / N.clamp_min(1)).mean(0) + 0.5 / x.sum()).log()
+    sums = [((x / x.sum(1, keepdim=True).clamp_min(1)).sum(0), x.sum()) for x in some.in_order()]
+    shares, reads = (torch.stack(part).sum(0) for part in zip(*sums, strict=True))
+    mu = (shares / some.n + 0.5 / reads).log()
     mu -= mu.mean()
-    sigma2 = x.new_tensor(1.0)
-    log_scale = None
+    sigma2 = mu.new_tensor(1.0)
+    log_scales: list[Tensor] = []
     for _ in range(SWEEPS):
-        m0 = mu.expand_as(x)
-        noise = solve_noise(m0, torch.zeros_like(x), x, sigma2, log_scale)
+        score, information, squares = (torch.zeros_like(mu) for _ in range(3))
+        scales_before, log_scales = log_scales or [None] * some.batches, []
+        for x, log_scale in zip(some.in_order(), scales_before, strict=True):
+            noise = solve_noise(mu.expand_as(x), torch.zeros_like(x), x, sigma2, log_scale)
+            score += noise.r.sum(0)
+            information += noise.w.sum(0)
+            squares += noise.r.square().sum(0)
+            log_scales.append(noise.log_scale)
         ridge = 1 / mu.var().clamp_min(0.1)
-        score = noise.r.sum(0) - ridge * mu
-        mu = mu + (score / (noise.w.sum(0) + ridge)).clamp(-2, 2)
+        mu = mu + ((score - ridge * mu) / (information + ridge)).clamp(-2, 2)
         shift = mu.mean()
         mu = mu - shift
-        log_scale = noise.log_scale + shift
-        ratio = noise.r.square().sum() / noise.w.sum()
+        log_scales = [log_scale + shift for log_scale in log_scales]
+        ratio = squares.sum() / information.sum()
         sigma2 = (sigma2 * ratio.clamp(0.5, 2)).clamp(max(SIGMA2_RANGE[0], 0.05), SIGMA2_RANGE[1])
     return mu, sigma2
 
@@ -95,7 +106,7 @@ def _factors_of_residuals(
     One pass over the table a product, never more than a batch of residuals in memory.
     """
     n, d = rows.n, rows.d
-    zeros = mu.new_zeros(rows.batch_size, d)
+    zeros = mu.new_zeros(min(rows.batch_size, n), d)
 
     log_scales: list[Tensor] = []
     residual_sum, information = mu.new_zeros(d), mu.new_zeros(d)
@@ -139,21 +150,29 @@ def _factors_of_residuals(
 
 
 def _linear_encoder(
-    x: Float[Tensor, "b d"], decoder: Decoder, information: Tensor, pseudocount: float
+    some: Rows, decoder: Decoder, pseudocount: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Regress the optimal factors of some samples on k information-weighted log-ratios."""
-    k = decoder.V.shape[1]
-    z = x.new_zeros(len(x), k)
-    posterior = posterior_at(decoder, x, z, torch.full_like(z, 0.5))
-    posterior = refine(decoder, x, posterior, NEWTON_STEPS)
-    inputs = centred_logs(x, pseudocount, decoder.mu)
-    weighted = information[:, None] * decoder.V
+    V, mu, k = decoder.V.detach(), decoder.mu.detach(), decoder.V.shape[1]
+    information = torch.zeros_like(mu)
+    for x in some.in_order():
+        without = solve_noise(mu.expand_as(x), torch.zeros_like(x), x, decoder.sigma2)
+        information += without.w.sum(0)
+    weighted = (information / some.n)[:, None] * V
     weighted = weighted - weighted.mean(0)
-    features = inputs @ weighted
-    design = torch.cat([features, torch.ones_like(features[:, :1])], 1)
-    ridge = 1e-5 * features.square().sum() / k * torch.eye(k + 1, dtype=x.dtype, device=x.device)
-    ridge = ridge + 1e-6 * torch.eye(k + 1, dtype=x.dtype, device=x.device)
-    coefficients = torch.linalg.solve(design.T @ design + ridge, design.T @ posterior.z)
-    left_over = (posterior.z - design @ coefficients).var(0)
-    D = best_D(decoder, posterior.noise).mean(0) + 0.5 * left_over
-    return (weighted @ coefficients[:k]).detach(), coefficients[k].detach(), D.log().detach()
+    features, factors, variances = [], [], []
+    for x in some.in_order():
+        z = x.new_zeros(len(x), k)
+        posterior = posterior_at(decoder, x, z, torch.full_like(z, 0.5))
+        posterior = refine(decoder, x, posterior, NEWTON_STEPS)
+        features.append(centred_logs(x, pseudocount, mu) @ weighted)
+        factors.append(posterior.z)
+        variances.append(best_D(decoder, posterior.noise))
+    inputs, z = torch.cat(features), torch.cat(factors)
+    design = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
+    ridge = 1e-5 * inputs.square().sum() / k + 1e-6
+    gram = design.T @ design + ridge * torch.eye(k + 1).to(design)
+    coefficients = torch.linalg.solve(gram, design.T @ z)
+    left_over = (z - design @ coefficients).var(0)
+    D = torch.cat(variances).mean(0) + 0.5 * left_over
+    return weighted @ coefficients[:k], coefficients[k], D.log()

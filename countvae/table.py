@@ -14,7 +14,7 @@ import os
 import re
 import warnings
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,7 +116,7 @@ class CountTable:
 
     def __post_init__(self) -> None:
         """Make the counts canonical and check that the names fit them."""
-        object.__setattr__(self, "counts", _canonical(self.counts))
+        object.__setattr__(self, "counts", canonical(self.counts))
         for size, ids, frame, what in (
             (self.counts.shape[0], self.sample_ids, self.sample_metadata, "sample"),
             (self.counts.shape[1], self.feature_ids, self.feature_metadata, "feature"),
@@ -211,26 +211,13 @@ class CountTable:
         InputError
             If no sample or no feature would be left.
         """
-        x = self.counts.astype(np.float64)
-        samples, features = np.ones(self.n, bool), np.ones(self.d, bool)
-        while True:
-            reads = x @ features
-            of_feature = samples.astype(np.float64)
-            kept_samples = samples & (reads >= min_sample_count)
-            kept_features = (
-                features
-                & (x.T @ of_feature >= min_feature_count)
-                & (np.bincount(x.indices, _repeated(of_feature, x), self.d) >= min_feature_samples)
-            )
-            if (kept_samples == samples).all() and (kept_features == features).all():
-                break
-            samples, features = kept_samples, kept_features
-        if not (samples.any() and features.any()):
-            raise InputError(
-                f"filter: nothing is left of {self.n} samples and {self.d} features with"
-                f" min_sample_count={min_sample_count}, min_feature_count={min_feature_count},"
-                f" min_feature_samples={min_feature_samples}."
-            )
+        samples, features = qualifying(
+            lambda: [(0, self.counts)],
+            self.counts.shape,
+            min_sample_count=min_sample_count,
+            min_feature_count=min_feature_count,
+            min_feature_samples=min_feature_samples,
+        )
         return self.select_samples(samples).select_features(features)
 
     def without_empty(self, argument: str = "table") -> "CountTable":
@@ -289,17 +276,9 @@ class CountTable:
         InputError
             If no feature is shared.
         """
-        check_unique(feature_ids, "feature_ids: ids")
-        place = pd.Index(feature_ids, dtype=object).get_indexer(self.feature_ids.astype(object))
+        place = place_features(self.feature_ids, feature_ids, self.sample_ids)
         known = place >= 0
         shared = int(known.sum())
-        if shared == 0:
-            turned = np.isin(self.sample_ids.astype(str), feature_ids.astype(str)).any()
-            raise InputError(
-                f"table: none of its features ({examples(list(self.feature_ids))}) is among the"
-                f" {len(feature_ids)} expected ({examples(list(feature_ids))})"
-                f"{', but its samples are: the table looks transposed' if turned else ''}."
-            )
         total = self.counts.sum(dtype=np.float64)
         entries = self.counts.tocoo()
         in_shared = known[entries.col]
@@ -323,6 +302,75 @@ class CountTable:
             read_fraction=float(data.sum(dtype=np.float64) / total) if total else 0.0,
         )
         return aligned, overlap
+
+
+def qualifying(
+    blocks: Callable[[], Iterable[tuple[int, csr_array]]],
+    shape: tuple[int, int],
+    *,
+    min_sample_count: int,
+    min_feature_count: int,
+    min_feature_samples: int,
+) -> tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, " d"]]:
+    """Find the samples and features that `CountTable.filter` keeps, as masks.
+
+    Parameters
+    ----------
+    blocks : callable
+        Gives all samples once, in blocks, each with the position of its first sample.
+    shape : (int, int)
+        Samples and features.
+
+    Raises
+    ------
+    InputError
+        If no sample or no feature would be left.
+    """
+    samples, features = np.ones(shape[0], bool), np.ones(shape[1], bool)
+    while True:
+        enough = np.zeros(shape[0], bool)
+        of_feature, seen_in = np.zeros(shape[1]), np.zeros(shape[1])
+        for first, block in blocks():
+            x = block.astype(np.float64)
+            own = slice(first, first + x.shape[0])
+            enough[own] = x @ features >= min_sample_count
+            weights = samples[own].astype(np.float64)
+            of_feature += x.T @ weights
+            seen_in += np.bincount(x.indices, _repeated(weights, x), shape[1])
+        kept_samples = samples & enough
+        kept_features = (
+            features & (of_feature >= min_feature_count) & (seen_in >= min_feature_samples)
+        )
+        if (kept_samples == samples).all() and (kept_features == features).all():
+            break
+        samples, features = kept_samples, kept_features
+    if not (samples.any() and features.any()):
+        raise InputError(
+            f"filter: nothing is left of {shape[0]} samples and {shape[1]} features with"
+            f" min_sample_count={min_sample_count}, min_feature_count={min_feature_count},"
+            f" min_feature_samples={min_feature_samples}."
+        )
+    return samples, features
+
+
+def place_features(own: np.ndarray, wanted: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:
+    """Position of each feature of a table among those wanted, -1 where it is not.
+
+    Raises
+    ------
+    InputError
+        If none is shared, or one is wanted twice.
+    """
+    check_unique(wanted, "feature_ids: ids")
+    place = pd.Index(wanted, dtype=object).get_indexer(own.astype(object))
+    if not (place >= 0).any():
+        turned = np.isin(sample_ids.astype(str), wanted.astype(str)).any()
+        raise InputError(
+            f"table: none of its features ({examples(list(own))}) is among the"
+            f" {len(wanted)} expected ({examples(list(wanted))})"
+            f"{', but its samples are: the table looks transposed' if turned else ''}."
+        )
+    return place
 
 
 def read(
@@ -369,10 +417,10 @@ def read(
         Of samples left out or without metadata, and of fractional values if they are allowed.
     """
     path = Path(path)
-    form = _format(path)
+    form = format_of(path)
     if layer is not None and form != "h5ad":
         raise InputError(f"{path}: layer={layer!r} can be had of an .h5ad file only.")
-    with _reading(path, form):
+    with reading(path, form):
         parsed = _READERS[form](path, layer, transpose)
         if transpose and form != "text":
             parsed = parsed.transposed()
@@ -399,7 +447,12 @@ def read(
     )
     if drop_empty:
         table = table.without_empty(str(path))
-    return table if metadata is None else _with_metadata(table, path, Path(metadata))
+    if metadata is None:
+        return table
+    frame = with_metadata(
+        table.sample_ids, table.feature_ids, table.sample_metadata, path, Path(metadata)
+    )
+    return replace(table, sample_metadata=frame)
 
 
 def write(table: CountTable, path: str | os.PathLike[str], force: bool = False) -> None:
@@ -448,6 +501,18 @@ def write_frame(frame: pd.DataFrame, path: str | os.PathLike[str], force: bool =
         frame.to_csv(beside, sep="\t", index_label=frame.index.name or "id", lineterminator="\n")
 
 
+class Stored(NamedTuple):
+    """A table in an open HDF5 file: its names, and the matrix that is still to be read."""
+
+    matrix: Any
+    sample_ids: np.ndarray
+    feature_ids: np.ndarray
+    sample_metadata: pd.DataFrame | None
+    feature_metadata: pd.DataFrame | None
+    source: str
+    hint: str = ""
+
+
 class _Parsed(NamedTuple):
     """What a file holds, before it is checked."""
 
@@ -461,7 +526,7 @@ class _Parsed(NamedTuple):
 
     def transposed(self) -> "_Parsed":
         return self._replace(
-            counts=_canonical(csr_array(self.counts.T)),
+            counts=canonical(csr_array(self.counts.T)),
             sample_ids=self.feature_ids,
             feature_ids=self.sample_ids,
             sample_metadata=self.feature_metadata,
@@ -470,7 +535,7 @@ class _Parsed(NamedTuple):
         )
 
 
-def _canonical(counts: Any) -> csr_array:
+def canonical(counts: Any) -> csr_array:
     """Return sorted CSR of numbers without duplicates or zeros; never changes its argument."""
     canonical = csr_array(counts)
     if canonical.dtype.kind == "b":
@@ -515,13 +580,13 @@ def _text(value: Any) -> str:
 # ---- reading
 
 
-def _format(path: Path) -> str:
+def format_of(path: Path) -> str:
     """Tell a file's format by its content."""
     if not path.exists():
         raise InputError(f"{path}: there is no such file.")
     if not path.is_file():
         raise InputError(f"{path}: is not a file.")
-    with _reading(path, "text"):
+    with reading(path, "text"):
         with open(path, "rb") as file:
             head = file.read(8)
         if not head:
@@ -536,7 +601,7 @@ def _format(path: Path) -> str:
             if "\0" not in start:
                 return "BIOM 1.0" if start.startswith("{") else "text"
             raise InputError(_FOREIGN.format(path))
-    with _reading(path, "HDF5"), h5py.File(path) as file:
+    with reading(path, "HDF5"), h5py.File(path) as file:
         if "observation" in file and "sample" in file:
             return "BIOM 2.1"
         if "obs" in file and "var" in file:
@@ -545,7 +610,7 @@ def _format(path: Path) -> str:
 
 
 @contextmanager
-def _reading(path: Path, form: str) -> Iterator[None]:
+def reading(path: Path, form: str) -> Iterator[None]:
     """Turn whatever goes wrong inside a reader into one sentence."""
     try:
         yield
@@ -569,22 +634,27 @@ def _open_text(path: Path) -> io.TextIOWrapper:
 
 def _read_biom_hdf5(path: Path, layer: str | None, transpose: bool) -> _Parsed:
     with h5py.File(path) as file:
-        sample_ids = _ids(_strings(file["sample/ids"]))
-        feature_ids = _ids(_strings(file["observation/ids"]))
-        matrix = file["sample/matrix"]
-        counts = csr_array(
-            tuple(matrix[part][()] for part in ("data", "indices", "indptr")),
-            shape=(len(sample_ids), len(feature_ids)),
-        )
-        counts.check_format(full_check=True)
-        return _Parsed(
-            _canonical(counts),
-            sample_ids,
-            feature_ids,
-            _frame(_biom_columns(file["sample"]), sample_ids),
-            _frame(_biom_columns(file["observation"]), feature_ids),
-            "BIOM 2.1",
-        )
+        return _parsed(stored_biom(file))
+
+
+def stored_biom(file: h5py.File) -> Stored:
+    """Names of a BIOM 2.1 table, and its copy by sample."""
+    sample_ids = _ids(_strings(file["sample/ids"]))
+    feature_ids = _ids(_strings(file["observation/ids"]))
+    return Stored(
+        file["sample/matrix"],
+        sample_ids,
+        feature_ids,
+        _frame(_biom_columns(file["sample"]), sample_ids),
+        _frame(_biom_columns(file["observation"]), feature_ids),
+        "BIOM 2.1",
+    )
+
+
+def _parsed(stored: Stored) -> _Parsed:
+    """Read the counts as well."""
+    shape = (len(stored.sample_ids), len(stored.feature_ids))
+    return _Parsed(_read_matrix(stored.matrix, shape), *stored[1:])
 
 
 def _strings(dataset: h5py.Dataset) -> np.ndarray:
@@ -626,7 +696,7 @@ def _read_biom_json(path: Path, layer: str | None, transpose: bool) -> _Parsed:
     row, column, data = np.array(entries, dtype=np.float64).reshape(-1, 3).T
     shape = (len(sample_ids), len(feature_ids))
     return _Parsed(
-        _canonical(coo_array((data, (column.astype(np.int64), row.astype(np.int64))), shape=shape)),
+        canonical(coo_array((data, (column.astype(np.int64), row.astype(np.int64))), shape=shape)),
         sample_ids,
         feature_ids,
         _frame(_json_columns(content["columns"]), sample_ids),
@@ -648,29 +718,39 @@ def _json_columns(axis: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _read_h5ad(path: Path, layer: str | None, transpose: bool) -> _Parsed:
     with h5py.File(path) as file:
-        layers = list(file.get("layers", ()))
-        if layer in layers or (layer is None and "counts" in layers):
-            name = layer or "counts"
-            element, source = file["layers"][name], f"layers[{name!r}]"
-        elif layer in (None, "X") and "X" in file:
-            element, source = file["X"], "X"
-        else:
+        return _parsed(stored_h5ad(file, path, layer))
+
+
+def stored_h5ad(file: h5py.File, path: Path, layer: str | None) -> Stored:
+    """Names of an ``.h5ad`` table, and the matrix of the layer asked for.
+
+    Raises
+    ------
+    InputError
+        If there is no such layer, or the file is of an anndata before 0.7.
+    """
+    layers = list(file.get("layers", ()))
+    if layer in layers or (layer is None and "counts" in layers):
+        name = layer or "counts"
+        matrix, source = file["layers"][name], f"layers[{name!r}]"
+    elif layer in (None, "X") and "X" in file:
+        matrix, source = file["X"], "X"
+    else:
+        raise InputError(
+            f"{path}: has no {'X' if layer in (None, 'X') else f'layer {layer!r}'};"
+            f" its layers: {examples(layers, 10) if layers else 'none'}."
+        )
+    for axis in ("obs", "var"):
+        if file[axis].attrs.get("encoding-type") != "dataframe":
             raise InputError(
-                f"{path}: has no {'X' if layer in (None, 'X') else f'layer {layer!r}'};"
-                f" its layers: {examples(layers, 10) if layers else 'none'}."
+                f"{path}: is not in the format of anndata 0.7 or later; write it anew with a"
+                " current anndata."
             )
-        for axis in ("obs", "var"):
-            if file[axis].attrs.get("encoding-type") != "dataframe":
-                raise InputError(
-                    f"{path}: is not in the format of anndata 0.7 or later; write it anew with a"
-                    " current anndata."
-                )
-        frames = [cast(pd.DataFrame, anndata.io.read_elem(file[axis])) for axis in ("obs", "var")]
-        counts = _read_matrix(element)
+    frames = [cast(pd.DataFrame, anndata.io.read_elem(file[axis])) for axis in ("obs", "var")]
     obs, var = (frame.set_axis(_ids(frame.index), axis="index") for frame in frames)
     hint = f"; other layers here: {examples(layers, 10) if layers else 'none'}"
-    return _Parsed(
-        counts,
+    return Stored(
+        matrix,
         _ids(obs.index),
         _ids(var.index),
         obs if obs.columns.size else None,
@@ -680,18 +760,22 @@ def _read_h5ad(path: Path, layer: str | None, transpose: bool) -> _Parsed:
     )
 
 
-def _read_matrix(element: Any) -> csr_array:
+def _read_matrix(matrix: Any, shape: tuple[int, int]) -> csr_array:
     """Read a sparse group, or a dense dataset a block of rows at a time."""
-    if isinstance(element, h5py.Dataset):
-        step = max(1, _BLOCK // max(1, element.shape[1]))
-        blocks = [csr_array(element[i : i + step]) for i in range(0, element.shape[0], step)]
-        return _canonical(vstack(blocks, format="csr") if blocks else csr_array(element.shape))
-    matrix = anndata.io.read_elem(element)
-    if not issparse(matrix):
-        raise InputError(f"{element.name}: expected a matrix.")
-    counts = csr_array(matrix)
+    if isinstance(matrix, h5py.Dataset):
+        step = max(1, _BLOCK // max(1, matrix.shape[1]))
+        blocks = [csr_array(matrix[i : i + step]) for i in range(0, matrix.shape[0], step)]
+        return canonical(vstack(blocks, format="csr") if blocks else csr_array(matrix.shape))
+    if "encoding-type" in matrix.attrs:
+        counts = anndata.io.read_elem(matrix)
+        if not issparse(counts):
+            raise InputError(f"{matrix.name}: expected a matrix.")
+        counts = csr_array(counts)
+    else:
+        parts = (matrix[part][()] for part in ("data", "indices", "indptr"))
+        counts = csr_array(tuple(parts), shape=shape)
     counts.check_format(full_check=True)
-    return _canonical(counts)
+    return canonical(counts)
 
 
 def _corner(line: str) -> str:
@@ -753,7 +837,7 @@ def _read_text(path: Path, layer: str | None, transpose: bool) -> _Parsed:
         (np.array(values), np.array(at), np.array(starts)), shape=(len(ids), len(columns))
     )
     parsed = _Parsed(
-        _canonical(counts),
+        canonical(counts),
         _ids(ids),
         _ids(columns),
         _frame({names[-1]: texts} if has_text else {}, _ids(ids)),
@@ -778,34 +862,41 @@ _READERS: dict[str, Callable[[Path, str | None, bool], _Parsed]] = {
 }
 
 
-def _with_metadata(table: CountTable, path: Path, metadata: Path) -> CountTable:
+def with_metadata(
+    sample_ids: np.ndarray,
+    feature_ids: np.ndarray,
+    known_so_far: pd.DataFrame | None,
+    path: Path,
+    metadata: Path,
+) -> pd.DataFrame:
+    """Read a metadata file, aligned to the samples of the table at `path`, and add what it has."""
     frame = _read_metadata(metadata)
-    known = np.isin(table.sample_ids.astype(str), frame.index.to_numpy(str))
+    known = np.isin(sample_ids.astype(str), frame.index.to_numpy(str))
     if not known.any():
-        turned = np.isin(table.feature_ids.astype(str), frame.index.to_numpy(str)).sum()
+        turned = np.isin(feature_ids.astype(str), frame.index.to_numpy(str)).sum()
         raise InputError(
             f"{metadata}: none of its {len(frame)} ids ({examples(list(frame.index))}) is a sample"
-            f" of {path} ({examples(list(table.sample_ids))})"
+            f" of {path} ({examples(list(sample_ids))})"
             f"{f', but {turned} are features: the table looks transposed' if turned else ''}."
         )
     if not known.all():
         warnings.warn(
-            f"{metadata}: has {known.sum()} of the {table.n} samples of {path}, not"
-            f" {examples(list(table.sample_ids[~known]))}.",
+            f"{metadata}: has {known.sum()} of the {len(sample_ids)} samples of {path}, not"
+            f" {examples(list(sample_ids[~known]))}.",
             CountvaeWarning,
             stacklevel=3,
         )
-    frame = frame.reindex(pd.Index(table.sample_ids, dtype=object))
-    if table.sample_metadata is not None:
-        frame = frame.join(table.sample_metadata.drop(columns=frame.columns, errors="ignore"))
-    return replace(table, sample_metadata=frame)
+    frame = frame.reindex(pd.Index(sample_ids, dtype=object))
+    if known_so_far is not None:
+        frame = frame.join(known_so_far.drop(columns=frame.columns, errors="ignore"))
+    return frame
 
 
 def _read_metadata(path: Path) -> pd.DataFrame:
     """Read metadata by scikit-bio, whatever the column of ids is called."""
     if not path.is_file():
         raise InputError(f"{path}: there is no such file.")
-    with _reading(path, "metadata"):
+    with reading(path, "metadata"):
         with _open_text(path) as file:
             lines = file.readlines()
         for i, line in enumerate(lines):

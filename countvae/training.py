@@ -1,9 +1,11 @@
 """The one loop: minibatches, a step, rescaling, the noise, stopping, history."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,6 +59,8 @@ def train(
     validation: Rows | None = None,
     refinement_steps: int = 0,
     progress: Callable[[dict[str, float | int]], None] | None = None,
+    keep: Callable[["State"], None] | None = None,
+    kept: "Kept | None" = None,
 ) -> list[dict[str, float | int]]:
     """Maximise the mean bound over the rows; encoder and decoder are changed in place.
 
@@ -76,6 +80,10 @@ def train(
         Newton steps after the encoder in the validation bound.
     progress : callable, optional
         Called with the row of the history after each epoch.
+    keep : callable, optional
+        Called with the state that an epoch leaves to the next; `State.kept` is a copy to store.
+    kept : Kept, optional
+        A state to go on from; encoder and decoder then only have to be of the same shape.
 
     Returns
     -------
@@ -90,17 +98,19 @@ def train(
     """
     optimizer = _optimizer(rows, encoder, decoder, schedule)
     steps_an_epoch = math.ceil(rows.n / rows.batch_size)
-    log_scale = torch.full((rows.n,), math.nan, dtype=rows.dtype, device=rows.device)
-    shrinkage: Shrinkage | None = None
-    history: list[dict[str, float | int]] = []
-    best_bound, best_epoch, best_state = -math.inf, 0, None
-    for epoch in range(schedule.max_epochs):
+    state = State(encoder, decoder, optimizer, generator, rows)
+    if kept is not None:
+        state.restore(kept)
+    for epoch in range(len(state.history), schedule.max_epochs):
+        if state.stopped:
+            break
         finishing = epoch >= FINISH_FROM * schedule.max_epochs
         if finishing:
-            shrinkage = None
+            state.shrinkage = None
             decoder.requires_grad_(False)
-        moments = _Moments(decoder)
-        for i, (index, x) in enumerate(rows.shuffled(generator)):
+        shrinkage, warm = state.shrinkage, state.log_scale
+        moments, log_scale = _Moments(decoder), torch.zeros_like(warm)
+        for i, (index, x, size) in enumerate(rows.shuffled(generator)):
             step = epoch * steps_an_epoch + i
             done = step / (schedule.max_epochs * steps_an_epoch)
             for group in optimizer.param_groups:
@@ -108,16 +118,18 @@ def train(
             z, D = encoder(x)
             m0, Q = decoder(z, D, None if shrinkage is None else shrinkage.U)
             noise = solve_noise(
-                m0.detach(), Q.detach(), x, decoder.sigma2, log_scale[index] if epoch else None
+                m0.detach(), Q.detach(), x, decoder.sigma2, warm[index] if epoch else None
             )
             bound = noise_bound(m0, Q, noise) - factor_kl(z, D)
-            loss = -bound.mean()
+            loss = -bound.sum() / size
             if shrinkage is not None:
-                loss = loss + shrinkage.penalty(decoder.V) / rows.n
-            if not torch.isfinite(loss):
-                raise Diverged(f"the bound is not finite in epoch {epoch + 1}")
+                # each process has its share of the samples, and of the prior
+                share = len(x) / size
+                loss = loss + shrinkage.penalty(decoder.V) * (share / rows.n)
             optimizer.zero_grad()
             loss.backward()
+            if not torch.isfinite(_total_gradients(rows, optimizer, loss.detach())):
+                raise Diverged(f"the bound is not finite in epoch {epoch + 1}")
             if schedule.optimizer == "sgd":
                 _clip(optimizer)
             optimizer.step()
@@ -126,7 +138,9 @@ def train(
             if not finishing:
                 decoder.centre()
                 if not i:
-                    moments.add_correlations(decoder, D, noise, shrinkage)
+                    moments.add_correlations(decoder, D, noise, shrinkage, size)
+        moments.total(rows)
+        rows.processes.total(log_scale)
         if not moments.finite:
             raise Diverged(f"the factors are not finite after epoch {epoch + 1}")
         reached = moments.mean_bound(shrinkage)
@@ -138,7 +152,9 @@ def train(
             moments.solve_sigma2(decoder, shrunk=shrinkage is not None)
             moments.rescale(encoder, decoder, rotate=early)
             if begins:
-                shrinkage = Shrinkage(decoder.V.detach())
+                state.shrinkage = Shrinkage(decoder.V.detach())
+        state.log_scale = log_scale
+        rows.processes.agree(*encoder.state_dict().values(), *decoder.state_dict().values())
         row = {
             "epoch": epoch + 1,
             "bound": reached,
@@ -148,37 +164,129 @@ def train(
         watched = row["bound"]
         if validation is not None:
             watched = row["validation_bound"] = mean_bound(
-                encoder, decoder, validation.in_order(), refinement_steps
+                encoder, decoder, validation, refinement_steps
             )
-            if watched > best_bound:
-                best_state = _copy(encoder), _copy(decoder)
-        history.append(row)
-        if progress is not None:
-            progress(row)
-        if watched > best_bound:
-            best_bound, best_epoch = watched, epoch
-        elif schedule.patience is not None and epoch - best_epoch >= schedule.patience:
-            break
+            if watched > state.best_bound:
+                state.best = _parts(encoder, decoder)
+        state.history.append(row)
+        if watched > state.best_bound:
+            state.best_bound, state.best_epoch = watched, epoch
+        elif schedule.patience is not None and epoch - state.best_epoch >= schedule.patience:
+            state.stopped = True
         if validation is None and begins:
             # the prior lowers the bound of the fitted samples: that is no reason to stop
-            best_bound = -math.inf
-    if best_state is not None:
-        encoder.load_state_dict(best_state[0])
-        decoder.load_state_dict(best_state[1])
-    return history
+            state.best_bound = -math.inf
+        if progress is not None:
+            progress(row)
+        if keep is not None:
+            keep(state)
+    if state.best is not None:
+        _put(state.best, encoder, decoder)
+    return state.history
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A state as arrays and plain JSON."""
+
+    arrays: Mapping[str, np.ndarray]
+    settings: Mapping[str, Any]
+
+
+class State:
+    """All that an epoch leaves to the next, besides what the settings say.
+
+    Attributes
+    ----------
+    shrinkage : Shrinkage or None
+        The prior on the loadings, while there is one.
+    log_scale : (n,)
+        The log-scale of each sample when it was last solved.
+    history : list of dict
+        A row for each epoch done.
+    best_bound, best_epoch, best
+        The best so far of what is watched, when that was, and encoder and decoder of then.
+    stopped : bool
+        Whether patience has run out.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+        rows: Rows,
+    ) -> None:
+        self.encoder, self.decoder = encoder, decoder
+        self.optimizer, self.generator = optimizer, generator
+        self.shrinkage: Shrinkage | None = None
+        self.log_scale = torch.zeros(rows.n, dtype=rows.dtype, device=rows.device)
+        self.history: list[dict[str, float | int]] = []
+        self.best_bound, self.best_epoch = -math.inf, 0
+        self.best: dict[str, Tensor] | None = None
+        self.stopped = False
+
+    def kept(self) -> Kept:
+        """Return a copy as arrays and plain JSON."""
+        tensors = {f"now.{name}": t for name, t in _parts(self.encoder, self.decoder).items()}
+        tensors |= {f"best.{name}": t for name, t in (self.best or {}).items()}
+        tensors |= {"log_scale": self.log_scale, "generator": self.generator.get_state()}
+        for i, of_one in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{name}": value for name, value in of_one.items()}
+        if self.shrinkage is not None:
+            tensors |= {f"shrinkage.{name}": t for name, t in vars(self.shrinkage).items()}
+        settings = {
+            "history": self.history,
+            "best_bound": None if self.best_bound == -math.inf else self.best_bound,
+            "best_epoch": self.best_epoch,
+            "stopped": self.stopped,
+            "rates": [group["rate"] for group in self.optimizer.param_groups],
+        }
+        arrays = {name: t.detach().cpu().numpy().copy() for name, t in tensors.items()}
+        return Kept(arrays, settings)
+
+    def restore(self, kept: Kept) -> None:
+        """Become what was kept."""
+        tensors = {name: torch.from_numpy(array) for name, array in kept.arrays.items()}
+
+        def room(prefix: str) -> dict[str, Tensor]:
+            return {
+                name.removeprefix(prefix): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(prefix)
+            }
+
+        _put(room("now."), self.encoder, self.decoder)
+        self.best = room("best.") or None
+        self.log_scale = tensors["log_scale"].to(self.log_scale)
+        self.generator.set_state(tensors["generator"])
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in room("optimizer.").items():
+            i, _, part = name.partition(".")
+            states.setdefault(int(i), {})[part] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        for group, rate in zip(groups, kept.settings["rates"], strict=True):
+            group["rate"] = rate
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        if parts := room("shrinkage."):
+            self.shrinkage = Shrinkage(self.decoder.V.detach())
+            vars(self.shrinkage).update({n: t.to(self.decoder.V) for n, t in parts.items()})
+        self.history = list(kept.settings["history"])
+        best = kept.settings["best_bound"]
+        self.best_bound = -math.inf if best is None else best
+        self.best_epoch, self.stopped = kept.settings["best_epoch"], kept.settings["stopped"]
 
 
 @torch.no_grad()
-def mean_bound(
-    encoder: Encoder, decoder: Decoder, batches: Iterable[Tensor], refinement_steps: int = 0
-) -> float:
+def mean_bound(encoder: Encoder, decoder: Decoder, rows: Rows, refinement_steps: int = 0) -> float:
     """Mean bound at the encoder's answer, refined or not, in nats, coefficient left out."""
-    total, n = 0.0, 0
-    for x in batches:
+    total = torch.zeros((), dtype=torch.float64)
+    for x in rows.in_order():
         posterior = posterior_at(decoder, x, *encoder(x))
-        total += refine(decoder, x, posterior, refinement_steps).bound.sum().item()
-        n += len(x)
-    return total / n
+        total += refine(decoder, x, posterior, refinement_steps).bound.sum()
+    rows.processes.total(total)
+    return total.item() / rows.n
 
 
 class _Moments:
@@ -187,15 +295,14 @@ class _Moments:
     def __init__(self, decoder: Decoder) -> None:
         d, k = decoder.V.shape
         zeros = decoder.V.new_zeros
-        self.n, self.bound = 0, 0.0
+        self.n, self.bound = 0, zeros((), dtype=torch.float64)
         self.z, self.zz = zeros(k), zeros(k, k)
         self.squares, self.information, self.of_loadings = zeros(d), zeros(d), zeros(d, k)
         self.left_out = zeros(k, k)
 
     @torch.no_grad()
     def add(self, z, D, Q, noise, bound) -> None:
-        self.n += len(z)
-        self.bound += bound.sum().item()
+        self.bound += bound.sum()
         self.z += z.sum(0)
         self.zz += z.T @ z + torch.diag(D.sum(0))
         self.squares += (noise.r.square() + noise.w.square() * Q).sum(0)
@@ -203,7 +310,7 @@ class _Moments:
         self.of_loadings += noise.w.T @ (z.square() + D)
 
     @torch.no_grad()
-    def add_correlations(self, decoder, D, noise, shrinkage) -> None:
+    def add_correlations(self, decoder, D, noise, shrinkage, size: int) -> None:
         """Estimate from one batch what the diagonal D leaves out of the covariance of z.
 
         D gets the correlations of H^-1 and its ratios to 1 / diag(H), not H^-1 itself: what scales
@@ -214,12 +321,25 @@ class _Moments:
             H += torch.diag_embed(noise.w @ shrinkage.U)
         sd = (D * H.diagonal(dim1=1, dim2=2)).sqrt()
         S = sd[:, :, None] * torch.linalg.inv(H) * sd[:, None, :]
-        self.left_out = (S - torch.diag_embed(D)).mean(0)
+        self.left_out = (S - torch.diag_embed(D)).sum(0) / size
+
+    def total(self, rows: Rows) -> None:
+        """Add up over all processes."""
+        self.n = rows.n
+        rows.processes.total(
+            self.bound,
+            self.z,
+            self.zz,
+            self.squares,
+            self.information,
+            self.of_loadings,
+            self.left_out,
+        )
 
     def mean_bound(self, shrinkage: Shrinkage | None) -> float:
         """Mean bound at V itself: to first order in U, from below as the bound is convex in Q."""
         by_loadings = 0.0 if shrinkage is None else (shrinkage.U * self.of_loadings).sum().item()
-        return (self.bound + 0.5 * by_loadings) / self.n
+        return (self.bound.item() + 0.5 * by_loadings) / self.n
 
     @property
     def finite(self) -> bool:
@@ -262,7 +382,7 @@ def _optimizer(
 ) -> torch.optim.Optimizer:
     """Learning rates in units of what a step does to the logits, whatever d is."""
     rate = schedule.learning_rate
-    x = next(rows.in_order())
+    x = rows[torch.arange(min(rows.n, rows.batch_size))]
     inputs = centred_logs(x, encoder.pseudocount, encoder.centre)
     reach = inputs.abs().sum(1).mean().item()
     wide = [encoder.A] if encoder.G is None else [encoder.A, encoder.G]
@@ -277,6 +397,19 @@ def _optimizer(
     return torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.98), fused=True)
 
 
+def _total_gradients(rows: Rows, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    """Add up the gradients over all processes, and return the loss of all."""
+    if rows.processes.count > 1:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([loss[None], *(g.flatten() for g in gradients)])
+        rows.processes.total(flat)
+        loss, *parts = flat.split([1, *(g.numel() for g in gradients)])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+    return loss
+
+
 def _clip(optimizer: torch.optim.Optimizer) -> None:
     """Clip each gradient to unit root mean square: a rate then means the same everywhere."""
     for group in optimizer.param_groups:
@@ -284,5 +417,18 @@ def _clip(optimizer: torch.optim.Optimizer) -> None:
             nn.utils.clip_grad_norm_(parameter, parameter.numel() ** 0.5)
 
 
-def _copy(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
+def _parts(encoder: Encoder, decoder: Decoder) -> dict[str, Tensor]:
+    """Copy the parameters and buffers of both."""
+    return {
+        f"{room}.{name}": value.clone()
+        for room, module in (("encoder", encoder), ("decoder", decoder))
+        for name, value in module.state_dict().items()
+    }
+
+
+def _put(parts: Mapping[str, Tensor], encoder: Encoder, decoder: Decoder) -> None:
+    """Give both what `_parts` copied."""
+    for room, module in (("encoder.", encoder), ("decoder.", decoder)):
+        module.load_state_dict(
+            {n.removeprefix(room): value for n, value in parts.items() if n.startswith(room)}
+        )

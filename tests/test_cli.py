@@ -119,9 +119,9 @@ def test_fit_gives_what_the_estimator_gives_with_the_same_settings(shared):
 def test_run_json_says_what_was_run_on_what(shared):
     about = json.loads((shared / "model" / "run.json").read_text())
     assert about["arguments"]["max_epochs"] == 2
-    assert about["arguments"]["table"] == str(shared / "table.biom")
+    assert about["arguments"]["tables"] == [str(shared / "table.biom")]
     assert about["seed"] == 0
-    assert about["input"]["sha256"] == sha256(shared / "table.biom")
+    assert about["input"]["sha256"] == [sha256(shared / "table.biom")]
     assert about["versions"]["torch"] == torch.__version__
     assert about["before_filters"]["samples"] == about["after_filters"]["samples"] == 20
     assert set(about["seconds"]) == {"read", "fit", "encode"}
@@ -215,6 +215,38 @@ def test_an_output_that_cannot_be_written_is_found_before_the_fit(
     arguments = ["fit", shared / "table.biom", "-o", "own", *QUICK, "--force"]
     refused(run(*arguments, code=3), "own: is not replaced")
     assert [file.name for file in (tmp_path / "own").iterdir()] == ["thesis.txt"]
+
+
+# ---- tables that stay on disk
+
+
+def test_a_streamed_fit_is_that_of_the_estimator_on_the_path(shared, run, tmp_path):
+    run("fit", shared / "table.biom", "-o", "m", "--stream", *QUICK)
+    same = MultinomialVAE(2, max_epochs=2).fit(shared / "table.biom")
+    np.testing.assert_array_equal(MultinomialVAE.load(tmp_path / "m").components_, same.components_)
+    run("transform", shared / "table.biom", "--model", "m", "-o", "on.tsv", "--stream", "--quiet")
+    run("transform", shared / "table.biom", "--model", "m", "-o", "off.tsv", "--quiet")
+    assert (tmp_path / "on.tsv").read_text() == (tmp_path / "off.tsv").read_text()
+
+
+def test_several_files_are_one_table(shared, run, tmp_path):
+    table = read(shared / "table.biom")
+    write(table.select_samples(np.arange(8)), tmp_path / "a.h5ad")
+    write(table.select_samples(np.arange(8, 20)), tmp_path / "b.biom")
+    run("fit", "a.h5ad", "b.biom", "-o", "both", *QUICK, "--min-feature-samples", "1")
+    run("fit", shared / "table.biom", "-o", "one", "--stream", *QUICK)
+    assert (tmp_path / "both/samples.tsv").read_text() == (tmp_path / "one/samples.tsv").read_text()
+    about = json.loads((tmp_path / "both" / "run.json").read_text())
+    assert about["input"]["sha256"] == [sha256(tmp_path / name) for name in ("a.h5ad", "b.biom")]
+
+
+def test_what_cannot_be_streamed_is_refused(shared, run, counts, tmp_path):
+    write_tsv(tmp_path / "t.tsv", counts)
+    refused(run("fit", "t.tsv", "-o", "m", "--stream", code=3), "t.tsv", "read from disk")
+    run("fit", shared / "table.biom", "-o", "m", "--stream", "--transpose", code=2)
+    model = ("--model", shared / "model")
+    run("transform", shared / "table.biom", *model, "-o", "t.h5ad", "--stream", code=2)
+    assert not (tmp_path / "m").exists() and not (tmp_path / "t.h5ad").exists()
 
 
 # ---- bad input: exit code 3, one sentence, nothing written
@@ -542,7 +574,7 @@ def test_torch_says_what_is_taken_for_out_of_memory():
 
 
 def test_every_exit_code_but_two_is_an_errors(run):
-    assert set(EXIT_CODES.values()) == {3, 4, 5, 130}
+    assert set(EXIT_CODES.values()) == {3, 4, 5, 6, 130}
     run("--version")
     run("fit", code=2)
     run("fit", "t.tsv", "-o", "m", "--no-such-option", code=2)

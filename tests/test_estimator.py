@@ -810,3 +810,69 @@ def test_the_fall_of_the_bound_when_the_prior_begins_is_no_reason_to_stop():
     truth = simulate(400, 80, 4, 1000, rng=np.random.default_rng(1))
     model = MultinomialVAE(4, patience=3, encoder_width=16).fit(truth.counts)
     assert model.n_iter_ > 30
+
+
+# ---- checkpoints
+
+
+class BrokenOff(Exception):
+    pass
+
+
+def broken_off_after(epoch):
+    def progress(row):
+        if row["epoch"] == epoch + 1:
+            raise BrokenOff
+
+    return progress
+
+
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "sgd"}, {"validation_fraction": 0.2}])
+@pytest.mark.parametrize("epoch", [1, 3, 9])
+def test_a_fit_that_was_broken_off_ends_as_if_it_had_not_been(
+    X, tmp_path, monkeypatch, settings, epoch
+):
+    monkeypatch.setattr(countvae.estimator, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    settings = {"n_components": 2, "max_epochs": 11, "noise": "by_feature"} | settings
+    whole = MultinomialVAE(**settings).fit(X)
+    resumed = MultinomialVAE(**settings, checkpoint=tmp_path / "state")
+    with pytest.raises(BrokenOff):
+        resumed.set_params(progress=broken_off_after(epoch)).fit(X)
+    assert (tmp_path / "state").is_dir()
+    resumed.set_params(progress=None).fit(X)
+    assert not (tmp_path / "state").exists()
+    pd.testing.assert_frame_equal(resumed.history_, whole.history_)
+    np.testing.assert_array_equal(resumed.components_, whole.components_)
+    np.testing.assert_array_equal(resumed.transform(X), whole.transform(X))
+
+
+def test_a_checkpoint_of_another_fit_or_of_none_is_refused_and_kept(X, tmp_path, monkeypatch):
+    monkeypatch.setattr(countvae.estimator, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    state = tmp_path / "state"
+    model = MultinomialVAE(2, max_epochs=4, checkpoint=state, progress=broken_off_after(2))
+    with pytest.raises(BrokenOff):
+        model.fit(X)
+    other = MultinomialVAE(3, max_epochs=4, checkpoint=state)
+    with pytest.raises(InputError, match="of another fit, with other n_components"):
+        other.fit(X)
+    with pytest.raises(InputError, match="of another fit, with other reads, shape"):
+        MultinomialVAE(2, max_epochs=4, checkpoint=state).fit(X[:-1])
+    assert state.is_dir()
+    MultinomialVAE.forget(state)
+    assert not state.exists()
+    MultinomialVAE(2, max_epochs=2).fit(X).save(tmp_path / "model")
+    with pytest.raises(InputError, match="is no checkpoint"):
+        MultinomialVAE(2, max_epochs=4, checkpoint=tmp_path / "model").fit(X)
+    with pytest.raises(InputError, match="is no checkpoint"):
+        MultinomialVAE.forget(tmp_path / "model")
+    assert (tmp_path / "model").is_dir()
+
+
+def test_a_quick_fit_writes_no_checkpoint(X, tmp_path):
+    seen = []
+
+    def look(row):
+        seen.append((tmp_path / "state").exists())
+
+    MultinomialVAE(2, max_epochs=3, checkpoint=tmp_path / "state", progress=look).fit(X)
+    assert seen == [False] * 3

@@ -150,7 +150,8 @@ def test_the_gap_closes_with_newton_steps_and_bounds_stay_below_the_oracle(drawn
     gap = measures.gap(*drawn, fitted)
     for where in ("gap", "held_gap"):
         steps = [gap[f"{where}_{s}"] for s in measures.STEPS]
-        assert steps == sorted(steps, reverse=True) and steps[0] > 1e-3 > steps[-1] > -1e-9
+        assert (np.diff(steps) < 1e-8).all()  # the solver's tolerance
+        assert steps[0] > 1e-3 > steps[-1] > -1e-8
     bound = measures.held_out_bound(*drawn, fitted)
     assert bound["bound_a_read"] < bound["oracle_a_read"]
 

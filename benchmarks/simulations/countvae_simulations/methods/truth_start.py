@@ -29,8 +29,7 @@ def start_from(
 ) -> Start:
     """Begin with given V, mu and sigma2, and the linear encoder to them."""
     decoder = Decoder(*(torch.as_tensor(part, dtype=rows.dtype) for part in parts))
-    some = rows[torch.randperm(rows.n, generator=generator)[:SUBSAMPLE]]
-    return start_at(some, decoder, pseudocount)
+    return start_at(rows.sample(SUBSAMPLE, generator), decoder, pseudocount)
 
 
 def fit(truth: Simulation, k: int, seed: int, **settings: object) -> Found:

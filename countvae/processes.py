@@ -1,0 +1,87 @@
+"""The processes that share a fit, and sums over all of them.
+
+They are started by ``torchrun`` or by whatever else sets up ``torch.distributed``; alone, a sum
+over all processes is the sum there is.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["ALONE", "ProcessLost", "Processes", "joined", "launched"]
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the fit has ended, or cannot be reached."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many processes there are, and which is this one."""
+
+    count: int = 1
+    rank: int = 0
+
+    def total(self, *parts: Tensor) -> None:
+        """Replace each tensor by its sum over all processes."""
+        self._each(dist.all_reduce, parts)
+
+    def agree(self, *parts: Tensor) -> None:
+        """Replace each tensor by that of the first process."""
+        self._each(lambda part: dist.broadcast(part, 0), parts)
+
+    def wait(self) -> None:
+        """Wait until all processes have come this far."""
+        self.total(torch.zeros(1))
+
+    def share(self, n: int) -> tuple[int, int]:
+        """First of n rows that is this process's, and the one after its last."""
+        return n * self.rank // self.count, n * (self.rank + 1) // self.count
+
+    def whole(self, own: Tensor, n: int) -> Tensor:
+        """Put together the rows that all processes have a share of, (n, ...)."""
+        rows = own.new_zeros(n, *own.shape[1:])
+        low, high = self.share(n)
+        rows[low:high] = own
+        self.total(rows)
+        return rows
+
+    def _each(self, exchange: Callable[[Tensor], object], parts: tuple[Tensor, ...]) -> None:
+        if self.count == 1:
+            return
+        try:
+            for part in parts:
+                exchange(part)
+        except RuntimeError as error:
+            raise ProcessLost(
+                "another process of the fit has ended; run the same again with --resume to go on"
+                " from the last checkpoint."
+            ) from error
+
+
+ALONE = Processes()
+
+
+def joined() -> Processes:
+    """Return the processes of ``torch.distributed``, or this one alone."""
+    if dist.is_available() and dist.is_initialized():
+        return Processes(dist.get_world_size(), dist.get_rank())
+    return ALONE
+
+
+@contextmanager
+def launched() -> Iterator[Processes]:
+    """Join the processes that ``torchrun`` started, if it did, and part from them at the end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_available():
+        yield joined()
+        return
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield joined()
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,141 @@
+"""Several processes share one fit: the same answer, one writer, and a way on when one is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+
+from countvae import MultinomialVAE
+from countvae.processes import ALONE, Processes
+from countvae.rows import Rows
+from countvae.simulate import simulate
+from countvae.table import CountTable, write
+
+SETTINGS = ["-k", "3", "--stream", "--seed", "1"]
+ALWAYS_KEEP = """
+import countvae.estimator, countvae.cli
+countvae.estimator.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+countvae.cli.main()
+"""
+
+
+class Disk:
+    """A table that is not in memory, of a row a run and all rows a group."""
+
+    def __init__(self, counts):
+        self.counts, self.shape = counts, counts.shape
+
+    def __getitem__(self, rows):
+        return self.counts[rows]
+
+    def rows_of(self, entries):
+        return 1 if entries == 1 << 16 else self.shape[0]
+
+
+@given(
+    n=st.integers(8, 60),
+    count=st.integers(1, 5),
+    batch_size=st.integers(8, 30),
+    streamed=st.booleans(),
+)
+def test_the_processes_share_the_steps_of_an_epoch_without_gap_or_overlap(
+    n, count, batch_size, streamed
+):
+    counts = csr_array(np.arange(n)[:, None] + np.ones((1, 2)))
+    table = Disk(counts) if streamed else counts
+
+    def steps(processes):
+        rows = Rows(table, batch_size, processes=processes)
+        return list(rows.shuffled(torch.Generator().manual_seed(7)))
+
+    together = list(zip(*(steps(Processes(count, rank)) for rank in range(count)), strict=True))
+    assert sorted(torch.cat([b.at for step in together for b in step]).tolist()) == list(range(n))
+    for step in together:
+        assert {batch.size for batch in step} == {sum(len(batch.at) for batch in step)}
+    if not streamed or count in (1, 2, 4):
+        for step, alone in zip(together, steps(ALONE), strict=True):
+            assert sorted(torch.cat([b.at for b in step]).tolist()) == sorted(alone.at.tolist())
+    whole = [
+        x
+        for rank in range(count)
+        for x in Rows(table, 5, processes=Processes(count, rank)).in_order()
+    ]
+    np.testing.assert_array_equal(torch.cat(whole).numpy(), counts.toarray())
+
+
+@pytest.fixture(name="folder", scope="module")
+def folder_with_a_table(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shared")
+    truth = simulate(300, 40, 3, 1000, rng=np.random.default_rng(0))
+    write(CountTable(truth.counts, truth.sample_ids, truth.feature_ids), folder / "table.h5ad")
+    (folder / "program.py").write_text(ALWAYS_KEEP)
+    return folder
+
+
+def launch(folder, *arguments, count):
+    program = [str(folder / "program.py"), "fit", str(folder / "table.h5ad"), *SETTINGS, *arguments]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    return subprocess.Popen(
+        [sys.executable, *(launcher if count > 1 else []), *program],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_two_processes_find_what_one_finds_and_one_writes(folder):
+    for count in (1, 2):
+        process = launch(folder, "-o", f"by{count}", "--max-epochs", "6", count=count)
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        assert said.count("written") == 1
+    one, two = (MultinomialVAE.load(folder / name) for name in ("by1", "by2"))
+    np.testing.assert_allclose(one.history_["bound"], two.history_["bound"], rtol=1e-4)
+    V, W = (m.components_.T * np.sqrt(m.explained_variance_) for m in (one, two))
+    np.testing.assert_allclose(W @ W.T, V @ V.T, atol=2e-2 * np.abs(V @ V.T).max())
+    tables = [pd.read_csv(folder / name / "samples.tsv", sep="\t") for name in ("by1", "by2")]
+    assert list(tables[0]["sample-id"]) == list(tables[1]["sample-id"])
+    assert not list(folder.glob("*.checkpoint"))
+
+
+def children(pid):
+    out = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True)
+    return [int(line) for line in out.stdout.split()]
+
+
+def test_when_one_is_killed_the_rest_say_so_and_the_fit_goes_on_from_its_checkpoint(folder):
+    process = launch(folder, "-o", "broken", "--max-epochs", "80", count=2)
+    checkpoint = folder / "broken.checkpoint"
+    until = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "Error: another process of the fit has ended; run the same again with --resume" in said
+    assert not (folder / "broken").exists()
+    again = launch(folder, "-o", "broken", "--max-epochs", "80", count=1)
+    said, _ = again.communicate(timeout=120)
+    assert again.returncode == 3
+    assert "--resume goes on with it" in said
+    done = launch(folder, "-o", "broken", "--max-epochs", "80", "--resume", count=2)
+    said, _ = done.communicate(timeout=300)
+    assert done.returncode == 0, said
+    assert "going on from there" in said
+    model = MultinomialVAE.load(folder / "broken")
+    assert len(model.history_) == 80
+    assert list(model.history_["epoch"]) == list(range(1, 81))
+    assert not checkpoint.exists()
