@@ -43,7 +43,7 @@ class Decoder(nn.Module):
         With variances U of the loadings, Q_j has sum_c U_jc (z_c^2 + D_c) as well.
         """
         m0, V2 = torch.addmm(self.mu, z, self.V.T), self.V * self.V
-        Q = D @ V2.T if U is None else D @ (V2 + U).T + (z * z) @ U.T
+        Q = D @ V2.T if U is None else torch.addmm(D @ (V2 + U).T, z * z, U.T)
         return m0, Q
 
     @torch.no_grad()

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from countvae.sparse_logs import SparseLogs
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "gelu": nn.GELU,
@@ -84,11 +86,13 @@ class Encoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
         """Posterior mean z_hat and variance D of each sample."""
-        inputs = centred_logs(x, self.pseudocount, self.centre)
-        z = torch.addmm(self.b, inputs, self.A)
+        inputs = SparseLogs.of(x, self.pseudocount, self.centre)
+        if inputs is None:
+            inputs = centred_logs(x, self.pseudocount, self.centre)
+        z = self.b + inputs @ self.A
         log_D = self.log_D.expand_as(z)
         if self.G is not None:
-            deep = self.last(self.hidden(torch.addmm(self.G_bias, inputs, self.G)))
+            deep = self.last(self.hidden(self.G_bias + inputs @ self.G))
             z = z + deep[:, : z.shape[1]]
             if not self.shared_D:
                 log_D = log_D + deep[:, z.shape[1] :]

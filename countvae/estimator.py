@@ -29,13 +29,14 @@ from countvae.checks import (
 )
 from countvae.decoder import Decoder
 from countvae.encoder import ACTIVATIONS, Encoder
-from countvae.evidence import log_coefficient, one_thread_an_operation
+from countvae.evidence import log_coefficient
 from countvae.inference import Posterior, factor_covariance, posterior_at, refine
 from countvae.processes import joined
 from countvae.rows import Rows
 from countvae.start import Start, residual_start
 from countvae.stream import CountFile, open_counts
 from countvae.table import CountTable
+from countvae.threads import one_thread_an_operation
 from countvae.training import Diverged, Kept, Schedule, State, train
 
 MAX_COVARIANCE_BYTES = 2**31

@@ -9,24 +9,14 @@ and every parameter of it has a fixed point that is reached here without samplin
 is on the page "The model" of the documentation.
 """
 
-import functools
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-try:
-    from countvae import kernel
-except (ImportError, RuntimeError):
-    # numba is an extra, and refuses to load where it finds no place for its cache
-    kernel = None
+from countvae.compiled import kernel
+from countvae.threads import available, cut, share
 
 Sigma2 = Float[Tensor, ""] | Float[Tensor, " d"]
 
@@ -35,6 +25,11 @@ CACHED_ENTRIES = 1 << 17
 
 WORTH_THREADS = 1 << 16
 """Entries of a batch from which its blocks are shared out among threads."""
+
+OMEGA = (-0.567188, 0.638613, -0.0735484, 0.000800638, 0.00156692, -7.34982e-05, -3.54818e-05)
+"""Polynomial that is within 0.0007 of the root of l + exp(l) = Y, Y in `OMEGA_RANGE`."""
+
+OMEGA_RANGE = (-4.0, 3.0)
 
 NEWTON_PASSES = 24
 TOLERANCE = 0.02
@@ -112,7 +107,7 @@ def solve_noise(
     if log_scale is None:
         log_scale = x.sum(1).clamp_min(1e-6).log() - m0.logsumexp(1)
     sigma2 = sigma2.expand(d)
-    threads = (_block_threads.get() or torch.get_num_threads()) if b * d >= WORTH_THREADS else 1
+    threads = available() if b * d >= WORTH_THREADS else 1
     if kernel is not None and x.dtype == torch.float32 and x.device.type == "cpu":
         return _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads)
     rows = max(1, min(CACHED_ENTRIES // d, -(-b // threads)))
@@ -120,53 +115,8 @@ def solve_noise(
         (m0[at], Q[at], x[at], sigma2, log_scale[at], tolerance)
         for at in (slice(i, i + rows) for i in range(0, b, rows))
     ]
-    solved = _share(lambda block: _solve_block(*block), blocks, threads)
+    solved = share(lambda block: _solve_block(*block), blocks, threads)
     return Noise(*(torch.cat(field) for field in zip(*solved, strict=True)))
-
-
-_block_threads: ContextVar[int | None] = ContextVar("block_threads", default=None)
-
-
-@contextmanager
-def one_thread_an_operation() -> Iterator[None]:
-    """Give each operation one thread, and the threads it had to the blocks of `solve_noise`.
-
-    Short operations split over threads wait at a barrier each. Where another process has a core,
-    those waits cost a hundred times the arithmetic.
-    """
-    token = _block_threads.set(torch.get_num_threads())
-    try:
-        with _openmp().limit(limits=1):
-            yield
-    finally:
-        _block_threads.reset(token)
-
-
-def _share(work: Callable[[Any], Any], parts: list[Any], threads: int) -> list[Any]:
-    """Do the parts of some work, on threads of their own where there are several."""
-    if threads == 1 or len(parts) == 1:
-        return [work(part) for part in parts]
-    return list(_pool(threads).map(work, parts))
-
-
-@functools.cache
-def _openmp() -> ThreadpoolController:
-    return ThreadpoolController().select(user_api="openmp")
-
-
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that solve a block each; the libraries are looked up here, not in the threads."""
-    openmp = _openmp()
-
-    def work_alone() -> None:
-        openmp.limit(limits=1)
-
-    return ThreadPoolExecutor(threads, "countvae", work_alone)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 class _Rates(NamedTuple):
@@ -191,6 +141,25 @@ def _omega_ceiling(Y: Tensor) -> Tensor:
     return torch.where(Y > 1, Y.clamp_min(1).log(), Y)
 
 
+def _start(Y: Tensor, Q: Tensor, sigma2: Tensor) -> Tensor:
+    """Root of l + exp(l) = Y to within 0.04, and a Newton step from there on the whole equation.
+
+    As exp(l) is then Y - l, neither needs an exponential.
+    """
+    middle = Y.clamp(*OMEGA_RANGE)
+    omega = torch.zeros_like(Y)
+    for coefficient in reversed(OMEGA):
+        omega.mul_(middle).add_(coefficient)
+    log = Y.clamp_min(1).log()
+    omega = torch.where(Y > OMEGA_RANGE[1], log - log / (1 + Y), omega)
+    omega = torch.where(Y < OMEGA_RANGE[0], Y, omega)
+    u = Y - omega
+    rho = (1 + u).reciprocal_()
+    h = rho * torch.addcmul(sigma2.expand_as(u), rho, Q)
+    slope = torch.addcmul(1 + u, u * rho, torch.addcmul(h, rho, sigma2, value=-0.5))
+    return omega + 0.5 * (h - Q - sigma2) / slope
+
+
 @torch.no_grad()
 def _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads) -> Noise:
     """Solve by the kernel; the samples that it gives up, or too deep for it, without it."""
@@ -208,8 +177,7 @@ def _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads) -> Noise:
         out = (array[at] for array in written)
         compiled(m[at], q[at], counts[at], *shared, scales[at], tolerance, NEWTON_PASSES, *out)
 
-    rows = max(1, -(-b // threads))
-    _share(solve, [slice(i, i + rows) for i in range(0, b, rows)], threads)
+    share(solve, cut(b, threads), threads)
     noise = Noise._make([*of_sample, *of_feature, c.float()])
     rest = ~settled | (x.sum(1) > FLOAT32_DEPTH)
     if rest.any():
@@ -226,7 +194,7 @@ def _solve_block(m0, Q, x, sigma2, log_scale, tolerance) -> Noise:
     prior = m0 + sigma2.log()
     fixed = torch.addcmul(prior, x, sigma2)
     c = log_scale
-    log_u = _omega_ceiling(fixed + 0.5 * (Q + sigma2) + c[:, None])
+    log_u = _start(fixed + 0.5 * (Q + sigma2) + c[:, None], Q, sigma2)
     # N - sum(lambda) cancels in samples deeper than this; sum(e / sigma2) does not.
     deep = N > 10 * (1 / sigma2).expand_as(m0[0]).sum()
     any_deep = bool(deep.any())
@@ -322,6 +290,19 @@ def _evaluate(log_u, c, prior, Q, x, N, sigma2) -> Noise:
     )
 
 
+@torch.no_grad()
+def add_squares(
+    noise: Noise, Q: Float[Tensor, "b d"], squares: Float[Tensor, " d"], w: Float[Tensor, " d"]
+) -> None:
+    """Add sum(r^2 + w^2 Q) and sum(w) over the samples of a batch, all that sigma2 depends on."""
+    if kernel is not None and Q.dtype == torch.float32 and Q.device.type == "cpu":
+        arrays = (noise.r, noise.w, Q.contiguous(), squares, w)
+        kernel.add_squares(*(array.numpy() for array in arrays))
+    else:
+        squares += torch.addcmul(noise.r.square(), noise.w.square(), Q).sum(0)
+        w += noise.w.sum(0)
+
+
 class _AtFixedPoint(torch.autograd.Function):
     """The bound as a function of (m0, Q), differentiated by the envelope theorem."""
 
@@ -334,7 +315,7 @@ class _AtFixedPoint(torch.autograd.Function):
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         r, w = ctx.saved_tensors
         grad = grad[:, None].to(r.dtype)
-        return grad * r, grad * w * -0.5, None, None, None
+        return grad * r, (-0.5 * grad) * w, None, None, None
 
 
 def noise_bound(

@@ -1,4 +1,6 @@
-"""The local solver of `evidence` in single precision, one sample at a time, compiled by numba.
+"""What numba compiles: the local solver of `evidence`, and products with sparse logs.
+
+The solver works in single precision, one sample at a time.
 
 The equations and symbols are those of `evidence`, whose plain form is the reference that tests
 compare with. Here a sample stays in the cache from the first Newton pass to the bound, and nothing
@@ -109,7 +111,7 @@ def log1p(u):
 @compiled(fastmath=ANY_ORDER, forceinline=True)
 @no_type_check
 def _load(work, first, size, m0, Q, x, sigma2, log_sigma2, c):
-    """Bring features `first` ... into a chunk, with the start of log_u at its ceiling."""
+    """Bring features `first` ... into a chunk, with log_u at the start that `evidence` has."""
     for j in range(size):
         work[NOISE + j] = sigma2[first + j]
     for j in range(size):
@@ -121,10 +123,26 @@ def _load(work, first, size, m0, Q, x, sigma2, log_sigma2, c):
     for j in range(size):
         work[COUNTS + j] = x[first + j]
     for j in range(size):
-        s = work[NOISE + j]
-        Y = work[PRIOR + j] + s * work[COUNTS + j] + F(0.5) * (work[FACTORS + j] + s) + c
+        s, q = work[NOISE + j], work[FACTORS + j]
+        Y = work[PRIOR + j] + s * work[COUNTS + j] + F(0.5) * (q + s) + c
+        y = min(max(Y, F(-4.0)), F(3.0))
+        omega = F(-3.54818e-05)
+        omega = omega * y + F(-7.34982e-05)
+        omega = omega * y + F(0.00156692)
+        omega = omega * y + F(0.000800638)
+        omega = omega * y + F(-0.0735484)
+        omega = omega * y + F(0.638613)
+        omega = omega * y + F(-0.567188)
+        positive = max(Y, F(1.0))
+        high = log(positive) * (positive / (F(1.0) + positive))
+        omega = high if Y > F(3.0) else omega
+        omega = Y if Y < F(-4.0) else omega
+        u = Y - omega
+        rho = F(1.0) / (F(1.0) + u)
+        h = rho * (s + rho * q)
+        slope = F(1.0) + u + u * rho * (h - F(0.5) * rho * s)
         work[PRECISION + j] = F(1.0) / s
-        work[LOG_U + j] = log(max(Y, F(1.0))) if Y > F(1.0) else Y
+        work[LOG_U + j] = omega + F(0.5) * (h - q - s) / slope
         work[STEP + j] = F(0.0)
         work[INVERSE + j] = F(0.0)
 
@@ -276,3 +294,86 @@ def solve(
         kl[i] = 0.5 * divergence
         overcount[i] = 0.5 * (math.log1p(rates / precision) - informed / precision)
         c[i] = ci
+
+
+@compiled(fastmath=ANY_ORDER, cache=True)
+@no_type_check
+def gather_logs(x, pseudocount, most, starts, rows, values, means):
+    """Collect s = log(x / pseudocount + 1) of the entries of x that are not zero, by column.
+
+    Writes where each column starts, the row and the value of each entry, and the mean of s over
+    each row. Returns how many entries there are; beyond `most` nothing is collected.
+    """
+    b, d = x.shape
+    starts[:] = 0
+    for i in range(b):
+        for j in range(d):
+            starts[j + 1] += x[i, j] > 0
+    for j in range(d):
+        starts[j + 1] += starts[j]
+    if starts[d] > most:
+        return starts[d]
+    free = starts[:d].copy()
+    for i in range(b):
+        total = 0.0
+        for j in range(d):
+            if x[i, j] > 0:
+                s = log1p(F(x[i, j] / pseudocount))
+                at = free[j]
+                free[j] = at + 1
+                rows[at], values[at] = i, s
+                total += s
+        means[i] = total / d
+    return starts[d]
+
+
+@compiled(fastmath=ANY_ORDER, cache=True)
+@no_type_check
+def logs_times(starts, rows, values, means, centre, W, out):
+    """Write (s - mean of s - centre) W, a column of s and a row of W at a time."""
+    d, h = W.shape
+    sums, offset = np.zeros(h, F), np.zeros(h, F)
+    out[:] = 0
+    for j in range(d):
+        for c in range(h):
+            sums[c] += W[j, c]
+            offset[c] += centre[j] * W[j, c]
+        for e in range(starts[j], starts[j + 1]):
+            i, s = rows[e], values[e]
+            for c in range(h):
+                out[i, c] += s * W[j, c]
+    for i in range(out.shape[0]):
+        for c in range(h):
+            out[i, c] -= means[i] * sums[c] + offset[c]
+
+
+@compiled(fastmath=ANY_ORDER, cache=True)
+@no_type_check
+def transposed_logs_times(starts, rows, values, means, centre, g, out):
+    """Write (s - mean of s - centre)' g, a row of it at a time."""
+    d, h = out.shape
+    sums, offset = np.zeros(h, F), np.zeros(h, F)
+    for i in range(g.shape[0]):
+        for c in range(h):
+            sums[c] += g[i, c]
+            offset[c] += means[i] * g[i, c]
+    for j in range(d):
+        for c in range(h):
+            out[j, c] = -centre[j] * sums[c] - offset[c]
+        for e in range(starts[j], starts[j + 1]):
+            i, s = rows[e], values[e]
+            for c in range(h):
+                out[j, c] += s * g[i, c]
+
+
+@compiled(fastmath=ANY_ORDER, cache=True)
+@no_type_check
+def add_squares(r, w, Q, squares, information):
+    """Add sum(r^2 + w^2 Q) and sum(w) over the samples to those of each feature."""
+    b, d = r.shape
+    for first in range(0, d, CHUNK):
+        last = min(first + CHUNK, d)
+        for i in range(b):
+            for j in range(first, last):
+                squares[j] += r[i, j] * r[i, j] + w[i, j] * w[i, j] * Q[i, j]
+                information[j] += w[i, j]

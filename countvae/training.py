@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,13 +11,20 @@ from torch import Tensor, nn
 
 from countvae.decoder import Decoder
 from countvae.encoder import Encoder, centred_logs
-from countvae.evidence import factor_kl, noise_bound, solve_noise
+from countvae.evidence import add_squares, factor_kl, noise_bound, solve_noise
 from countvae.inference import factor_precision, posterior_at, refine
 from countvae.rows import Rows
 from countvae.shrinkage import Shrinkage
+from countvae.threads import available, cut, share
 
 FEATURE_NOISE_SHRINKAGE = 50
 """Samples' worth of information by which a feature's own sigma2 is held to the common one."""
+
+FOR_CORRELATIONS = 48
+"""Samples of an epoch, in each process, by which correlations of the factors are estimated."""
+
+WORTH_PARTS = 1 << 18
+"""Entries of a batch from which each thread takes a step with a part of it."""
 
 PRIOR_FROM = 0.17
 """Share of the epochs after which the loadings are shrunk: earlier, weak factors would die."""
@@ -98,6 +105,7 @@ def train(
     """
     optimizer = _optimizer(rows, encoder, decoder, schedule)
     steps_an_epoch = math.ceil(rows.n / rows.batch_size)
+    threads = available() if rows.batch_size * rows.d >= WORTH_PARTS else 1
     state = State(encoder, decoder, optimizer, generator, rows)
     if kept is not None:
         state.restore(kept)
@@ -108,38 +116,31 @@ def train(
         if finishing:
             state.shrinkage = None
             decoder.requires_grad_(False)
-        shrinkage, warm = state.shrinkage, state.log_scale
-        moments, log_scale = _Moments(decoder), torch.zeros_like(warm)
+        shrinkage = state.shrinkage
+        of_parts = [_Moments(decoder) for _ in range(threads)]
+        log_scale = torch.zeros_like(state.log_scale)
         for i, (index, x, size) in enumerate(rows.shuffled(generator)):
-            step = epoch * steps_an_epoch + i
-            done = step / (schedule.max_epochs * steps_an_epoch)
+            number = epoch * steps_an_epoch + i
+            done = number / (schedule.max_epochs * steps_an_epoch)
             for group in optimizer.param_groups:
-                group["lr"] = group["rate"] * schedule.factor(done, step, group["end"])
-            z, D = encoder(x)
-            m0, Q = decoder(z, D, None if shrinkage is None else shrinkage.U)
-            noise = solve_noise(
-                m0.detach(), Q.detach(), x, decoder.sigma2, warm[index] if epoch else None
-            )
-            bound = noise_bound(m0, Q, noise) - factor_kl(z, D)
-            loss = -bound.sum() / size
-            if shrinkage is not None:
-                # each process has its share of the samples, and of the prior
-                share = len(x) / size
-                loss = loss + shrinkage.penalty(decoder.V) * (share / rows.n)
-            optimizer.zero_grad()
-            loss.backward()
-            if not torch.isfinite(_total_gradients(rows, optimizer, loss.detach())):
+                group["lr"] = group["rate"] * schedule.factor(done, number, group["end"])
+            warm = state.log_scale[index] if epoch else None
+            first = i == 0 and not finishing
+            of_model = encoder, decoder, shrinkage
+            parts = [
+                (*of_model, x[at], None if warm is None else warm[at], size, rows.n, own, first)
+                for at, own in zip(cut(len(x), threads), of_parts, strict=False)
+            ]
+            steps = share(lambda part: _step(*part), parts, threads)
+            if not torch.isfinite(_put_gradients(steps, encoder, decoder, rows)):
                 raise Diverged(f"the bound is not finite in epoch {epoch + 1}")
             if schedule.optimizer == "sgd":
                 _clip(optimizer)
             optimizer.step()
-            log_scale[index] = noise.log_scale
-            moments.add(z, D, Q, noise, bound)
+            log_scale[index] = torch.cat([step.log_scale for step in steps])
             if not finishing:
                 decoder.centre()
-                if not i:
-                    moments.add_correlations(decoder, D, noise, shrinkage, size)
-        moments.total(rows)
+        moments = _Moments.total(of_parts, rows)
         rows.processes.total(log_scale)
         if not moments.finite:
             raise Diverged(f"the factors are not finite after epoch {epoch + 1}")
@@ -289,6 +290,62 @@ def mean_bound(encoder: Encoder, decoder: Decoder, rows: Rows, refinement_steps:
     return total.item() / rows.n
 
 
+class _Step(NamedTuple):
+    """What some samples of a batch have to say."""
+
+    loss: Tensor
+    gradients: list[Tensor]
+    log_scale: Tensor
+
+
+def _step(
+    encoder: Encoder,
+    decoder: Decoder,
+    shrinkage: Shrinkage | None,
+    x: Tensor,
+    log_scale: Tensor | None,
+    size: int,
+    n: int,
+    moments: "_Moments",
+    first: bool,
+) -> _Step:
+    """Find bound and gradients of some of the `size` samples of a batch, of `n` in all."""
+    z, D = encoder(x)
+    m0, Q = decoder(z, D, None if shrinkage is None else shrinkage.U)
+    noise = solve_noise(m0.detach(), Q.detach(), x, decoder.sigma2, log_scale)
+    bound = noise_bound(m0, Q, noise) - factor_kl(z, D)
+    loss = -bound.sum() / size
+    if shrinkage is not None:
+        # the samples' share of the prior, which the loss of all samples has once
+        loss = loss + shrinkage.penalty(decoder.V) * (len(x) / size / n)
+    gradients = torch.autograd.grad(loss, _trained(encoder, decoder))
+    moments.add(z, D, Q, noise, bound, shrinkage)
+    if first:
+        moments.add_correlations(decoder, D, noise, shrinkage, size)
+    return _Step(loss.detach(), list(gradients), noise.log_scale)
+
+
+def _trained(encoder: Encoder, decoder: Decoder) -> list[nn.Parameter]:
+    return [p for p in (*encoder.parameters(), *decoder.parameters()) if p.requires_grad]
+
+
+def _put_gradients(steps: list[_Step], encoder: Encoder, decoder: Decoder, rows: Rows) -> Tensor:
+    """Add up the gradients of all samples in all processes; return the loss of all."""
+    loss, gradients = steps[0].loss, steps[0].gradients
+    for step in steps[1:]:
+        loss = loss + step.loss
+        for gradient, more in zip(gradients, step.gradients, strict=True):
+            gradient += more
+    if rows.processes.count > 1:
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        rows.processes.total(loss, flat)
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        gradients = [part.view_as(old) for part, old in zip(parts, gradients, strict=True)]
+    for parameter, gradient in zip(_trained(encoder, decoder), gradients, strict=True):
+        parameter.grad = gradient
+    return loss
+
+
 class _Moments:
     """What an epoch adds up: moments of the factors and of the noise."""
 
@@ -301,13 +358,13 @@ class _Moments:
         self.left_out = zeros(k, k)
 
     @torch.no_grad()
-    def add(self, z, D, Q, noise, bound) -> None:
+    def add(self, z, D, Q, noise, bound, shrinkage) -> None:
         self.bound += bound.sum()
         self.z += z.sum(0)
         self.zz += z.T @ z + torch.diag(D.sum(0))
-        self.squares += (noise.r.square() + noise.w.square() * Q).sum(0)
-        self.information += noise.w.sum(0)
-        self.of_loadings += noise.w.T @ (z.square() + D)
+        add_squares(noise, Q.detach(), self.squares, self.information)
+        if shrinkage is not None:
+            self.of_loadings += noise.w.T @ (z.square() + D)
 
     @torch.no_grad()
     def add_correlations(self, decoder, D, noise, shrinkage, size: int) -> None:
@@ -316,25 +373,26 @@ class _Moments:
         D gets the correlations of H^-1 and its ratios to 1 / diag(H), not H^-1 itself: what scales
         as D does leaves the rescaling a place to rest.
         """
-        H = factor_precision(decoder.V, noise.w)
+        w, D = noise.w[:FOR_CORRELATIONS], D[:FOR_CORRELATIONS]
+        H = factor_precision(decoder.V, w)
         if shrinkage is not None:
-            H += torch.diag_embed(noise.w @ shrinkage.U)
+            H += torch.diag_embed(w @ shrinkage.U)
         sd = (D * H.diagonal(dim1=1, dim2=2)).sqrt()
         S = sd[:, :, None] * torch.linalg.inv(H) * sd[:, None, :]
-        self.left_out = (S - torch.diag_embed(D)).sum(0) / size
+        share = len(noise.w) / len(w) / size if len(w) else 0.0
+        self.left_out = (S - torch.diag_embed(D)).sum(0) * share
 
-    def total(self, rows: Rows) -> None:
-        """Add up over all processes."""
-        self.n = rows.n
-        rows.processes.total(
-            self.bound,
-            self.z,
-            self.zz,
-            self.squares,
-            self.information,
-            self.of_loadings,
-            self.left_out,
-        )
+    @staticmethod
+    def total(parts: "list[_Moments]", rows: Rows) -> "_Moments":
+        """Add up over all threads and all processes."""
+        whole = parts[0]
+        names = [name for name, value in vars(whole).items() if isinstance(value, Tensor)]
+        for name in names:
+            for part in parts[1:]:
+                getattr(whole, name).add_(getattr(part, name))
+        rows.processes.total(*(getattr(whole, name) for name in names))
+        whole.n = rows.n
+        return whole
 
     def mean_bound(self, shrinkage: Shrinkage | None) -> float:
         """Mean bound at V itself: to first order in U, from below as the bound is convex in Q."""
@@ -395,19 +453,6 @@ def _optimizer(
     if schedule.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=0.9, dampening=0.9)
     return torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.98), fused=True)
-
-
-def _total_gradients(rows: Rows, optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
-    """Add up the gradients over all processes, and return the loss of all."""
-    if rows.processes.count > 1:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([loss[None], *(g.flatten() for g in gradients)])
-        rows.processes.total(flat)
-        loss, *parts = flat.split([1, *(g.numel() for g in gradients)])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
-    return loss
 
 
 def _clip(optimizer: torch.optim.Optimizer) -> None:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from scipy.special import logsumexp
+from scipy.special import logsumexp, wrightomega
 from scipy.stats import multinomial, multivariate_normal
 from torch.distributions import MultivariateNormal, Normal
 
@@ -559,3 +559,30 @@ def test_threads_that_solve_a_block_each_change_nothing(monkeypatch):
         torch.set_num_threads(before)
     for mine, theirs in zip(alone, together, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_sums_of_squares_and_information_are_those_of_their_definition(dtype):
+    m0, Q, x = (part.to(dtype) for part in draw())
+    noise = solve_noise(m0, Q, x, torch.tensor(0.5, dtype=dtype))
+    squares, information = torch.ones_like(m0[0]), torch.full_like(m0[0], 2.0)
+    evidence.add_squares(noise, Q, squares, information)
+    expected = 1 + (noise.r.double() ** 2 + noise.w.double() ** 2 * Q.double()).sum(0)
+    torch.testing.assert_close(squares.double(), expected, rtol=1e-5, atol=1e-5)
+    expected = 2 + noise.w.double().sum(0)
+    torch.testing.assert_close(information.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("Y", [-30.0, -4.1, -3.9, -1.0, 0.0, 1.5, 2.9, 3.1, 8.0, 1e4])
+def test_newton_starts_near_the_root(Y):
+    """Without h, the root of l + exp(l) = Y; with h, of l + exp(l) - h / 2 = Y less the largest."""
+    root = float(np.log(wrightomega(Y).real)) if Y > -30 else Y
+    Y, zero = torch.tensor([[Y]]).double(), torch.zeros(1, 1).double()
+    start = evidence._start(Y, zero, zero[0])
+    assert abs(start.item() - root) < 0.04
+    Q, sigma2 = torch.full_like(Y, 0.3), torch.tensor([0.5]).double()
+    started = evidence._start(Y, Q, sigma2)
+    log_u = started
+    for _ in range(50):
+        u, _, h, slope = evidence._rates(log_u, Q, sigma2)
+        log_u = log_u - (log_u + u - 0.5 * h + 0.5 * (Q + sigma2) - Y) / slope
+    assert abs((started - log_u).item()) < 0.05

@@ -78,6 +78,21 @@ def test_the_kernel_solves_alone_what_the_plain_solver_finds_in_double(given_up,
         assert error.max() < 3e-5, name
 
 
+def test_with_a_warm_log_scale_two_newton_passes_are_enough(given_up, monkeypatch):
+    drawn = simulate(9, 800, 3, 3000, rng=np.random.default_rng(0))
+    x = torch.tensor(drawn.counts.toarray(), dtype=torch.float32)
+    m0 = torch.tensor(drawn.mu + drawn.z @ drawn.V.T, dtype=torch.float32)
+    Q, sigma2 = torch.full_like(m0, 0.05), torch.tensor(drawn.sigma2, dtype=torch.float32)
+    warm = solve_noise(m0, Q, x, sigma2).log_scale + 0.02
+    assert not given_up
+    monkeypatch.setattr(evidence, "NEWTON_PASSES", 2)
+    solve_noise(m0, Q, x, sigma2, warm)
+    assert not given_up
+    monkeypatch.setattr(evidence, "NEWTON_PASSES", 1)
+    solve_noise(m0, Q, x, sigma2, warm)
+    assert given_up
+
+
 def test_what_the_kernel_gives_up_is_solved_in_its_place(given_up):
     x = torch.tensor([[1.0, 0, 0], [40, 2, 9], [0, 1, 0]])
     m0 = torch.tensor([[-30.0, 20, 9], [2, 0, 1], [30, -20, 0]])

@@ -1,0 +1,1 @@
+"""Time and memory, of countvae and of others, on one machine in one run."""
