@@ -535,6 +535,7 @@ def _fitted(
     checkpoint = _checkpoint(output, options, say) if processes.rank == 0 else _beside(output)
     processes.wait()  # for the first to settle what is there
     model = MultinomialVAE(**settings, basis=basis, checkpoint=checkpoint)
+    say(f"memory: about {model.estimate_memory(kept) / 2**20:.0f} MiB besides the table")
     with renamed({"X:": f"{table}:", "basis:": f"{basis}:"}), timed(seconds, "fit"):
         _with_progress(options["quiet"], model, kept)
     run = {

@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from countvae import store
 from countvae.basis import make_basis, restore
+from countvae.budget import available_bytes, fit_bytes
 from countvae.checks import (
     MAX_COUNT,
     CountvaeWarning,
@@ -635,6 +636,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self, counts: Any, held_out: Any | None, k: int, seed: int
     ) -> tuple[Encoder, Decoder, list[dict[str, float | int]]]:
         n, d = counts.shape
+        self._check_memory(counts, k)
         size = int(self.batch_size or default_batch_size(n, d))
         rows = Rows(counts, size, processes=joined())
         validation = None if held_out is None else Rows(held_out, size, processes=rows.processes)
@@ -691,6 +693,39 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                     stacklevel=3,
                 )
         raise AssertionError("unreachable")
+
+    def estimate_memory(self, X: Any) -> int:
+        """Bytes that `fit` takes at its peak besides the table, estimated; see `budget.fit_bytes`.
+
+        Parameters
+        ----------
+        X : anything with a shape, or CountTable
+            The table.
+        """
+        self._check_settings()
+        counts = X.counts if isinstance(X, CountTable) else X
+        n, d = counts.shape
+        return fit_bytes(
+            n,
+            d,
+            min(int(self.n_components), max(1, min(n, d) - 1)),
+            batch_size=int(self.batch_size or default_batch_size(n, d)),
+            width=int(self.encoder_width) if self.encoder_depth > 1 else 0,
+            threads=torch.get_num_threads(),
+            nnz=int(getattr(counts, "nnz", n * d)),
+            streamed=isinstance(counts, CountFile),
+        )
+
+    def _check_memory(self, counts: Any, k: int) -> None:
+        needed, free = self.estimate_memory(counts), available_bytes()
+        if free is not None and needed > free:
+            n, d = counts.shape
+            raise InputError(
+                f"X: a fit of {n} samples × {d} features with {k} factors takes about "
+                f"{needed / 2**30:.1f} GiB of memory besides the table, of which {free / 2**30:.1f}"
+                " are free; fewer factors, a smaller batch_size and a smaller encoder_width take"
+                " less."
+            )
 
     def _report(self, max_epochs: int) -> Callable[[dict[str, float | int]], None] | None:
         progress = self.progress

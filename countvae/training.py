@@ -137,6 +137,7 @@ def train(
             if schedule.optimizer == "sgd":
                 _clip(optimizer)
             optimizer.step()
+            optimizer.zero_grad()
             log_scale[index] = torch.cat([step.log_scale for step in steps])
             if not finishing:
                 decoder.centre()
