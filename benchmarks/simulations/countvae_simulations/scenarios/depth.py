@@ -82,14 +82,15 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         some = rows[(rows["table.design"] == design) & (rows["table.reads"] == N)]
         said.append(_spread(design, N, some))
     learned = rows[rows["method"] == "learned_pseudocount"]
+    by = "settings.encoder_depth"
     for design, some in learned.groupby("table.design", sort=False):
         here = ours[
             (ours["table.design"] == design)
             & (ours["table.reads"] == MIDDLE)
             & (ours["settings.pseudocount"] == 1.0)
             & ours["seed"].isin(some["seed"])
+            & ours[by].isin(some[by])
         ]
-        by = "settings.encoder_depth"
         gap, error = (
             [(t.groupby(by)[name].median()) for t in (here, some)]
             for name in ("gap_0", "covariance")
