@@ -372,11 +372,12 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
             warnings.simplefilter("ignore", CountvaeWarning)
         model, kept, run = _fitted(ctx, tables, output, options, processes)
         mean, sd = _encoded(model, kept, processes, run["seconds"])
-        if processes.rank > 0:
-            return
-        beside = ordination.files(model, kept.sample_ids, mean, sd, kept.feature_metadata)
-        beside["run.json"] = lambda path: _write_json(run, path)
-        model.save(output, force=options["force"], extra_files=beside)
+        if processes.rank == 0:
+            beside = ordination.files(model, kept.sample_ids, mean, sd, kept.feature_metadata)
+            beside["run.json"] = lambda path: _write_json(run, path)
+            model.save(output, force=options["force"], extra_files=beside)
+    if processes.rank > 0:
+        return
     if options["as_json"]:
         _print_json(run)
     else:

@@ -76,12 +76,14 @@ def joined() -> Processes:
 
 @contextmanager
 def launched() -> Iterator[Processes]:
-    """Join the processes that ``torchrun`` started, if it did, and part from them at the end."""
+    """Join the processes that ``torchrun`` started, if it did, and part when all are done."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_available():
         yield joined()
         return
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield joined()
+        # a process that leaves while others are still busy can abort, or take them with it
+        dist.barrier()
     finally:
         dist.destroy_process_group()

@@ -34,10 +34,11 @@ class SparseLogs:
 
     @staticmethod
     def of(
-        x: Float[Tensor, "b d"], pseudocount: float, centre: Float[Tensor, " d"]
+        x: Float[Tensor, "b d"], pseudocount: float | Tensor, centre: Float[Tensor, " d"]
     ) -> "SparseLogs | None":
         """Collect the logs of a batch; None where dense arithmetic is faster, or the only one."""
-        if kernel is None or x.dtype != torch.float32 or x.device.type != "cpu":
+        single = x.dtype == torch.float32 and x.device.type == "cpu"
+        if kernel is None or not single or isinstance(pseudocount, Tensor):
             return None
         b, d = x.shape
         most = int(SPARSE * b * d)
