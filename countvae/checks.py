@@ -19,6 +19,7 @@ __all__ = [
     "check_shape",
     "check_unique",
     "examples",
+    "samples_with_reads",
 ]
 
 MAX_COUNT = 2.0**53
@@ -214,6 +215,34 @@ def check_depth(
             f" {empty.size} of {depth.size} {'has' if empty.size == 1 else 'have'} none:"
             f" {examples(names)}.",
         )
+
+
+def samples_with_reads(
+    depth: Float[np.ndarray, " n"], sample_ids: np.ndarray, argument: str
+) -> np.ndarray:
+    """Mark the samples that have a read, and name those that have none in a warning.
+
+    Raises
+    ------
+    InputError
+        If no sample has a read.
+
+    Warns
+    -----
+    CountvaeWarning
+        Of samples without a read.
+    """
+    kept = depth > 0
+    if not kept.any():
+        raise InputError(f"{argument}: expected at least one sample with reads; all are empty.")
+    if not kept.all():
+        warnings.warn(
+            f"{argument}: left out {(~kept).sum()} of {kept.size} samples, without a read:"
+            f" {examples(list(sample_ids[~kept]))}.",
+            CountvaeWarning,
+            stacklevel=4,
+        )
+    return kept
 
 
 def _name(ids: Ids, i: int) -> str:

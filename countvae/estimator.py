@@ -609,7 +609,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return [str(name) for name in names]
 
     def _feasible_components(self, n: int, d: int) -> int:
-        most = max(1, min(n, d) - 1)
+        most = most_components(n, d)
         if self.n_components > most:
             warnings.warn(
                 f"n_components: {n} samples of {d} features carry at most {most} factors, not "
@@ -637,7 +637,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     ) -> tuple[Encoder, Decoder, list[dict[str, float | int]]]:
         n, d = counts.shape
         self._check_memory(counts, k)
-        size = int(self.batch_size or default_batch_size(n, d))
+        size = self._batch_size(n, d)
         rows = Rows(counts, size, processes=joined())
         validation = None if held_out is None else Rows(held_out, size, processes=rows.processes)
         max_epochs = int(self.max_epochs or np.clip(np.ceil(700 * rows.batch_size / n), 9, 70))
@@ -708,8 +708,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return fit_bytes(
             n,
             d,
-            min(int(self.n_components), max(1, min(n, d) - 1)),
-            batch_size=int(self.batch_size or default_batch_size(n, d)),
+            min(int(self.n_components), most_components(n, d)),
+            batch_size=self._batch_size(n, d),
             width=int(self.encoder_width) if self.encoder_depth > 1 else 0,
             threads=torch.get_num_threads(),
             nnz=int(getattr(counts, "nnz", n * d)),
@@ -726,6 +726,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 " are free; fewer factors, a smaller batch_size and a smaller encoder_width take"
                 " less."
             )
+
+    def _batch_size(self, n: int, d: int) -> int:
+        return int(self.batch_size or default_batch_size(n, d))
 
     def _report(self, max_epochs: int) -> Callable[[dict[str, float | int]], None] | None:
         progress = self.progress
@@ -823,6 +826,11 @@ class _Checkpoint:
         if "attempt" not in settings:
             raise InputError(f"{self.folder}: is no checkpoint of a fit.")
         return arrays, settings
+
+
+def most_components(n: int, d: int) -> int:
+    """Factors that a table can carry."""
+    return max(1, min(n, d) - 1)
 
 
 def default_batch_size(n: int, d: int) -> int:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from countvae import omega
 from countvae.compiled import kernel
 from countvae.threads import available, cut, share
 
@@ -25,11 +26,6 @@ CACHED_ENTRIES = 1 << 17
 
 WORTH_THREADS = 1 << 16
 """Entries of a batch from which its blocks are shared out among threads."""
-
-OMEGA = (-0.567188, 0.638613, -0.0735484, 0.000800638, 0.00156692, -7.34982e-05, -3.54818e-05)
-"""Polynomial that is within 0.0007 of the root of l + exp(l) = Y, Y in `OMEGA_RANGE`."""
-
-OMEGA_RANGE = (-4.0, 3.0)
 
 NEWTON_PASSES = 24
 TOLERANCE = 0.02
@@ -146,18 +142,18 @@ def _start(Y: Tensor, Q: Tensor, sigma2: Tensor) -> Tensor:
 
     As exp(l) is then Y - l, neither needs an exponential.
     """
-    middle = Y.clamp(*OMEGA_RANGE)
-    omega = torch.zeros_like(Y)
-    for coefficient in reversed(OMEGA):
-        omega.mul_(middle).add_(coefficient)
+    middle = Y.clamp(omega.LOW, omega.HIGH)
+    root = torch.zeros_like(Y)
+    for coefficient in reversed(omega.COEFFICIENTS):
+        root.mul_(middle).add_(coefficient)
     log = Y.clamp_min(1).log()
-    omega = torch.where(Y > OMEGA_RANGE[1], log - log / (1 + Y), omega)
-    omega = torch.where(Y < OMEGA_RANGE[0], Y, omega)
-    u = Y - omega
+    root = torch.where(Y > omega.HIGH, log - log / (1 + Y), root)
+    root = torch.where(Y < omega.LOW, Y, root)
+    u = Y - root
     rho = (1 + u).reciprocal_()
     h = rho * torch.addcmul(sigma2.expand_as(u), rho, Q)
     slope = torch.addcmul(1 + u, u * rho, torch.addcmul(h, rho, sigma2, value=-0.5))
-    return omega + 0.5 * (h - Q - sigma2) / slope
+    return root + 0.5 * (h - Q - sigma2) / slope
 
 
 @torch.no_grad()

@@ -18,6 +18,8 @@ from numba import njit
 from numba.core import types
 from numba.extending import intrinsic
 
+from countvae.omega import COEFFICIENTS, HIGH, LOW
+
 F = np.float32
 
 # Only `solve` is kept on disk, with all that it calls inlined. Separate functions have a copy of
@@ -125,24 +127,24 @@ def _load(work, first, size, m0, Q, x, sigma2, log_sigma2, c):
     for j in range(size):
         s, q = work[NOISE + j], work[FACTORS + j]
         Y = work[PRIOR + j] + s * work[COUNTS + j] + F(0.5) * (q + s) + c
-        y = min(max(Y, F(-4.0)), F(3.0))
-        omega = F(-3.54818e-05)
-        omega = omega * y + F(-7.34982e-05)
-        omega = omega * y + F(0.00156692)
-        omega = omega * y + F(0.000800638)
-        omega = omega * y + F(-0.0735484)
-        omega = omega * y + F(0.638613)
-        omega = omega * y + F(-0.567188)
+        y = min(max(Y, F(LOW)), F(HIGH))
+        root = F(COEFFICIENTS[6])
+        root = root * y + F(COEFFICIENTS[5])
+        root = root * y + F(COEFFICIENTS[4])
+        root = root * y + F(COEFFICIENTS[3])
+        root = root * y + F(COEFFICIENTS[2])
+        root = root * y + F(COEFFICIENTS[1])
+        root = root * y + F(COEFFICIENTS[0])
         positive = max(Y, F(1.0))
         high = log(positive) * (positive / (F(1.0) + positive))
-        omega = high if Y > F(3.0) else omega
-        omega = Y if Y < F(-4.0) else omega
-        u = Y - omega
+        root = high if Y > F(HIGH) else root
+        root = Y if Y < F(LOW) else root
+        u = Y - root
         rho = F(1.0) / (F(1.0) + u)
         h = rho * (s + rho * q)
         slope = F(1.0) + u + u * rho * (h - F(0.5) * rho * s)
         work[PRECISION + j] = F(1.0) / s
-        work[LOG_U + j] = omega + F(0.5) * (h - q - s) / slope
+        work[LOG_U + j] = root + F(0.5) * (h - q - s) / slope
         work[STEP + j] = F(0.0)
         work[INVERSE + j] = F(0.0)
 

@@ -1,7 +1,6 @@
 """Minibatches: rows of a sparse count table as dense tensors, a batch at a time."""
 
 import itertools
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -66,11 +65,6 @@ class Rows:
         Of the batches.
     processes : Processes
         Who shares the rows.
-
-    Attributes
-    ----------
-    waited : float
-        Seconds in which a streamed table was not there in time.
     """
 
     def __init__(
@@ -86,7 +80,6 @@ class Rows:
         self.dtype = dtype
         self.device = device
         self.processes = processes
-        self.waited = 0.0
         self.n, self.d = counts.shape
         self.streamed = not issparse(counts)
         lanes = min(LANES, batch_size, self.n) if self.streamed else 1
@@ -182,15 +175,9 @@ class Rows:
             for group in groups:
                 ready, coming = coming, (group, reader.submit(read, group))
                 if ready is not None:
-                    yield self._awaited(*ready)
+                    yield ready[0], ready[1].result()
             if coming is not None:
-                yield self._awaited(*coming)
-
-    def _awaited(self, group: list[Tensor], reading: Any) -> tuple[list[Tensor], csr_array]:
-        begun = time.perf_counter()
-        some = reading.result()
-        self.waited += time.perf_counter() - begun
-        return group, some
+                yield coming[0], coming[1].result()
 
     def _dense(self, some: csr_array) -> Tensor:
         numbers = np.float32 if self.dtype == torch.float32 else np.float64

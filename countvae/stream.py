@@ -21,10 +21,11 @@ from countvae.checks import (
     check_shape,
     check_unique,
     examples,
+    samples_with_reads,
 )
 from countvae.table import (
     Overlap,
-    Stored,
+    Parsed,
     canonical,
     format_of,
     place_features,
@@ -188,7 +189,7 @@ class CountFile:
         As `CountTable.filter`, reading the file once a round; two or three rounds are usual.
         """
         samples, features = qualifying(
-            lambda: self.blocks(),
+            self.blocks,
             self.shape,
             min_sample_count=min_sample_count,
             min_feature_count=min_feature_count,
@@ -206,36 +207,18 @@ class CountFile:
 
     def without_empty(self, argument: str = "table") -> "CountFile":
         """Leave out samples without a read, with a warning; as `CountTable.without_empty`."""
-        kept = self.depth > 0
-        if not kept.any():
-            raise InputError(f"{argument}: expected at least one sample with reads; all are empty.")
-        if not kept.all():
-            warnings.warn(
-                f"{argument}: left out {(~kept).sum()} of {self.n} samples, without a read:"
-                f" {examples(list(self.sample_ids[~kept]))}.",
-                CountvaeWarning,
-                stacklevel=3,
-            )
-        return self.select_samples(kept)
+        return self.select_samples(samples_with_reads(self.depth, self.sample_ids, argument))
 
     def align_features(
         self, feature_ids: Shaped[np.ndarray, " features"]
     ) -> tuple["CountFile", Overlap]:
         """Bring the table to exactly these features; as `CountTable.align_features`."""
         place = place_features(self.feature_ids, feature_ids, self.sample_ids)
-        shared = int((place >= 0).sum())
-        before = self.depth.sum()
         frame = self.feature_metadata
         aligned = self._with_features(
             place, feature_ids, None if frame is None else frame.reindex(feature_ids)
         )
-        overlap = Overlap(
-            shared=shared,
-            missing=len(feature_ids) - shared,
-            extra=self.d - shared,
-            read_fraction=float(aligned.depth.sum() / before) if before else 0.0,
-        )
-        return aligned, overlap
+        return aligned, Overlap.of(place, len(feature_ids), aligned.depth.sum(), self.depth.sum())
 
     def with_metadata(self, path: str | os.PathLike[str]) -> "CountFile":
         """Add the columns of a metadata file, aligned by sample id."""
@@ -312,12 +295,12 @@ class _Part:
             raise InputError(f"{path}: layer={layer!r} can be had of an .h5ad file only.")
         with reading(path, form):
             self.file = h5py.File(path)
-            self.stored: Stored = (
+            self.stored: Parsed = (
                 stored_biom(self.file)
                 if form == "BIOM 2.1"
                 else stored_h5ad(self.file, path, layer)
             )
-            self.matrix = self.stored.matrix
+            self.matrix = self.stored.counts
             self.n, self.d = len(self.stored.sample_ids), len(self.stored.feature_ids)
             self.place: np.ndarray | None = None
             self._look()

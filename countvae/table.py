@@ -31,7 +31,14 @@ from scipy.sparse import coo_array, csr_array, csr_matrix, issparse, vstack
 from skbio.metadata import SampleMetadata
 from skbio.metadata.io import MetadataFileError
 
-from countvae.checks import CountvaeWarning, InputError, check_counts, check_unique, examples
+from countvae.checks import (
+    CountvaeWarning,
+    InputError,
+    check_counts,
+    check_unique,
+    examples,
+    samples_with_reads,
+)
 from countvae.files import check_writable, new_file
 
 __all__ = ["CountTable", "Overlap", "read", "write", "write_frame"]
@@ -64,6 +71,17 @@ class Overlap:
     missing: int
     extra: int
     read_fraction: float
+
+    @classmethod
+    def of(cls, place: np.ndarray, wanted: int, shared_reads: float, reads: float) -> "Overlap":
+        """Count where the features of a table go (-1 for nowhere) among those wanted."""
+        shared = int((place >= 0).sum())
+        return cls(
+            shared=shared,
+            missing=wanted - shared,
+            extra=len(place) - shared,
+            read_fraction=float(shared_reads / reads) if reads else 0.0,
+        )
 
     def __str__(self) -> str:
         """Say it in a sentence."""
@@ -242,17 +260,7 @@ class CountTable:
         CountvaeWarning
             Of samples left out, by name.
         """
-        kept = self.depth > 0
-        if not kept.any():
-            raise InputError(f"{argument}: expected at least one sample with reads; all are empty.")
-        if not kept.all():
-            warnings.warn(
-                f"{argument}: left out {(~kept).sum()} of {self.n} samples, without a read:"
-                f" {examples(list(self.sample_ids[~kept]))}.",
-                CountvaeWarning,
-                stacklevel=3,
-            )
-        return self.select_samples(kept)
+        return self.select_samples(samples_with_reads(self.depth, self.sample_ids, argument))
 
     def align_features(
         self, feature_ids: Shaped[np.ndarray, " features"]
@@ -278,7 +286,6 @@ class CountTable:
         """
         place = place_features(self.feature_ids, feature_ids, self.sample_ids)
         known = place >= 0
-        shared = int(known.sum())
         total = self.counts.sum(dtype=np.float64)
         entries = self.counts.tocoo()
         in_shared = known[entries.col]
@@ -295,13 +302,8 @@ class CountTable:
             if self.feature_metadata is None
             else self.feature_metadata.reindex(feature_ids),
         )
-        overlap = Overlap(
-            shared=shared,
-            missing=len(feature_ids) - shared,
-            extra=self.d - shared,
-            read_fraction=float(data.sum(dtype=np.float64) / total) if total else 0.0,
-        )
-        return aligned, overlap
+        reads = data.sum(dtype=np.float64)
+        return aligned, Overlap.of(place, len(feature_ids), reads, total)
 
 
 def qualifying(
@@ -501,10 +503,10 @@ def write_frame(frame: pd.DataFrame, path: str | os.PathLike[str], force: bool =
         frame.to_csv(beside, sep="\t", index_label=frame.index.name or "id", lineterminator="\n")
 
 
-class Stored(NamedTuple):
-    """A table in an open HDF5 file: its names, and the matrix that is still to be read."""
+class Parsed(NamedTuple):
+    """What a file holds, before it is checked: counts, or an HDF5 matrix still to be read."""
 
-    matrix: Any
+    counts: Any
     sample_ids: np.ndarray
     feature_ids: np.ndarray
     sample_metadata: pd.DataFrame | None
@@ -512,19 +514,7 @@ class Stored(NamedTuple):
     source: str
     hint: str = ""
 
-
-class _Parsed(NamedTuple):
-    """What a file holds, before it is checked."""
-
-    counts: csr_array
-    sample_ids: np.ndarray
-    feature_ids: np.ndarray
-    sample_metadata: pd.DataFrame | None
-    feature_metadata: pd.DataFrame | None
-    source: str
-    hint: str = ""
-
-    def transposed(self) -> "_Parsed":
+    def transposed(self) -> "Parsed":
         return self._replace(
             counts=canonical(csr_array(self.counts.T)),
             sample_ids=self.feature_ids,
@@ -632,16 +622,16 @@ def _open_text(path: Path) -> io.TextIOWrapper:
     )
 
 
-def _read_biom_hdf5(path: Path, layer: str | None, transpose: bool) -> _Parsed:
+def _read_biom_hdf5(path: Path, layer: str | None, transpose: bool) -> Parsed:
     with h5py.File(path) as file:
-        return _parsed(stored_biom(file))
+        return _with_counts(stored_biom(file))
 
 
-def stored_biom(file: h5py.File) -> Stored:
+def stored_biom(file: h5py.File) -> Parsed:
     """Names of a BIOM 2.1 table, and its copy by sample."""
     sample_ids = _ids(_strings(file["sample/ids"]))
     feature_ids = _ids(_strings(file["observation/ids"]))
-    return Stored(
+    return Parsed(
         file["sample/matrix"],
         sample_ids,
         feature_ids,
@@ -651,10 +641,10 @@ def stored_biom(file: h5py.File) -> Stored:
     )
 
 
-def _parsed(stored: Stored) -> _Parsed:
-    """Read the counts as well."""
+def _with_counts(stored: Parsed) -> Parsed:
+    """Read the matrix as well."""
     shape = (len(stored.sample_ids), len(stored.feature_ids))
-    return _Parsed(_read_matrix(stored.matrix, shape), *stored[1:])
+    return stored._replace(counts=_read_matrix(stored.counts, shape))
 
 
 def _strings(dataset: h5py.Dataset) -> np.ndarray:
@@ -671,7 +661,7 @@ def _biom_columns(axis: h5py.Group) -> dict[str, Any]:
     return columns
 
 
-def _read_biom_json(path: Path, layer: str | None, transpose: bool) -> _Parsed:
+def _read_biom_json(path: Path, layer: str | None, transpose: bool) -> Parsed:
     with _open_text(path) as file:
         content = json.load(file)
     if not {"rows", "columns", "data", "matrix_type"} <= content.keys():
@@ -695,7 +685,7 @@ def _read_biom_json(path: Path, layer: str | None, transpose: bool) -> _Parsed:
             )
     row, column, data = np.array(entries, dtype=np.float64).reshape(-1, 3).T
     shape = (len(sample_ids), len(feature_ids))
-    return _Parsed(
+    return Parsed(
         canonical(coo_array((data, (column.astype(np.int64), row.astype(np.int64))), shape=shape)),
         sample_ids,
         feature_ids,
@@ -716,12 +706,12 @@ def _json_columns(axis: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return columns
 
 
-def _read_h5ad(path: Path, layer: str | None, transpose: bool) -> _Parsed:
+def _read_h5ad(path: Path, layer: str | None, transpose: bool) -> Parsed:
     with h5py.File(path) as file:
-        return _parsed(stored_h5ad(file, path, layer))
+        return _with_counts(stored_h5ad(file, path, layer))
 
 
-def stored_h5ad(file: h5py.File, path: Path, layer: str | None) -> Stored:
+def stored_h5ad(file: h5py.File, path: Path, layer: str | None) -> Parsed:
     """Names of an ``.h5ad`` table, and the matrix of the layer asked for.
 
     Raises
@@ -749,7 +739,7 @@ def stored_h5ad(file: h5py.File, path: Path, layer: str | None) -> Stored:
     frames = [cast(pd.DataFrame, anndata.io.read_elem(file[axis])) for axis in ("obs", "var")]
     obs, var = (frame.set_axis(_ids(frame.index), axis="index") for frame in frames)
     hint = f"; other layers here: {examples(layers, 10) if layers else 'none'}"
-    return Stored(
+    return Parsed(
         matrix,
         _ids(obs.index),
         _ids(var.index),
@@ -791,7 +781,7 @@ def _is_comment(line: str) -> bool:
     )
 
 
-def _read_text(path: Path, layer: str | None, transpose: bool) -> _Parsed:
+def _read_text(path: Path, layer: str | None, transpose: bool) -> Parsed:
     with _open_text(path) as lines:
         head = next((line for line in lines if line.strip() and not _is_comment(line)), "")
         commas, tabs = head.count(","), head.count("\t")
@@ -836,7 +826,7 @@ def _read_text(path: Path, layer: str | None, transpose: bool) -> _Parsed:
     counts = csr_array(
         (np.array(values), np.array(at), np.array(starts)), shape=(len(ids), len(columns))
     )
-    parsed = _Parsed(
+    parsed = Parsed(
         canonical(counts),
         _ids(ids),
         _ids(columns),
@@ -854,7 +844,7 @@ def _number(cell: str) -> float | None:
         return None
 
 
-_READERS: dict[str, Callable[[Path, str | None, bool], _Parsed]] = {
+_READERS: dict[str, Callable[[Path, str | None, bool], Parsed]] = {
     "BIOM 2.1": _read_biom_hdf5,
     "BIOM 1.0": _read_biom_json,
     "h5ad": _read_h5ad,

@@ -118,10 +118,11 @@ def write(name: str, rows: pd.DataFrame) -> None:
 
 def origin() -> list[str]:
     """Versions, the machine without its name, and the command."""
+    program = Path(sys.argv[0])
     packages = ("countvae", "torch", "numpy", "scipy", "scikit-learn", "scikit-bio")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     return [
-        f"python -m benchmarks.core.{Path(sys.argv[0]).stem} {' '.join(sys.argv[1:])}".rstrip(),
+        " ".join([f"python -m benchmarks.{program.parent.name}.{program.stem}", *sys.argv[1:]]),
         f"Python {platform.python_version()}, {versions}, commit {_commit()}",
         f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
         f"{platform.system()} {platform.machine()}",

@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from benchmarks.performance.common import machine, show
+from benchmarks.core.common import origin
 from benchmarks.performance.tables import blocks
 from countvae.decoder import Decoder
 from countvae.estimator import MultinomialVAE
@@ -84,30 +83,26 @@ def steps(d: int, k: int, seed: int) -> dict[str, float]:
     return {"step_early": float(np.median(each[1:3])), "step": float(np.median(each[3:10]))}
 
 
-def measure() -> pd.DataFrame:
-    """A row for each size."""
-    found = []
+def measure() -> None:
+    """Print a line for each size."""
     for d in FEATURES:
         for k in FACTORS:
             rate = rates(d, k)
             floor = PRODUCTS * rate["product"] + EXPONENTIALS * rate["exponential"]
             took = steps(d, k, 0)
-            found.append(
-                {
-                    "d": d,
-                    "k": k,
-                    "gflops": 2e-9 * BATCH * d * k / rate["product"],
-                    "copy_gb_s": 8e-9 * BATCH * d / rate["copy"],
-                    "floor_ms": 1e3 * floor,
-                    "step_ms": 1e3 * took["step"],
-                    "times_floor": took["step"] / floor,
-                    "times_floor_without_prior": took["step_early"] / floor,
-                }
-            )
-            show(found[-1])
-    return pd.DataFrame(found)
+            row = {
+                "d": d,
+                "k": k,
+                "gflops": 2e-9 * BATCH * d * k / rate["product"],
+                "copy_gb_s": 8e-9 * BATCH * d / rate["copy"],
+                "floor_ms": 1e3 * floor,
+                "step_ms": 1e3 * took["step"],
+                "times_floor": took["step"] / floor,
+                "times_floor_without_prior": took["step_early"] / floor,
+            }
+            print("  ".join(f"{name} {value:.3g}" for name, value in row.items()), flush=True)
 
 
 if __name__ == "__main__":
-    print(machine())
+    print("\n".join(origin()))
     measure()
