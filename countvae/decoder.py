@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from countvae.threads import cut, share, worth
+
 SIGMA2_RANGE = (1e-4, 100.0)
 
 
@@ -42,9 +44,7 @@ class Decoder(nn.Module):
 
         With variances U of the loadings, Q_j has sum_c U_jc (z_c^2 + D_c) as well.
         """
-        m0, V2 = torch.addmm(self.mu, z, self.V.T), self.V * self.V
-        Q = D @ V2.T if U is None else torch.addmm(D @ (V2 + U).T, z * z, U.T)
-        return m0, Q
+        return _Logits.apply(z, D, self.V, self.mu, U)
 
     @torch.no_grad()
     def rescale(self, A: Float[Tensor, "k k"], shift: Float[Tensor, " k"]) -> None:
@@ -63,3 +63,57 @@ class Decoder(nn.Module):
     def grow_sigma2(self, ratio: Tensor) -> None:
         """One step of the fixed point of sigma2, by at most a factor of two."""
         self.sigma2.mul_(ratio.clamp(0.5, 2)).clamp_(*SIGMA2_RANGE)
+
+
+class _Logits(torch.autograd.Function):
+    """m0 and Q, and their gradients, by slices of the samples or of the features."""
+
+    @staticmethod
+    def forward(ctx, z, D, V, mu, U):
+        ctx.save_for_backward(z, D, V, U)
+        (b, k), d = z.shape, len(V)
+        threads = worth(b * d)
+        parts = 1 if U is None else 2
+        ctx.moments = D if U is None else torch.cat([D, z * z], 1)
+        ctx.squares = V.new_empty(d, parts * k)
+        m0, Q = z.new_empty(b, d), z.new_empty(b, d)
+
+        def of_features(at: slice) -> None:
+            torch.mul(V[at], V[at], out=ctx.squares[at, :k])
+            if U is not None:
+                ctx.squares[at, :k] += U[at]
+                ctx.squares[at, k:] = U[at]
+
+        def of_samples(at: slice) -> None:
+            torch.addmm(mu, z[at], V.T, out=m0[at])
+            torch.mm(ctx.moments[at], ctx.squares.T, out=Q[at])
+
+        share(of_features, cut(d, threads), threads)
+        share(of_samples, cut(b, threads), threads)
+        return m0, Q
+
+    @staticmethod
+    def backward(ctx, of_m0, of_Q):  # pyright: ignore[reportIncompatibleMethodOverride]
+        z, D, V, U = ctx.saved_tensors
+        of_z, of_moments = torch.empty_like(z), torch.empty_like(ctx.moments)
+        of_V, of_mu = torch.empty_like(V), V.new_empty(len(V))
+
+        def of_samples(at: slice) -> None:
+            torch.mm(of_m0[at], V, out=of_z[at])
+            torch.mm(of_Q[at], ctx.squares, out=of_moments[at])
+
+        def of_features(at: slice) -> None:
+            torch.mm(of_Q[:, at].T, D, out=of_V[at])
+            of_V[at] *= V[at]
+            torch.addmm(of_V[at], of_m0[:, at].T, z, beta=2, out=of_V[at])
+            torch.sum(of_m0[:, at], 0, out=of_mu[at])
+
+        threads = worth(of_m0.numel())
+        tasks = [(of_samples, at) for at in cut(len(z), threads)]
+        if ctx.needs_input_grad[2]:
+            tasks += [(of_features, at) for at in cut(len(V), threads)]
+        share(lambda task: task[0](task[1]), tasks, threads)
+        of_D, of_squared_z = of_moments[:, : D.shape[1]], of_moments[:, D.shape[1] :]
+        if U is not None:
+            of_z.addcmul_(z, of_squared_z, value=2)
+        return of_z, of_D, of_V, of_mu, None

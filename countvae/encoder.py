@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from countvae.sparse_logs import SparseLogs
+from countvae.logs import Logs, centred_logs
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
@@ -86,9 +86,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
         """Posterior mean z_hat and variance D of each sample."""
-        inputs = SparseLogs.of(x, self.pseudocount, self.centre)
-        if inputs is None:
-            inputs = centred_logs(x, self.pseudocount, self.centre)
+        learned = isinstance(self.pseudocount, Tensor)
+        inputs = (centred_logs if learned else Logs)(x, self.pseudocount, self.centre)
         z = self.b + inputs @ self.A
         log_D = self.log_D.expand_as(z)
         if self.G is not None:
@@ -125,14 +124,6 @@ class Encoder(nn.Module):
         if self.G is not None:
             self.G_bias += shift @ self.G
         self.centre.copy_(centre)
-
-
-def centred_logs(
-    x: Float[Tensor, "b d"], pseudocount: float | Tensor, centre: Float[Tensor, " d"]
-) -> Float[Tensor, "b d"]:
-    """Return CLR(x + pseudocount) - centre: all that an encoder sees of the counts."""
-    logs = (x + pseudocount).log()
-    return logs - logs.mean(1, keepdim=True) - centre
 
 
 def _dense(inputs: int, outputs: int, generator: torch.Generator, dtype: torch.dtype) -> nn.Linear:

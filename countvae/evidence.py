@@ -17,7 +17,7 @@ from torch import Tensor
 
 from countvae import omega
 from countvae.compiled import kernel
-from countvae.threads import available, cut, share
+from countvae.threads import cut, share, worth
 
 Sigma2 = Float[Tensor, ""] | Float[Tensor, " d"]
 
@@ -103,7 +103,7 @@ def solve_noise(
     if log_scale is None:
         log_scale = x.sum(1).clamp_min(1e-6).log() - m0.logsumexp(1)
     sigma2 = sigma2.expand(d)
-    threads = available() if b * d >= WORTH_THREADS else 1
+    threads = worth(b * d, WORTH_THREADS)
     if kernel is not None and x.dtype == torch.float32 and x.device.type == "cpu":
         return _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads)
     rows = max(1, min(CACHED_ENTRIES // d, -(-b // threads)))
@@ -291,9 +291,11 @@ def add_squares(
     noise: Noise, Q: Float[Tensor, "b d"], squares: Float[Tensor, " d"], w: Float[Tensor, " d"]
 ) -> None:
     """Add sum(r^2 + w^2 Q) and sum(w) over the samples of a batch, all that sigma2 depends on."""
+    threads = worth(Q.numel())
     if kernel is not None and Q.dtype == torch.float32 and Q.device.type == "cpu":
-        arrays = (noise.r, noise.w, Q.contiguous(), squares, w)
-        kernel.add_squares(*(array.numpy() for array in arrays))
+        add = kernel.add_squares
+        arrays = [array.numpy() for array in (noise.r, noise.w, Q.contiguous(), squares, w)]
+        share(lambda at: add(*arrays, at.start, at.stop), cut(len(w), threads), threads)
     else:
         squares += torch.addcmul(noise.r.square(), noise.w.square(), Q).sum(0)
         w += noise.w.sum(0)
@@ -311,7 +313,15 @@ class _AtFixedPoint(torch.autograd.Function):
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         r, w = ctx.saved_tensors
         grad = grad[:, None].to(r.dtype)
-        return grad * r, (-0.5 * grad) * w, None, None, None
+        of_m0, of_Q = torch.empty_like(r), torch.empty_like(w)
+
+        def work(at: slice) -> None:
+            torch.mul(grad[at], r[at], out=of_m0[at])
+            torch.mul(-0.5 * grad[at], w[at], out=of_Q[at])
+
+        threads = worth(r.numel())
+        share(work, cut(len(r), threads), threads)
+        return of_m0, of_Q, None, None, None
 
 
 def noise_bound(

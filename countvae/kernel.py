@@ -300,33 +300,47 @@ def solve(
 
 @compiled(fastmath=ANY_ORDER, cache=True)
 @no_type_check
-def gather_logs(x, pseudocount, most, starts, rows, values, means):
-    """Collect s = log(x / pseudocount + 1) of the entries of x that are not zero, by column.
+def find_counts(x, first, columns, ends, starts):
+    """Find the entries of some columns of x, from `first` on, that are not zero.
 
-    Writes where each column starts, the row and the value of each entry, and the mean of s over
-    each row. Returns how many entries there are; beyond `most` nothing is collected.
+    Writes the column of each, row by row, where each row ends, and where each column will start.
     """
-    b, d = x.shape
+    d = len(starts) - 1
+    found = np.uint64(0)  # unsigned: an index that cannot be negative is one test less
     starts[:] = 0
-    for i in range(b):
+    for i in range(x.shape[0]):
+        before, row = found, x[i, first : first + d]
         for j in range(d):
-            starts[j + 1] += x[i, j] > 0
+            columns[found] = j
+            if row[j] > 0:
+                found += np.uint64(1)
+        for e in range(before, found):
+            starts[columns[e] + 1] += 1
+        ends[i] = found
     for j in range(d):
         starts[j + 1] += starts[j]
-    if starts[d] > most:
-        return starts[d]
-    free = starts[:d].copy()
-    for i in range(b):
+
+
+@compiled(fastmath=ANY_ORDER, cache=True)
+@no_type_check
+def gather_logs(x, pseudocount, first, columns, ends, starts, rows, values, sums):
+    """Collect s = log(x / pseudocount + 1) of what `find_counts` found, by column.
+
+    Writes the row and the value of each entry, and the sum of s over these columns of each row.
+    """
+    free = starts[:-1].copy()
+    e = 0
+    for i in range(x.shape[0]):
         total = 0.0
-        for j in range(d):
-            if x[i, j] > 0:
-                s = log1p(F(x[i, j] / pseudocount))
-                at = free[j]
-                free[j] = at + 1
-                rows[at], values[at] = i, s
-                total += s
-        means[i] = total / d
-    return starts[d]
+        while e < ends[i]:
+            j = columns[e]
+            s = log1p(F(x[i, first + j] / pseudocount))
+            at = free[j]
+            free[j] = at + 1
+            rows[at], values[at] = i, s
+            total += s
+            e += 1
+        sums[i] = total
 
 
 @compiled(fastmath=ANY_ORDER, cache=True)
@@ -370,12 +384,11 @@ def transposed_logs_times(starts, rows, values, means, centre, g, out):
 
 @compiled(fastmath=ANY_ORDER, cache=True)
 @no_type_check
-def add_squares(r, w, Q, squares, information):
-    """Add sum(r^2 + w^2 Q) and sum(w) over the samples to those of each feature."""
-    b, d = r.shape
-    for first in range(0, d, CHUNK):
-        last = min(first + CHUNK, d)
-        for i in range(b):
+def add_squares(r, w, Q, squares, information, start, stop):
+    """Add sum(r^2 + w^2 Q) and sum(w) over the samples to those of some features."""
+    for first in range(start, stop, CHUNK):
+        last = min(first + CHUNK, stop)
+        for i in range(r.shape[0]):
             for j in range(first, last):
                 squares[j] += r[i, j] * r[i, j] + w[i, j] * w[i, j] * Q[i, j]
                 information[j] += w[i, j]

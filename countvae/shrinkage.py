@@ -46,6 +46,9 @@ class Shrinkage:
         self.prior_var = (nu * self.tau2 + square) / (nu + 1)
         self.tau2 = self.tau2 * (square / self.prior_var).mean(0)
 
-    def penalty(self, V: Float[Tensor, "d k"]) -> Float[Tensor, ""]:
-        """Minus the logarithm of the prior, in nats, up to what does not depend on V."""
-        return 0.5 * (V.square() / self.prior_var).sum()
+    @torch.no_grad()
+    def add_gradient(
+        self, V: Float[Tensor, "d k"], gradient: Float[Tensor, "d k"], weight: float
+    ) -> None:
+        """Add that of minus the logarithm of the prior, V / prior_var, so many times."""
+        gradient.addcdiv_(V, self.prior_var, value=weight)

@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from countvae.decoder import SIGMA2_RANGE, Decoder
-from countvae.encoder import centred_logs
 from countvae.evidence import solve_noise
 from countvae.inference import best_D, posterior_at, refine
+from countvae.logs import centred_logs
 from countvae.rows import Rows
 
 SUBSAMPLE = 400

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["available", "cut", "one_thread_an_operation", "share"]
+__all__ = ["available", "cut", "one_thread_an_operation", "share", "worth"]
+
+WORTH_ENTRIES = 1 << 18
+"""Entries of a batch from which its plain arithmetic is shared out among threads."""
 
 _for_parts: ContextVar[int | None] = ContextVar("threads_for_parts", default=None)
 
@@ -36,6 +39,11 @@ def available() -> int:
     return _for_parts.get() or torch.get_num_threads()
 
 
+def worth(entries: int, least: int = WORTH_ENTRIES) -> int:
+    """Threads that work on so many entries is worth sharing among."""
+    return available() if entries >= least else 1
+
+
 def cut(size: int, threads: int) -> list[slice]:
     """Cut a range into a slice for each thread."""
     step = max(1, -(-size // threads))
@@ -56,11 +64,15 @@ def _openmp() -> ThreadpoolController:
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that do a part each; the libraries are looked up here, not in the threads."""
+    """Threads that do a part each, and record nothing for autograd.
+
+    The libraries are looked up here, not in the threads.
+    """
     openmp = _openmp()
 
     def work_alone() -> None:
         openmp.limit(limits=1)
+        torch.set_grad_enabled(False)
 
     return ThreadPoolExecutor(threads, "countvae", work_alone)
 

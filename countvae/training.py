@@ -3,28 +3,26 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from countvae.decoder import Decoder
-from countvae.encoder import Encoder, centred_logs
+from countvae.encoder import Encoder
 from countvae.evidence import add_squares, factor_kl, noise_bound, solve_noise
 from countvae.inference import factor_precision, posterior_at, refine
+from countvae.logs import centred_logs
 from countvae.rows import Rows
 from countvae.shrinkage import Shrinkage
-from countvae.threads import available, cut, share
+from countvae.threads import cut, share, worth
 
 FEATURE_NOISE_SHRINKAGE = 50
 """Samples' worth of information by which a feature's own sigma2 is held to the common one."""
 
 FOR_CORRELATIONS = 48
 """Samples of an epoch, in each process, by which correlations of the factors are estimated."""
-
-WORTH_PARTS = 1 << 18
-"""Entries of a batch from which each thread takes a step with a part of it."""
 
 PRIOR_FROM = 0.17
 """Share of the epochs after which the loadings are shrunk: earlier, weak factors would die."""
@@ -105,7 +103,6 @@ def train(
     """
     optimizer = _optimizer(rows, encoder, decoder, schedule)
     steps_an_epoch = math.ceil(rows.n / rows.batch_size)
-    threads = available() if rows.batch_size * rows.d >= WORTH_PARTS else 1
     state = State(encoder, decoder, optimizer, generator, rows)
     if kept is not None:
         state.restore(kept)
@@ -117,31 +114,37 @@ def train(
             state.shrinkage = None
             decoder.requires_grad_(False)
         shrinkage = state.shrinkage
-        of_parts = [_Moments(decoder) for _ in range(threads)]
+        moments = _Moments(decoder, rows.n)
         log_scale = torch.zeros_like(state.log_scale)
         for i, (index, x, size) in enumerate(rows.shuffled(generator)):
             number = epoch * steps_an_epoch + i
             done = number / (schedule.max_epochs * steps_an_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * schedule.factor(done, number, group["end"])
+            z, D = encoder(x)
+            m0, Q = decoder(z, D, None if shrinkage is None else shrinkage.U)
             warm = state.log_scale[index] if epoch else None
-            first = i == 0 and not finishing
-            of_model = encoder, decoder, shrinkage
-            parts = [
-                (*of_model, x[at], None if warm is None else warm[at], size, rows.n, own, first)
-                for at, own in zip(cut(len(x), threads), of_parts, strict=False)
-            ]
-            steps = share(lambda part: _step(*part), parts, threads)
-            if not torch.isfinite(_put_gradients(steps, encoder, decoder, rows)):
+            noise = solve_noise(m0.detach(), Q.detach(), x, decoder.sigma2, warm)
+            bound = noise_bound(m0, Q, noise) - factor_kl(z, D)
+            loss = -bound.sum() / size
+            loss.backward()
+            if shrinkage is not None and decoder.V.grad is not None:
+                # these samples' share of the prior, which the loss of all samples has once
+                shrinkage.add_gradient(decoder.V, decoder.V.grad, len(x) / size / rows.n)
+            _total_gradients(loss, encoder, decoder, rows)
+            if not torch.isfinite(loss):
                 raise Diverged(f"the bound is not finite in epoch {epoch + 1}")
+            moments.add(z, D, Q, noise, bound, shrinkage)
+            if i == 0 and not finishing:
+                moments.add_correlations(decoder, D, noise, shrinkage, size)
             if schedule.optimizer == "sgd":
                 _clip(optimizer)
             optimizer.step()
             optimizer.zero_grad()
-            log_scale[index] = torch.cat([step.log_scale for step in steps])
+            log_scale[index] = noise.log_scale
             if not finishing:
                 decoder.centre()
-        moments = _Moments.total(of_parts, rows)
+        moments.total(rows)
         rows.processes.total(log_scale)
         if not moments.finite:
             raise Diverged(f"the factors are not finite after epoch {epoch + 1}")
@@ -291,69 +294,26 @@ def mean_bound(encoder: Encoder, decoder: Decoder, rows: Rows, refinement_steps:
     return total.item() / rows.n
 
 
-class _Step(NamedTuple):
-    """What some samples of a batch have to say."""
-
-    loss: Tensor
-    gradients: list[Tensor]
-    log_scale: Tensor
-
-
-def _step(
-    encoder: Encoder,
-    decoder: Decoder,
-    shrinkage: Shrinkage | None,
-    x: Tensor,
-    log_scale: Tensor | None,
-    size: int,
-    n: int,
-    moments: "_Moments",
-    first: bool,
-) -> _Step:
-    """Find bound and gradients of some of the `size` samples of a batch, of `n` in all."""
-    z, D = encoder(x)
-    m0, Q = decoder(z, D, None if shrinkage is None else shrinkage.U)
-    noise = solve_noise(m0.detach(), Q.detach(), x, decoder.sigma2, log_scale)
-    bound = noise_bound(m0, Q, noise) - factor_kl(z, D)
-    loss = -bound.sum() / size
-    if shrinkage is not None:
-        # the samples' share of the prior, which the loss of all samples has once
-        loss = loss + shrinkage.penalty(decoder.V) * (len(x) / size / n)
-    gradients = torch.autograd.grad(loss, _trained(encoder, decoder))
-    moments.add(z, D, Q, noise, bound, shrinkage)
-    if first:
-        moments.add_correlations(decoder, D, noise, shrinkage, size)
-    return _Step(loss.detach(), list(gradients), noise.log_scale)
-
-
-def _trained(encoder: Encoder, decoder: Decoder) -> list[nn.Parameter]:
-    return [p for p in (*encoder.parameters(), *decoder.parameters()) if p.requires_grad]
-
-
-def _put_gradients(steps: list[_Step], encoder: Encoder, decoder: Decoder, rows: Rows) -> Tensor:
-    """Add up the gradients of all samples in all processes; return the loss of all."""
-    loss, gradients = steps[0].loss, steps[0].gradients
-    for step in steps[1:]:
-        loss = loss + step.loss
-        for gradient, more in zip(gradients, step.gradients, strict=True):
-            gradient += more
-    if rows.processes.count > 1:
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        rows.processes.total(loss, flat)
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        gradients = [part.view_as(old) for part, old in zip(parts, gradients, strict=True)]
-    for parameter, gradient in zip(_trained(encoder, decoder), gradients, strict=True):
-        parameter.grad = gradient
-    return loss
+def _total_gradients(loss: Tensor, encoder: Encoder, decoder: Decoder, rows: Rows) -> None:
+    """Add up loss and gradients of all processes."""
+    if rows.processes.count == 1:
+        return
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    rows.processes.total(loss.detach(), flat)
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 class _Moments:
     """What an epoch adds up: moments of the factors and of the noise."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, n: int) -> None:
         d, k = decoder.V.shape
         zeros = decoder.V.new_zeros
-        self.n, self.bound = 0, zeros((), dtype=torch.float64)
+        self.n, self.bound = n, zeros((), dtype=torch.float64)
         self.z, self.zz = zeros(k), zeros(k, k)
         self.squares, self.information, self.of_loadings = zeros(d), zeros(d), zeros(d, k)
         self.left_out = zeros(k, k)
@@ -365,7 +325,12 @@ class _Moments:
         self.zz += z.T @ z + torch.diag(D.sum(0))
         add_squares(noise, Q.detach(), self.squares, self.information)
         if shrinkage is not None:
-            self.of_loadings += noise.w.T @ (z.square() + D)
+            square, threads = z.square() + D, worth(noise.w.numel())
+
+            def of_features(at: slice) -> None:
+                self.of_loadings[at].addmm_(noise.w[:, at].T, square)
+
+            share(of_features, cut(len(self.squares), threads), threads)
 
     @torch.no_grad()
     def add_correlations(self, decoder, D, noise, shrinkage, size: int) -> None:
@@ -375,25 +340,21 @@ class _Moments:
         as D does leaves the rescaling a place to rest.
         """
         w, D = noise.w[:FOR_CORRELATIONS], D[:FOR_CORRELATIONS]
-        H = factor_precision(decoder.V, w)
+        threads = worth(w.numel())
+        of_slices = share(
+            lambda at: factor_precision(decoder.V, w[at]), cut(len(w), threads), threads
+        )
+        H = torch.cat(of_slices)
         if shrinkage is not None:
             H += torch.diag_embed(w @ shrinkage.U)
         sd = (D * H.diagonal(dim1=1, dim2=2)).sqrt()
         S = sd[:, :, None] * torch.linalg.inv(H) * sd[:, None, :]
-        share = len(noise.w) / len(w) / size if len(w) else 0.0
-        self.left_out = (S - torch.diag_embed(D)).sum(0) * share
+        weight = len(noise.w) / len(w) / size if len(w) else 0.0
+        self.left_out = (S - torch.diag_embed(D)).sum(0) * weight
 
-    @staticmethod
-    def total(parts: "list[_Moments]", rows: Rows) -> "_Moments":
-        """Add up over all threads and all processes."""
-        whole = parts[0]
-        names = [name for name, value in vars(whole).items() if isinstance(value, Tensor)]
-        for name in names:
-            for part in parts[1:]:
-                getattr(whole, name).add_(getattr(part, name))
-        rows.processes.total(*(getattr(whole, name) for name in names))
-        whole.n = rows.n
-        return whole
+    def total(self, rows: Rows) -> None:
+        """Add up over all processes."""
+        rows.processes.total(*(part for part in vars(self).values() if isinstance(part, Tensor)))
 
     def mean_bound(self, shrinkage: Shrinkage | None) -> float:
         """Mean bound at V itself: to first order in U, from below as the bound is convex in Q."""

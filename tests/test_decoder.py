@@ -120,3 +120,41 @@ def test_the_decoder_owns_its_noise():
     sigma2 = torch.tensor(0.4)
     Decoder(torch.ones(4, 1), torch.zeros(4), sigma2).grow_sigma2(torch.tensor(2.0))
     assert sigma2.item() == pytest.approx(0.4)
+
+
+def leaves(dtype, d, k, b=6, seed=5):
+    rng = np.random.default_rng(seed)
+    shapes = (b, k), (b, k), (d, k), (d,)
+    return [torch.tensor(rng.uniform(0.1, 1, shape), dtype=dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("with_U", [False, True])
+def test_logits_and_their_gradients_are_those_of_autograd_in_any_number_of_threads(
+    monkeypatch, threads, with_U
+):
+    monkeypatch.setattr("countvae.decoder.worth", lambda entries: threads)
+    z, D, V, mu = (leaf.requires_grad_() for leaf in leaves(torch.float64, 9, 3))
+    decoder = Decoder(V.detach(), mu.detach(), torch.tensor(1.0))
+    U = torch.rand(9, 3, generator=torch.Generator().manual_seed(1)).double() if with_U else None
+    upstream = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(2)).double()
+    found = decoder(z, D, U)
+    V_, mu_ = decoder.V, decoder.mu
+    m0 = mu_ + z @ V_.T
+    Q = D @ V_.square().T + (0 if U is None else (z.square() + D) @ U.T)
+    for mine, theirs in zip(found, (m0, Q), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    variables = (z, D, V_, mu_)
+    mine = torch.autograd.grad(found, variables, tuple(upstream))
+    theirs = torch.autograd.grad((m0, Q), variables, tuple(upstream))
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_logits_of_frozen_loadings_still_have_gradients_in_the_factors():
+    z, D, V, mu = leaves(torch.float64, 9, 3)
+    decoder = Decoder(V, mu, torch.tensor(1.0)).requires_grad_(False)
+    z.requires_grad_()
+    m0, Q = decoder(z, D)
+    (m0.sum() + Q.sum()).backward()
+    torch.testing.assert_close(z.grad, decoder.V.sum(0).expand_as(z))

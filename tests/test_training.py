@@ -225,8 +225,8 @@ def test_mean_bound_does_not_depend_on_the_batches(table):
 def test_sigma2_takes_the_degrees_of_freedom_of_centre_and_loadings_into_account(table):
     _, _, decoder = start_on(table.counts)
     for shrunk, n, fitted in ((True, 100, 1), (False, 100, 4), (False, 4, 2)):
-        moments = _Moments(decoder)
-        moments.n, moments.squares[:], moments.information[:] = n, 0.9, 1.0
+        moments = _Moments(decoder, n)
+        moments.squares[:], moments.information[:] = 0.9, 1.0
         before = decoder.sigma2.item()
         moments.solve_sigma2(decoder, shrunk)
         assert decoder.sigma2.item() / before == pytest.approx(0.9 + fitted / n, rel=1e-5)
@@ -234,8 +234,8 @@ def test_sigma2_takes_the_degrees_of_freedom_of_centre_and_loadings_into_account
 
 def test_factors_are_scaled_by_their_whole_covariance(table):
     rows, encoder, decoder = start_on(table.counts, dtype=torch.float64)
-    moments = _Moments(decoder)
     x = next(rows.in_order())
+    moments = _Moments(decoder, len(x))
     with torch.no_grad():
         z, D = encoder(x)
         noise = posterior_at(decoder, x, z, D).noise
@@ -243,7 +243,6 @@ def test_factors_are_scaled_by_their_whole_covariance(table):
         D = 1 / H.diagonal(dim1=1, dim2=2)  # where D is what it should be, S is H^-1
         moments.add(z, D, decoder(z, D)[1], noise, noise.bound, None)
         moments.add_correlations(decoder, D, noise, None, len(x))
-        moments.n = len(x)
         expected = (
             z.T @ z / len(z) + torch.linalg.inv(H).mean(0) - torch.outer(z.mean(0), z.mean(0))
         )
@@ -254,12 +253,25 @@ def test_factors_are_scaled_by_their_whole_covariance(table):
 
 def test_the_bound_at_the_loadings_is_the_averaged_one_and_what_their_variance_cost(table):
     _, _, decoder = start_on(table.counts)
-    moments, shrinkage = _Moments(decoder), Shrinkage(decoder.V.detach())
-    moments.n, moments.bound = 10, torch.tensor(-50.0)
+    moments, shrinkage = _Moments(decoder, 10), Shrinkage(decoder.V.detach())
+    moments.bound = torch.tensor(-50.0)
     moments.of_loadings += 3.0
     shrinkage.U = torch.full_like(decoder.V, 0.2)
     assert moments.mean_bound(None) == -5.0
     assert moments.mean_bound(shrinkage) == pytest.approx(-5 + 0.5 * 0.6 * decoder.V.numel() / 10)
+
+
+def test_an_epoch_is_the_same_in_any_number_of_threads(monkeypatch, table):
+    fits = []
+    for threads in (1, 2, 3):
+        for room in ("training", "decoder", "logs", "evidence"):
+            monkeypatch.setattr(f"countvae.{room}.worth", lambda *entries, t=threads: t)
+        parts = start_on(table.counts)
+        history = run(*parts, epochs=8, shrink_loadings=True)
+        fits.append([history[-1]["bound"], parts[2].V.detach()])
+    for bound, V in fits[1:]:
+        assert bound == pytest.approx(fits[0][0], rel=1e-4)
+        torch.testing.assert_close(V, fits[0][1], rtol=1e-2, atol=1e-2)
 
 
 def test_the_encoder_goes_on_alone_at_the_end(table):

@@ -24,7 +24,7 @@ from countvae.threads import one_thread_an_operation
 from countvae.training import Schedule, train
 
 BATCH = 128
-STEPS = 16
+STEPS = 64
 EPOCHS = 12
 FEATURES = (1000, 10_000, 50_000)
 FACTORS = (10, 50, 128)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from countvae.encoder import centred_logs
+from countvae.logs import centred_logs
 from countvae.rows import Rows
 from countvae.simulate import Simulation
 from countvae_simulations.methods.base import Found
