@@ -28,7 +28,6 @@ def fit_bytes(
     *,
     batch_size: int,
     width: int,
-    threads: int,
     nnz: int,
     streamed: bool,
 ) -> int:
@@ -42,8 +41,6 @@ def fit_bytes(
         Samples of a step.
     width : int
         Units of the encoder's hidden layers; 0 where it is linear.
-    threads : int
-        Threads that each have gradients of their own.
     nnz : int
         Non-zeros of the table.
     streamed : bool
@@ -56,7 +53,7 @@ def fit_bytes(
         the lower the smaller the table.
     """
     loadings, encoder = d * k, d * (k + width)
-    parameters = (4 + threads) * (loadings + encoder) + (3 + 2 * threads) * loadings
+    parameters = 5 * (loadings + encoder) + 7 * loadings
     steps = FLOAT * (parameters + DENSE_BATCHES * min(batch_size, n) * d)
     held = 2 * GROUP_BYTES * min(nnz, GROUP_ENTRIES) if streamed else 0
     return int(SLACK * steps) + held + REST

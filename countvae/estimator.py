@@ -711,7 +711,6 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             min(int(self.n_components), most_components(n, d)),
             batch_size=self._batch_size(n, d),
             width=int(self.encoder_width) if self.encoder_depth > 1 else 0,
-            threads=torch.get_num_threads(),
             nnz=int(getattr(counts, "nnz", n * d)),
             streamed=isinstance(counts, CountFile),
         )

@@ -104,7 +104,7 @@ def solve_noise(
         log_scale = x.sum(1).clamp_min(1e-6).log() - m0.logsumexp(1)
     sigma2 = sigma2.expand(d)
     threads = worth(b * d, WORTH_THREADS)
-    if kernel is not None and x.dtype == torch.float32 and x.device.type == "cpu":
+    if kernel is not None and x.device.type == "cpu":
         return _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads)
     rows = max(1, min(CACHED_ENTRIES // d, -(-b // threads)))
     blocks = [
@@ -163,7 +163,7 @@ def _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads) -> Noise:
     compiled = kernel.solve
     b, d = x.shape
     of_sample = [torch.empty(b, dtype=torch.float64) for _ in range(3)]
-    of_feature = [torch.empty(b, d) for _ in range(3)]
+    of_feature = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(3)]
     settled, c = torch.empty(b, dtype=torch.bool), log_scale.double()
     shared = sigma2.contiguous().numpy(), sigma2.double().log().numpy()
     m, q, counts, scales = (given.contiguous().numpy() for given in (m0, Q, x, c))
@@ -174,8 +174,10 @@ def _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads) -> Noise:
         compiled(m[at], q[at], counts[at], *shared, scales[at], tolerance, NEWTON_PASSES, *out)
 
     share(solve, cut(b, threads), threads)
-    noise = Noise._make([*of_sample, *of_feature, c.float()])
-    rest = ~settled | (x.sum(1) > FLOAT32_DEPTH)
+    noise = Noise._make([*of_sample, *of_feature, c.to(x.dtype)])
+    rest = ~settled
+    if x.dtype == torch.float32:
+        rest |= x.sum(1) > FLOAT32_DEPTH
     if rest.any():
         solved = _solve_block(m0[rest], Q[rest], x[rest], sigma2, log_scale[rest], tolerance)
         for mine, theirs in zip(noise, solved, strict=True):

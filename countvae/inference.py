@@ -8,6 +8,7 @@ from torch import Tensor
 
 from countvae.decoder import Decoder
 from countvae.evidence import TOLERANCE, Noise, factor_kl, solve_noise
+from countvae.threads import cut, share, worth
 
 BACKTRACK = 0.4
 BLOCK_ENTRIES = 1 << 20
@@ -47,8 +48,13 @@ def factor_precision(V: Float[Tensor, "d k"], c: Float[Tensor, "b d"]) -> Float[
     (b, d), k = c.shape, V.shape[1]
     H = V.new_empty(b, k, k)
     rows = max(1, BLOCK_ENTRIES // (d * k))
-    for i in range(0, b, rows):
-        torch.matmul(c[i : i + rows, None, :] * V.T, V, out=H[i : i + rows])
+
+    def work(at: slice) -> None:
+        for weights, out in zip(c[at].split(rows), H[at].split(rows), strict=True):
+            torch.matmul(weights[:, None, :] * V.T, V, out=out)
+
+    threads = worth(b * d * k)
+    share(work, cut(b, threads), threads)
     border = (c @ V) / c.sum(1, keepdim=True).sqrt()
     H -= border[:, :, None] * border[:, None, :]
     H.diagonal(dim1=1, dim2=2).add_(1)

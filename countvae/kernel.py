@@ -1,6 +1,6 @@
 """What numba compiles: the local solver of `evidence`, and products with sparse logs.
 
-The solver works in single precision, one sample at a time.
+The solver works one sample at a time, in the precision of its input.
 
 The equations and symbols are those of `evidence`, whose plain form is the reference that tests
 compare with. Here a sample stays in the cache from the first Newton pass to the bound, and nothing
@@ -10,13 +10,13 @@ the library's, they vectorise.
 
 import functools
 import math
-from typing import Any, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
 from llvmlite import ir
 from numba import njit
 from numba.core import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from countvae.omega import COEFFICIENTS, HIGH, LOW
 
@@ -31,7 +31,7 @@ ANY_ORDER = {"reassoc", "contract", "nsz", "arcp"}
 """Sums in any order, so that they vectorise; NaN and infinity keep their meaning."""
 
 CHUNK = 512
-"""Features summed in single precision; the sums of chunks are added in double."""
+"""Features summed in the precision of the input; the sums of chunks are added in double."""
 
 # Rows of a chunk in the workspace. One array with constant distances between its rows lets the
 # compiler see that they do not overlap.
@@ -39,31 +39,50 @@ LOG_U, STEP, INVERSE, PRIOR, FACTORS, COUNTS, NOISE, PRECISION = (row * CHUNK fo
 ROWS = 8 * CHUNK
 
 
+class _Layout(NamedTuple):
+    """Where a floating-point number keeps its exponent."""
+
+    bits: ir.IntType
+    number: ir.Type
+    fraction: int
+    bias: int
+    sqrt_half: int
+    """The bits of sqrt(1/2)."""
+
+
+LAYOUTS = {
+    types.float32: _Layout(ir.IntType(32), ir.FloatType(), 23, 127, 0x3F3504F3),
+    types.float64: _Layout(ir.IntType(64), ir.DoubleType(), 52, 1023, 0x3FE6A09E667F3BCD),
+}
+
+
 @intrinsic
 @no_type_check
 def _power_of_two(typing_context, n):
-    """2^n of a whole float32 n between -126 and 127."""
+    """2^n of a whole number n, in the precision that it comes in, if that has it."""
+    at = LAYOUTS[n]
 
     def generate(context, builder, signature, arguments):
-        i32 = ir.IntType(32)
-        exponent = builder.add(builder.fptosi(arguments[0], i32), ir.Constant(i32, 127))
-        return builder.bitcast(builder.shl(exponent, ir.Constant(i32, 23)), ir.FloatType())
+        whole = builder.fptosi(arguments[0], at.bits)
+        exponent = builder.add(whole, ir.Constant(at.bits, at.bias))
+        return builder.bitcast(builder.shl(exponent, ir.Constant(at.bits, at.fraction)), at.number)
 
-    return types.float32(types.float32), generate
+    return n(n), generate
 
 
 @intrinsic
 @no_type_check
 def _exponent(typing_context, y):
-    """Whole float32 n for which 2^-n y lies between sqrt(1/2) and sqrt(2)."""
+    """Whole number n for which 2^-n y lies between sqrt(1/2) and sqrt(2)."""
+    at = LAYOUTS[y]
 
     def generate(context, builder, signature, arguments):
-        i32 = ir.IntType(32)
-        bits = builder.bitcast(arguments[0], i32)
-        above = builder.sub(bits, ir.Constant(i32, 0x3F3504F3))
-        return builder.sitofp(builder.ashr(above, ir.Constant(i32, 23)), ir.FloatType())
+        above = builder.sub(
+            builder.bitcast(arguments[0], at.bits), ir.Constant(at.bits, at.sqrt_half)
+        )
+        return builder.sitofp(builder.ashr(above, ir.Constant(at.bits, at.fraction)), at.number)
 
-    return types.float32(types.float32), generate
+    return y(y), generate
 
 
 @compiled(fastmath=EXACT, forceinline=True)
@@ -104,10 +123,79 @@ def log(y):
 
 @compiled(fastmath=EXACT, forceinline=True)
 @no_type_check
+def exp_double(x):
+    """Exponential within two units in the last place, of x clipped to -700 ... 700."""
+    x = min(max(x, -700.0), 700.0)
+    n = np.floor(x * 1.4426950408889634 + 0.5)
+    r = (x - n * 0.6931471803691238) - n * 1.9082149292705877e-10
+    power = 1 / 6227020800
+    power = power * r + 1 / 479001600
+    power = power * r + 1 / 39916800
+    power = power * r + 1 / 3628800
+    power = power * r + 1 / 362880
+    power = power * r + 1 / 40320
+    power = power * r + 1 / 5040
+    power = power * r + 1 / 720
+    power = power * r + 1 / 120
+    power = power * r + 1 / 24
+    power = power * r + 1 / 6
+    power = power * r + 0.5
+    power = power * r + 1.0
+    power = power * r + 1.0
+    return power * _power_of_two(n)
+
+
+@compiled(fastmath=EXACT, forceinline=True)
+@no_type_check
+def log_double(y):
+    """Logarithm within two units in the last place, of normal y > 0 below 2^1022."""
+    n = _exponent(y)
+    m = y * _power_of_two(-n)
+    s = (m - 1.0) / (m + 1.0)
+    s2 = s * s
+    series = 2 / 21
+    series = series * s2 + 2 / 19
+    series = series * s2 + 2 / 17
+    series = series * s2 + 2 / 15
+    series = series * s2 + 2 / 13
+    series = series * s2 + 2 / 11
+    series = series * s2 + 2 / 9
+    series = series * s2 + 2 / 7
+    series = series * s2 + 2 / 5
+    series = series * s2 + 2 / 3
+    series = series * s2 + 2.0
+    return n * 0.6931471803691238 + (n * 1.9082149292705877e-10 + s * series)
+
+
+def _exp(x: Any) -> Any:
+    """Exponential in the precision of x."""
+
+
+def _log(y: Any) -> Any:
+    """Logarithm in the precision of y."""
+
+
+INLINE = {"fastmath": EXACT, "forceinline": True, "nogil": True, "error_model": "numpy"}
+
+
+@overload(_exp, jit_options=INLINE)
+@no_type_check
+def _(x):
+    return (lambda x: exp(x)) if x == types.float32 else (lambda x: exp_double(x))
+
+
+@overload(_log, jit_options=INLINE)
+@no_type_check
+def _(y):
+    return (lambda y: log(y)) if y == types.float32 else (lambda y: log_double(y))
+
+
+@compiled(fastmath=EXACT, forceinline=True)
+@no_type_check
 def log1p(u):
     """Return log(1 + u) for u >= 0: what rounding took from 1 + u is put back."""
     t = F(1.0) + u
-    return log(t) + (u - (t - F(1.0))) / t
+    return _log(t) + (u - (t - F(1.0))) / t
 
 
 @compiled(fastmath=ANY_ORDER, forceinline=True)
@@ -119,7 +207,7 @@ def _load(work, first, size, m0, Q, x, sigma2, log_sigma2, c):
     for j in range(size):
         work[PRIOR + j] = m0[first + j]
     for j in range(size):
-        work[PRIOR + j] += F(log_sigma2[first + j])
+        work[PRIOR + j] += work.dtype.type(log_sigma2[first + j])
     for j in range(size):
         work[FACTORS + j] = Q[first + j]
     for j in range(size):
@@ -136,7 +224,7 @@ def _load(work, first, size, m0, Q, x, sigma2, log_sigma2, c):
         root = root * y + F(COEFFICIENTS[1])
         root = root * y + F(COEFFICIENTS[0])
         positive = max(Y, F(1.0))
-        high = log(positive) * (positive / (F(1.0) + positive))
+        high = _log(positive) * (positive / (F(1.0) + positive))
         root = high if Y > F(HIGH) else root
         root = Y if Y < F(LOW) else root
         u = Y - root
@@ -161,7 +249,7 @@ def _newton(work, size, shift, c, deep):
     for j in range(size):
         s, per_s, q = work[NOISE + j], work[PRECISION + j], work[FACTORS + j]
         log_u = work[LOG_U + j] + work[STEP + j] + shift * work[INVERSE + j]
-        u = exp(log_u)
+        u = _exp(log_u)
         rho = F(1.0) / (F(1.0) + u)
         h = rho * (s + rho * q)
         inverse = F(1.0) / (F(1.0) + u + u * rho * (h - F(0.5) * rho * s))
@@ -188,7 +276,7 @@ def _evaluate(work, size, shift, c):
     for j in range(size):
         s, per_s, q = work[NOISE + j], work[PRECISION + j], work[FACTORS + j]
         log_u = work[LOG_U + j] + work[STEP + j] + shift * work[INVERSE + j]
-        u = exp(log_u)
+        u = _exp(log_u)
         rho = F(1.0) / (F(1.0) + u)
         h = rho * (s + rho * q)
         slope = F(1.0) + u + u * rho * (h - F(0.5) * rho * s)
@@ -247,7 +335,7 @@ def solve(
     """
     b, d = x.shape
     chunks = (d + CHUNK - 1) // CHUNK
-    work = np.empty(chunks * ROWS, F)
+    work = np.empty(chunks * ROWS, m0.dtype)
     precision = 0.0
     for j in range(d):
         precision += 1.0 / sigma2[j]
@@ -258,7 +346,7 @@ def solve(
             offset += x[i, j] * log_sigma2[j]
         N = max(total, 1e-6)
         deep = N > 10 * precision
-        ci, shift = F(c[i]), F(0.0)
+        ci, shift = m0.dtype.type(c[i]), m0.dtype.type(0.0)
         for chunk in range(chunks):
             part, first = work[chunk * ROWS : (chunk + 1) * ROWS], chunk * CHUNK
             size = min(CHUNK, d - first)
@@ -273,7 +361,7 @@ def solve(
                 excess += sums[1]
                 moved += sums[2]
             change = min(max(excess / pull, -6.0), 6.0)
-            shift = F(change)
+            shift = m0.dtype.type(change)
             ci += shift
             moved += change * excess
             if moved < tolerance:
@@ -287,7 +375,7 @@ def solve(
             expected += sums[1]
             divergence += sums[2]
             informed += sums[3]
-        scale = F(N / rates)
+        scale = m0.dtype.type(N / rates)
         for chunk in range(chunks):
             part, first = work[chunk * ROWS : (chunk + 1) * ROWS], chunk * CHUNK
             size = min(CHUNK, d - first)

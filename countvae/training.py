@@ -340,11 +340,7 @@ class _Moments:
         as D does leaves the rescaling a place to rest.
         """
         w, D = noise.w[:FOR_CORRELATIONS], D[:FOR_CORRELATIONS]
-        threads = worth(w.numel())
-        of_slices = share(
-            lambda at: factor_precision(decoder.V, w[at]), cut(len(w), threads), threads
-        )
-        H = torch.cat(of_slices)
+        H = factor_precision(decoder.V, w)
         if shrinkage is not None:
             H += torch.diag_embed(w @ shrinkage.U)
         sd = (D * H.diagonal(dim1=1, dim2=2)).sqrt()

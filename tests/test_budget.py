@@ -11,7 +11,7 @@ from countvae import MultinomialVAE, budget
 from countvae.budget import available_bytes, fit_bytes
 from countvae.checks import InputError
 
-SIZE = {"batch_size": 128, "width": 128, "threads": 2, "nnz": 10**6, "streamed": True}
+SIZE = {"batch_size": 128, "width": 128, "nnz": 10**6, "streamed": True}
 CAPPED = """
 import resource, sys
 import numpy as np, scipy.sparse as sp
@@ -36,7 +36,7 @@ def test_the_estimate_grows_with_every_size():
     least = fit_bytes(1000, 1000, 10, **SIZE)
     for more in ((1000, 2000, 10), (1000, 1000, 20)):
         assert fit_bytes(*more, **SIZE) > least
-    for name, value in (("batch_size", 256), ("width", 256), ("threads", 4), ("nnz", 10**7)):
+    for name, value in (("batch_size", 256), ("width", 256), ("nnz", 10**7)):
         assert fit_bytes(1000, 1000, 10, **SIZE | {name: value}) > least
     assert fit_bytes(1000, 1000, 10, **SIZE | {"streamed": False}) < least
 

@@ -12,16 +12,27 @@ from countvae import evidence, kernel
 from countvae.evidence import solve_noise
 from countvae.simulate import simulate
 
-ULP = 2.0**-23
+ULP, ULP_DOUBLE = 2.0**-23, 2.0**-52
 
 
 def relative(found, expected):
     return np.max(np.abs(np.array(found) / expected - 1))
 
 
+def plain(m0, Q, x, sigma2):
+    """Solve without the kernel, in double precision."""
+    sigma2 = sigma2.double().expand(x.shape[1])
+    N = x.sum(1).double()
+    log_scale = N.clamp_min(1e-6).log() - m0.double().logsumexp(1)
+    of_features = (part.double() for part in (m0, Q, x))
+    return evidence._solve_block(*of_features, sigma2, log_scale, 1e-10)
+
+
 def test_exp_is_within_two_units_of_the_last_place():
     x = np.linspace(-87, 88, 5001, dtype=np.float32)
     assert relative([kernel.exp(v) for v in x], np.exp(x.astype(float))) < 2 * ULP
+    x = np.linspace(-700, 700, 5001)
+    assert relative([kernel.exp_double(v) for v in x], np.exp(x)) < 2 * ULP_DOUBLE
 
 
 @pytest.mark.parametrize(("x", "at"), [(-1000.0, -87.0), (1000.0, 88.0)])
@@ -34,21 +45,27 @@ def test_log_is_within_two_units_of_the_last_place():
     expected = np.log(y.astype(float))
     found = np.array([kernel.log(v) for v in y])
     assert np.max(np.abs(found - expected) / np.maximum(np.abs(expected), 0.5)) < 2 * ULP
+    y = np.exp(np.linspace(-700, 700, 5001))
+    found = np.array([kernel.log_double(v) for v in y])
+    error = np.abs(found - np.log(y)) / np.maximum(np.abs(np.log(y)), 0.5)
+    assert np.max(error) < 2 * ULP_DOUBLE
 
 
 def test_log1p_keeps_small_arguments():
     u = np.exp(np.linspace(-60, 60, 5001)).astype(np.float32)
     assert relative([kernel.log1p(v) for v in u], np.log1p(u.astype(float))) < 4 * ULP
+    u = np.exp(np.linspace(-60, 60, 5001))
+    assert relative([kernel.log1p(v) for v in u], np.log1p(u)) < 4 * ULP_DOUBLE
 
 
 @pytest.fixture
 def given_up(monkeypatch):
     """Count the samples that the kernel leaves to the plain solver."""
-    counted, plain = [], evidence._solve_block
+    counted, solve = [], evidence._solve_block
 
     def counting(m0, *rest):
         counted.append(len(m0))
-        return plain(m0, *rest)
+        return solve(m0, *rest)
 
     monkeypatch.setattr(evidence, "_solve_block", counting)
     return counted
@@ -65,17 +82,33 @@ def test_the_kernel_solves_alone_what_the_plain_solver_finds_in_double(given_up,
     sigma2 = torch.tensor(drawn.feature_sigma2, dtype=torch.float32)
     found = solve_noise(m0, Q, x, sigma2, tolerance=1e-4)
     assert not given_up
-    plain = solve_noise(m0.double(), Q.double(), x.double(), sigma2.double(), tolerance=1e-10)
-    assert given_up
+    expected = plain(m0, Q, x, sigma2)
     # rounding moves a logit by some units in the last place, and the bound by that for every read
-    assert ((found.bound - plain.bound).abs() < 1e-3 + 4 * ULP * x.sum(1)).all()
-    torch.testing.assert_close(found.overcount, plain.overcount, rtol=1e-5, atol=1e-5)
+    assert ((found.bound - expected.bound).abs() < 1e-3 + 4 * ULP * x.sum(1)).all()
+    torch.testing.assert_close(found.overcount, expected.overcount, rtol=1e-5, atol=1e-5)
     for name in ("r", "w", "curvature", "log_scale"):
-        mine, theirs = getattr(found, name), getattr(plain, name)
+        mine, theirs = getattr(found, name), getattr(expected, name)
         assert mine.dtype == torch.float32
         # an error of an ulp in a logit is one of so many reads
         error = (mine.double() - theirs).abs() / (1 + x.double() if mine.ndim == 2 else 1)
         assert error.max() < 3e-5, name
+
+
+@pytest.mark.parametrize("d", [2, 513, 1300])
+@pytest.mark.parametrize("reads", [1, 3000, 10**9])
+@pytest.mark.parametrize("noise", ["normal", "uneven"])
+def test_the_kernel_gives_in_double_what_the_plain_solver_gives(given_up, d, reads, noise):
+    drawn = simulate(9, d, 1, reads, noise=noise, rng=np.random.default_rng(d))
+    x = torch.tensor(drawn.counts.toarray(), dtype=torch.float64)
+    m0 = torch.tensor(drawn.mu + drawn.z @ drawn.V.T)
+    Q, sigma2 = torch.linspace(0, 3, d).double().expand_as(m0), torch.tensor(drawn.feature_sigma2)
+    found = solve_noise(m0, Q, x, sigma2, tolerance=1e-10)
+    assert not given_up
+    expected = plain(m0, Q, x, sigma2)
+    for name, mine, theirs in zip(found._fields, found, expected, strict=True):
+        scale = 1 + (x.sum(1) if mine.ndim == 1 else x)
+        assert mine.dtype == torch.float64
+        assert ((mine - theirs).abs() / scale).max() < 1e-9, name
 
 
 def test_with_a_warm_log_scale_two_newton_passes_are_enough(given_up, monkeypatch):
@@ -100,8 +133,8 @@ def test_what_the_kernel_gives_up_is_solved_in_its_place(given_up):
     sigma2 = torch.tensor(0.05)
     found = solve_noise(m0, Q, x, sigma2)
     assert given_up == [2]
-    plain = solve_noise(m0.double(), Q.double(), x.double(), sigma2.double(), tolerance=1e-10)
-    torch.testing.assert_close(found.bound, plain.bound, rtol=1e-5, atol=1e-3)
+    expected = plain(m0, Q, x, sigma2)
+    torch.testing.assert_close(found.bound, expected.bound, rtol=1e-5, atol=1e-3)
 
 
 def test_one_deep_sample_is_summed_in_double_and_the_others_stay_with_the_kernel(given_up):
@@ -109,8 +142,8 @@ def test_one_deep_sample_is_summed_in_double_and_the_others_stay_with_the_kernel
     m0, sigma2 = torch.zeros(2, 3), torch.tensor(0.5)
     found = solve_noise(m0, torch.zeros_like(m0), x, sigma2)
     assert given_up == [1]
-    plain = solve_noise(m0.double(), m0.double(), x.double(), sigma2.double(), tolerance=1e-10)
-    torch.testing.assert_close(found.bound, plain.bound, rtol=1e-9, atol=1e-3)
+    expected = plain(m0, m0, x, sigma2)
+    torch.testing.assert_close(found.bound, expected.bound, rtol=1e-9, atol=1e-3)
 
 
 def test_inputs_are_not_changed_and_need_not_be_contiguous():
