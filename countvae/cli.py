@@ -41,6 +41,7 @@ from countvae import demo as demonstration
 from countvae import ordination, store
 from countvae.basis import NAMED
 from countvae.checks import CountvaeWarning, InputError, check_depth, check_shape, examples
+from countvae.devices import DEVICES
 from countvae.encoder import ACTIVATIONS
 from countvae.estimator import MultinomialVAE
 from countvae.files import check_writable, holds_only, new_file, new_folder, sha256
@@ -256,6 +257,7 @@ reading = together(
     click.option("--allow-fractional", is_flag=True, help="Take values that are not whole."),
     click.option("--stream", is_flag=True, help="Leave the table on disk, and read it as needed."),
 )
+device_option = setting("device", type=click.Choice(DEVICES), help="Where to compute.")
 force_option = click.option("--force", is_flag=True, help="Replace an output that is there.")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress and no notes.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
@@ -342,6 +344,8 @@ def main() -> None:
     help="Share of the samples held out to watch the fit.",
 )
 @click.option("--patience", type=ONE_OR_MORE, help="Stop after so many epochs without gain.")
+@device_option
+@setting("dtype", type=click.Choice(["float32", "float64"]), help="Precision of the fit.")
 @setting("random_state", "--seed", type=SEED, help="The same seed gives the same bits again.")
 @click.option("--resume", is_flag=True, help="Go on with a fit that was broken off.")
 @force_option
@@ -389,6 +393,7 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
 @click.option("--model", "folder", type=PATH, required=True, help="Folder that fit made.")
 @click.option("-o", "--output", type=PATH, required=True, help="A .tsv, .h5ad or .txt file.")
 @reading
+@device_option
 @force_option
 @quiet_option
 @debug_option
@@ -411,6 +416,7 @@ def transform(table: Path, folder: Path, output: Path, **options: Any) -> None:
     model = MultinomialVAE.load(folder)
     if not hasattr(model, "feature_names_in_"):
         raise InputError(f"{folder}: was fitted without feature ids, so no file can be matched.")
+    model.set_params(device=options["device"])
     counts = _read((table,), options)
     _say(options["quiet"])(f"{table} ({counts.source}): {size(counts)}")
     aligned = _aligned(counts, str(table), model, options["drop_empty"])

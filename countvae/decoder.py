@@ -72,7 +72,7 @@ class _Logits(torch.autograd.Function):
     def forward(ctx, z, D, V, mu, U):
         ctx.save_for_backward(z, D, V, U)
         (b, k), d = z.shape, len(V)
-        threads = worth(b * d)
+        threads = worth(b * d, z.device)
         parts = 1 if U is None else 2
         ctx.moments = D if U is None else torch.cat([D, z * z], 1)
         ctx.squares = V.new_empty(d, parts * k)
@@ -108,7 +108,7 @@ class _Logits(torch.autograd.Function):
             torch.addmm(of_V[at], of_m0[:, at].T, z, beta=2, out=of_V[at])
             torch.sum(of_m0[:, at], 0, out=of_mu[at])
 
-        threads = worth(of_m0.numel())
+        threads = worth(of_m0.numel(), of_m0.device)
         tasks = [(of_samples, at) for at in cut(len(z), threads)]
         if ctx.needs_input_grad[2]:
             tasks += [(of_features, at) for at in cut(len(V), threads)]

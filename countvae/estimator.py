@@ -1,5 +1,6 @@
 """MultinomialVAE: the only translator between the mathematics and scikit-learn."""
 
+import copy
 import os
 import shutil
 import time
@@ -29,6 +30,7 @@ from countvae.checks import (
     examples,
 )
 from countvae.decoder import Decoder
+from countvae.devices import DEVICES, chosen, free_bytes
 from countvae.encoder import ACTIVATIONS, Encoder
 from countvae.evidence import log_coefficient
 from countvae.inference import Posterior, factor_covariance, posterior_at, refine
@@ -53,6 +55,9 @@ PSEUDOCOUNTS = (1e-9, 1e9)
 
 OF_ANSWERS = ("refinement_steps", "whiten")
 """Settings that may change after a fit."""
+
+OF_THIS_RUN = ("basis", "progress", "checkpoint", "device")
+"""Arguments that are no settings of a model; the basis is kept by itself."""
 
 
 WIDEST_BATCH = 2**23
@@ -123,6 +128,11 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         The same integer gives the same bits on one machine.
     progress : callable, optional
         Called after each epoch with that row of `history_` and `max_epochs`.
+    device : {"auto", "cpu", "cuda", "mps"}
+        Where fits and answers are computed; "auto" is a CUDA device where there is one. Answers
+        are in double precision, which Apple's devices ("mps") leave to the processor.
+    dtype : {"float32", "float64"}
+        Precision of a fit.
     checkpoint : path, optional
         Folder in which a fit leaves its state, at most twice a minute, and from which the same
         fit of the same table goes on if it is there. It is removed at the end.
@@ -186,6 +196,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         patience=None,
         random_state=0,
         progress=None,
+        device="auto",
+        dtype="float32",
         checkpoint=None,
     ) -> None:
         self.n_components = n_components
@@ -207,6 +219,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.patience = patience
         self.random_state = random_state
         self.progress = progress
+        self.device = device
+        self.dtype = dtype
         self.checkpoint = checkpoint
 
     def __sklearn_tags__(self):  # noqa: D105
@@ -262,7 +276,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         do not influence each other. With `whiten`, factors z of unit prior variance instead.
         """
         posteriors = self._posteriors(X, self.refinement_steps)
-        means = [posterior.z.numpy() @ self._rotation for posterior, _ in posteriors]
+        means = [posterior.z.cpu().numpy() @ self._rotation for _, _, posterior in posteriors]
         return np.concatenate(means) * self._scale
 
     def posterior(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -272,13 +286,13 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         answer; with ``refinement_steps=0`` those of the encoder's diagonal D.
         """
         means, sds = [], []
-        for posterior, _ in self._posteriors(X, self.refinement_steps):
-            means.append(posterior.z.numpy() @ self._rotation)
+        for decoder, _, posterior in self._posteriors(X, self.refinement_steps):
+            means.append(posterior.z.cpu().numpy() @ self._rotation)
             if self.refinement_steps:
-                S = factor_covariance(self._decoder.V, posterior.noise.w).numpy()
+                S = factor_covariance(decoder.V, posterior.noise.w).cpu().numpy()
                 variances = np.einsum("ac,bae,ec->bc", self._rotation, S, self._rotation)
             else:
-                variances = posterior.D.numpy() @ self._rotation**2
+                variances = posterior.D.cpu().numpy() @ self._rotation**2
             sds.append(np.sqrt(variances))
         return np.concatenate(means) * self._scale, np.concatenate(sds) * self._scale
 
@@ -291,8 +305,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Bound on log p(x) of each sample in nats, multinomial coefficient included, (n,)."""
         return np.concatenate(
             [
-                (posterior.bound + posterior.noise.overcount + log_coefficient(x)).numpy()
-                for posterior, x in self._posteriors(X, self.refinement_steps)
+                (posterior.bound + posterior.noise.overcount + log_coefficient(x)).cpu().numpy()
+                for _, x, posterior in self._posteriors(X, self.refinement_steps)
             ]
         )
 
@@ -307,9 +321,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         answer, before any refinement.
         """
         gaps = []
-        for posterior, x in self._posteriors(X, 0):
-            best = refine(self._decoder, x, posterior, OPTIMAL_STEPS, tolerance=EXACT)
-            gaps.append((best.bound - posterior.bound).numpy())
+        for decoder, x, posterior in self._posteriors(X, 0):
+            best = refine(decoder, x, posterior, OPTIMAL_STEPS, tolerance=EXACT)
+            gaps.append((best.bound - posterior.bound).cpu().numpy())
         return np.concatenate(gaps)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
@@ -495,7 +509,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         settings = {
             name: value.item() if isinstance(value, np.generic) else value
             for name, value in self.get_params(deep=False).items()
-            if name not in ("basis", "progress", "checkpoint")
+            if name not in OF_THIS_RUN
         }
         if not isinstance(settings["random_state"], int):
             settings["random_state"] = None
@@ -522,9 +536,13 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             ("noise", ("isotropic", "by_feature")),
             ("posterior_variance", ("per_sample", "shared")),
             ("optimizer", ("adam", "sgd")),
+            ("device", DEVICES),
+            ("dtype", ("float32", "float64")),
         ):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name}: expected one of {choices}; got {getattr(self, name)!r}.")
+        if chosen(self.device).type == "mps" and self.dtype == "float64":
+            raise InputError("dtype: 'mps' devices have no double precision; use device='cpu'.")
         for name in ("shrink_loadings", "whiten"):
             if not isinstance(getattr(self, name), bool | np.bool_):
                 raise InputError(f"{name}: expected True or False; got {getattr(self, name)!r}.")
@@ -638,8 +656,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         n, d = counts.shape
         self._check_memory(counts, k)
         size = self._batch_size(n, d)
-        rows = Rows(counts, size, processes=joined())
-        validation = None if held_out is None else Rows(held_out, size, processes=rows.processes)
+        dtype, device, processes = getattr(torch, self.dtype), chosen(self.device), joined()
+        rows = Rows(counts, size, dtype, device, processes)
+        validation = None if held_out is None else Rows(held_out, size, dtype, device, processes)
         max_epochs = int(self.max_epochs or np.clip(np.ceil(700 * rows.batch_size / n), 9, 70))
         rate = float(self.learning_rate)
         this_fit = self._settings() | {
@@ -655,9 +674,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             generator = torch.Generator().manual_seed(seed)
             try:
                 if kept is None:
-                    start = residual_start(
+                    found = residual_start(
                         rows, k, pseudocount=float(self.pseudocount), generator=generator
                     )
+                    start = Start(*(part.cpu() for part in found))
                 else:
                     start = Start(*(torch.from_numpy(kept.arrays[name]) for name in OF_START))
                 sigma2 = start.sigma2
@@ -669,8 +689,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 )
                 history = train(
                     rows,
-                    encoder,
-                    decoder,
+                    encoder.to(device),
+                    decoder.to(device),
                     Schedule(max_epochs, rate, self.optimizer, self.patience),
                     shrink_loadings=bool(self.shrink_loadings),
                     generator=generator,
@@ -682,7 +702,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 )
                 if checkpoint and writes:
                     checkpoint.forget()
-                return encoder, decoder, history
+                return encoder.cpu(), decoder.cpu(), history
             except (Diverged, torch.linalg.LinAlgError) as error:  # pyright: ignore
                 if attempt == RETRIES:
                     raise Diverged(str(error)) from error
@@ -716,7 +736,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         )
 
     def _check_memory(self, counts: Any, k: int) -> None:
-        needed, free = self.estimate_memory(counts), available_bytes()
+        needed, device = self.estimate_memory(counts), chosen(self.device)
+        free = free_bytes(device) if device.type == "cuda" else available_bytes()
         if free is not None and needed > free:
             n, d = counts.shape
             raise InputError(
@@ -769,16 +790,23 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         V = self.components_.T * np.sqrt(self.explained_variance_)
         self.loadings_ = self.basis_operator_.adjoint(V.T).T
 
-    def _posteriors(self, X: Any, steps: int) -> Iterator[tuple[Posterior, torch.Tensor]]:
+    def _posteriors(self, X: Any, steps: int) -> Iterator[tuple[Decoder, torch.Tensor, Posterior]]:
+        """Answer for the samples of a table, some at a time, where the answers are computed."""
         check_is_fitted(self)
         self._check_settings()
         counts = self._counts(X, reset=False)
-        rows = Rows(counts, max(1, 2**20 // counts.shape[1]), dtype=torch.float64)
+        device = chosen(self.device)
+        encoder, decoder = self._encoder, self._decoder
+        if device.type == "cuda":
+            encoder, decoder = copy.deepcopy(encoder).to(device), copy.deepcopy(decoder).to(device)
+        else:
+            device = torch.device("cpu")
+        rows = Rows(counts, max(1, 2**20 // counts.shape[1]), torch.float64, device)
         for x in rows.in_order():
             with one_thread_an_operation():
-                posterior = posterior_at(self._decoder, x, *self._encoder(x), tolerance=EXACT)
-                posterior = refine(self._decoder, x, posterior, steps, tolerance=EXACT)
-            yield posterior, x
+                posterior = posterior_at(decoder, x, *encoder(x), tolerance=EXACT)
+                posterior = refine(decoder, x, posterior, steps, tolerance=EXACT)
+            yield decoder, x, posterior
 
 
 class _Checkpoint:

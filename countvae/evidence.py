@@ -17,6 +17,7 @@ from torch import Tensor
 
 from countvae import omega
 from countvae.compiled import kernel
+from countvae.devices import widest
 from countvae.threads import cut, share, worth
 
 Sigma2 = Float[Tensor, ""] | Float[Tensor, " d"]
@@ -103,10 +104,10 @@ def solve_noise(
     if log_scale is None:
         log_scale = x.sum(1).clamp_min(1e-6).log() - m0.logsumexp(1)
     sigma2 = sigma2.expand(d)
-    threads = worth(b * d, WORTH_THREADS)
+    threads = worth(b * d, x.device, WORTH_THREADS)
     if kernel is not None and x.device.type == "cpu":
         return _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads)
-    rows = max(1, min(CACHED_ENTRIES // d, -(-b // threads)))
+    rows = max(1, min(CACHED_ENTRIES // d, -(-b // threads))) if x.device.type == "cpu" else b
     blocks = [
         (m0[at], Q[at], x[at], sigma2, log_scale[at], tolerance)
         for at in (slice(i, i + rows) for i in range(0, b, rows))
@@ -161,7 +162,7 @@ def _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads) -> Noise:
     """Solve by the kernel; the samples that it gives up, or too deep for it, without it."""
     assert kernel is not None
     compiled = kernel.solve
-    b, d = x.shape
+    b = len(x)
     of_sample = [torch.empty(b, dtype=torch.float64) for _ in range(3)]
     of_feature = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(3)]
     settled, c = torch.empty(b, dtype=torch.bool), log_scale.double()
@@ -223,14 +224,14 @@ def _solve_block(m0, Q, x, sigma2, log_scale, tolerance) -> Noise:
 def _bracket(m0, Q, x, sigma2) -> tuple[Tensor, Tensor]:
     """Solve the rare sample on which Newton wanders, by bisection of c in double precision."""
     dtype = x.dtype
-    m0, Q, x, sigma2 = m0.double(), Q.double(), x.double(), sigma2.double()
+    m0, Q, x, sigma2 = (part.to(widest(x.device)) for part in (m0, Q, x, sigma2))
     N = x.sum(1).clamp_min(1e-6)
-    widest = 0.5 * (Q + sigma2)
+    reach = 0.5 * (Q + sigma2)
     fixed = m0 + sigma2.log() + sigma2 * x
 
     def log_u_at(c: Tensor) -> Tensor:
         Y = fixed + c[:, None]
-        low, high = _omega_ceiling(Y) - 1, _omega_ceiling(Y + widest)
+        low, high = _omega_ceiling(Y) - 1, _omega_ceiling(Y + reach)
         log_u = high
         for _ in range(60):
             u, _, h, slope = _rates(log_u, Q, sigma2)
@@ -246,8 +247,8 @@ def _bracket(m0, Q, x, sigma2) -> tuple[Tensor, Tensor]:
                 break
         return log_u
 
-    low = N.log() - (m0 + sigma2 * x + widest).logsumexp(1) - 1
-    high = low + (sigma2 * x).amax(1) + widest.amax(1) + sigma2.amax() * N + N.log().abs() + 10
+    low = N.log() - (m0 + sigma2 * x + reach).logsumexp(1) - 1
+    high = low + (sigma2 * x).amax(1) + reach.amax(1) + sigma2.amax() * N + N.log().abs() + 10
     c = (low + high) / 2
     for _ in range(100):
         short = (log_u_at(c).exp() / sigma2).sum(1) < N
@@ -260,26 +261,26 @@ def _bracket(m0, Q, x, sigma2) -> tuple[Tensor, Tensor]:
 
 def _evaluate(log_u, c, prior, Q, x, N, sigma2) -> Noise:
     """The bound at l, whatever l: e is defined by it, so the bound holds before convergence too."""
-    dtype = x.dtype
+    dtype, wide = x.dtype, widest(x.device)
     if N.max() > FLOAT32_DEPTH:
         log_u, c, prior, Q, x, N, sigma2 = (
-            part.double() for part in (log_u, c, prior, Q, x, N, sigma2)
+            part.to(wide) for part in (log_u, c, prior, Q, x, N, sigma2)
         )
     u, rho, h, slope = _rates(log_u, Q, sigma2)
     e = (log_u - prior).sub_(c[:, None]).sub_(h, alpha=0.5)
     rate = u / sigma2
-    total = rate.sum(1, dtype=torch.float64)
-    expected_logit = (x * (log_u.double() - sigma2.double().log() - 0.5 * h)).sum(1)
-    likelihood = expected_logit - x.sum(1, dtype=torch.float64) * total.log()
+    total = rate.sum(1, dtype=wide)
+    expected_logit = (x * (log_u.to(wide) - sigma2.to(wide).log() - 0.5 * h)).sum(1)
+    likelihood = expected_logit - x.sum(1, dtype=wide) * total.log()
     slack = u * rho
     kl = torch.addcmul(e * e, slack * slack, Q).div_(sigma2).sub_(slack).add_(u.log1p())
     rate = rate * (N / total)[:, None].to(x.dtype)
     w = rate * rho
-    precision = (1 / sigma2).expand_as(u[0]).sum(dtype=torch.float64)
-    informed = (slack / sigma2).sum(1, dtype=torch.float64)
+    precision = (1 / sigma2).expand_as(u[0]).sum(dtype=wide)
+    informed = (slack / sigma2).sum(1, dtype=wide)
     return Noise(
         likelihood,
-        0.5 * kl.sum(1, dtype=torch.float64),
+        0.5 * kl.sum(1, dtype=wide),
         0.5 * (torch.log1p(total / precision) - informed / precision),
         torch.where(u > 1, e / sigma2, x - rate).to(dtype),
         w.to(dtype),
@@ -293,7 +294,7 @@ def add_squares(
     noise: Noise, Q: Float[Tensor, "b d"], squares: Float[Tensor, " d"], w: Float[Tensor, " d"]
 ) -> None:
     """Add sum(r^2 + w^2 Q) and sum(w) over the samples of a batch, all that sigma2 depends on."""
-    threads = worth(Q.numel())
+    threads = worth(Q.numel(), Q.device)
     if kernel is not None and Q.dtype == torch.float32 and Q.device.type == "cpu":
         add = kernel.add_squares
         arrays = [array.numpy() for array in (noise.r, noise.w, Q.contiguous(), squares, w)]
@@ -321,7 +322,7 @@ class _AtFixedPoint(torch.autograd.Function):
             torch.mul(grad[at], r[at], out=of_m0[at])
             torch.mul(-0.5 * grad[at], w[at], out=of_Q[at])
 
-        threads = worth(r.numel())
+        threads = worth(r.numel(), r.device)
         share(work, cut(len(r), threads), threads)
         return of_m0, of_Q, None, None, None
 

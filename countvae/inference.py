@@ -53,7 +53,7 @@ def factor_precision(V: Float[Tensor, "d k"], c: Float[Tensor, "b d"]) -> Float[
         for weights, out in zip(c[at].split(rows), H[at].split(rows), strict=True):
             torch.matmul(weights[:, None, :] * V.T, V, out=out)
 
-    threads = worth(b * d * k)
+    threads = worth(b * d * k, c.device)
     share(work, cut(b, threads), threads)
     border = (c @ V) / c.sum(1, keepdim=True).sqrt()
     H -= border[:, :, None] * border[:, None, :]

@@ -175,7 +175,7 @@ def _log(y: Any) -> Any:
     """Logarithm in the precision of y."""
 
 
-INLINE = {"fastmath": EXACT, "forceinline": True, "nogil": True, "error_model": "numpy"}
+INLINE: Any = {"fastmath": EXACT, "forceinline": True, "nogil": True, "error_model": "numpy"}
 
 
 @overload(_exp, jit_options=INLINE)

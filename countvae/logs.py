@@ -37,7 +37,7 @@ class Logs:
     def __init__(
         self, x: Float[Tensor, "b d"], pseudocount: float, centre: Float[Tensor, " d"]
     ) -> None:
-        self.threads = worth(x.numel())
+        self.threads = worth(x.numel(), x.device)
         single = x.dtype == torch.float32 and x.device.type == "cpu"
         sparse = None
         if kernel is not None and single:

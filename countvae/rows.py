@@ -10,6 +10,7 @@ import torch
 from scipy.sparse import csr_array, issparse
 from torch import Tensor
 
+from countvae.devices import free_bytes
 from countvae.processes import ALONE, Processes
 
 GROUP_ENTRIES = 1 << 22
@@ -17,6 +18,9 @@ GROUP_ENTRIES = 1 << 22
 
 RUN_ENTRIES = 1 << 16
 """Non-zeros of consecutive rows that are read at once."""
+
+FOR_TABLE = 0.5
+"""Share of an accelerator's free memory that the whole table may take."""
 
 LANES = 8
 """Parts of a streamed table, each of which has its share in every batch."""
@@ -47,8 +51,48 @@ class Batch(NamedTuple):
     """Samples of the step in all processes together."""
 
 
+class _OnDevice:
+    """Rows of a table as CSR in the memory of an accelerator."""
+
+    def __init__(self, indptr: Tensor, indices: Tensor, data: Tensor, d: int) -> None:
+        self.indptr, self.indices, self.data = indptr, indices, data
+        self.shape = len(indptr) - 1, d
+
+    @classmethod
+    def of(cls, counts: csr_array, dtype: torch.dtype, device: torch.device) -> "_OnDevice":
+        """Copy a table there."""
+        indptr, indices, data = (
+            torch.from_numpy(part).to(device, kind)
+            for part, kind in (
+                (counts.indptr, torch.int64),
+                (counts.indices, torch.int64),
+                (counts.data, dtype),
+            )
+        )
+        return cls(indptr, indices, data, counts.shape[1])
+
+    def __getitem__(self, rows: np.ndarray) -> "_OnDevice":
+        """Return the chosen rows."""
+        chosen = torch.from_numpy(rows).to(self.indptr.device)
+        sizes = self.indptr[chosen + 1] - self.indptr[chosen]
+        ends = sizes.cumsum(0)
+        shift = (self.indptr[chosen] - ends + sizes).repeat_interleave(sizes)
+        entries = shift + torch.arange(len(shift), device=shift.device)
+        indptr = torch.cat([ends.new_zeros(1), ends])
+        return _OnDevice(indptr, self.indices[entries], self.data[entries], self.shape[1])
+
+    def toarray(self) -> Tensor:
+        """Return all rows, dense."""
+        out = self.data.new_zeros(self.shape)
+        row = torch.arange(len(out), device=out.device).repeat_interleave(self.indptr.diff())
+        out[row, self.indices] = self.data
+        return out
+
+
 class Rows:
     """A count table of which only a batch of rows is ever dense.
+
+    On an accelerator a table in memory is copied whole, if it fits.
 
     A table in memory is shuffled whole. One on disk is cut into lanes of consecutive rows; every
     batch has an equal share of each lane, and within a lane runs of rows are read in random order
@@ -78,17 +122,20 @@ class Rows:
         self.counts = counts
         self.batch_size = batch_size
         self.dtype = dtype
-        self.device = device
+        self.device = torch.device(device)
         self.processes = processes
         self.n, self.d = counts.shape
         self.streamed = not issparse(counts)
+        self._there = None
+        if issparse(counts) and self.device.type != "cpu" and self._fits(counts):
+            self._there = _OnDevice.of(counts, dtype, self.device)
         lanes = min(LANES, batch_size, self.n) if self.streamed else 1
         self._lanes_each = -(-lanes // processes.count)
         self._lanes = self._lanes_each * processes.count
 
     def __getitem__(self, index: Tensor) -> Tensor:
         """Return the chosen rows, dense."""
-        return self._dense(self.counts[index.numpy()])
+        return self._dense(self._chosen(index))
 
     def sample(self, most: int, generator: torch.Generator) -> "Rows":
         """Draw so many rows, or take all if there are no more, into the memory of each process."""
@@ -151,11 +198,20 @@ class Rows:
             shares += group.split([cuts[i + 1] - cuts[i] for i in range(first, last)])
         return shares
 
-    def _read(self, groups: Iterable[list[Tensor]]) -> Iterator[tuple[Tensor, csr_array]]:
+    def _fits(self, counts: csr_array) -> bool:
+        free = free_bytes(self.device)
+        return free is None or counts.nnz * (self.dtype.itemsize + 8) < FOR_TABLE * free
+
+    def _chosen(self, index: Tensor) -> csr_array | _OnDevice:
+        return (self.counts if self._there is None else self._there)[index.numpy()]
+
+    def _read(
+        self, groups: Iterable[list[Tensor]]
+    ) -> Iterator[tuple[Tensor, csr_array | _OnDevice]]:
         """Yield each batch's row numbers and rows; a group of batches is read at once."""
 
-        def read(group: list[Tensor]) -> csr_array:
-            return self.counts[torch.cat(group).numpy()]
+        def read(group: list[Tensor]) -> csr_array | _OnDevice:
+            return self._chosen(torch.cat(group))
 
         for group, some in self._ahead(groups, read):
             end = 0
@@ -164,8 +220,8 @@ class Rows:
                 yield index, some if len(group) == 1 else some[start:end]
 
     def _ahead(
-        self, groups: Iterable[list[Tensor]], read: Callable[[list[Tensor]], csr_array]
-    ) -> Iterator[tuple[list[Tensor], csr_array]]:
+        self, groups: Iterable[list[Tensor]], read: Callable[[list[Tensor]], Any]
+    ) -> Iterator[tuple[list[Tensor], Any]]:
         """Read a streamed table's next group while this one is worked on."""
         if not self.streamed:
             yield from ((group, read(group)) for group in groups)
@@ -179,11 +235,15 @@ class Rows:
             if coming is not None:
                 yield coming[0], coming[1].result()
 
-    def _dense(self, some: csr_array) -> Tensor:
+    def _dense(self, some: csr_array | _OnDevice) -> Tensor:
+        if isinstance(some, _OnDevice):
+            return some.toarray()
+        if self.device.type != "cpu":
+            return _OnDevice.of(some, self.dtype, self.device).toarray()
         numbers = np.float32 if self.dtype == torch.float32 else np.float64
         data = some.data.astype(numbers, copy=False)
         dense = csr_array((data, some.indices, some.indptr), shape=some.shape).toarray()
-        return torch.from_numpy(dense).to(self.device, self.dtype)
+        return torch.from_numpy(dense)
 
 
 def _grouped(batches: Iterable[Tensor], size: int) -> list[list[Tensor]]:

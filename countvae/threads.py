@@ -39,9 +39,9 @@ def available() -> int:
     return _for_parts.get() or torch.get_num_threads()
 
 
-def worth(entries: int, least: int = WORTH_ENTRIES) -> int:
-    """Threads that work on so many entries is worth sharing among."""
-    return available() if entries >= least else 1
+def worth(entries: int, device: torch.device, least: int = WORTH_ENTRIES) -> int:
+    """Threads that work on so many entries is worth sharing among; elsewhere than here, none."""
+    return available() if entries >= least and device.type == "cpu" else 1
 
 
 def cut(size: int, threads: int) -> list[slice]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from countvae.decoder import Decoder
+from countvae.devices import widest
 from countvae.encoder import Encoder
 from countvae.evidence import add_squares, factor_kl, noise_bound, solve_noise
 from countvae.inference import factor_precision, posterior_at, refine
@@ -286,7 +287,7 @@ class State:
 @torch.no_grad()
 def mean_bound(encoder: Encoder, decoder: Decoder, rows: Rows, refinement_steps: int = 0) -> float:
     """Mean bound at the encoder's answer, refined or not, in nats, coefficient left out."""
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=widest(rows.device), device=rows.device)
     for x in rows.in_order():
         posterior = posterior_at(decoder, x, *encoder(x))
         total += refine(decoder, x, posterior, refinement_steps).bound.sum()
@@ -313,7 +314,7 @@ class _Moments:
     def __init__(self, decoder: Decoder, n: int) -> None:
         d, k = decoder.V.shape
         zeros = decoder.V.new_zeros
-        self.n, self.bound = n, zeros((), dtype=torch.float64)
+        self.n, self.bound = n, zeros((), dtype=widest(decoder.V.device))
         self.z, self.zz = zeros(k), zeros(k, k)
         self.squares, self.information, self.of_loadings = zeros(d), zeros(d), zeros(d, k)
         self.left_out = zeros(k, k)
@@ -325,7 +326,8 @@ class _Moments:
         self.zz += z.T @ z + torch.diag(D.sum(0))
         add_squares(noise, Q.detach(), self.squares, self.information)
         if shrinkage is not None:
-            square, threads = z.square() + D, worth(noise.w.numel())
+            square = z.square() + D
+            threads = worth(noise.w.numel(), square.device)
 
             def of_features(at: slice) -> None:
                 self.of_loadings[at].addmm_(noise.w[:, at].T, square)

@@ -133,7 +133,7 @@ def leaves(dtype, d, k, b=6, seed=5):
 def test_logits_and_their_gradients_are_those_of_autograd_in_any_number_of_threads(
     monkeypatch, threads, with_U
 ):
-    monkeypatch.setattr("countvae.decoder.worth", lambda entries: threads)
+    monkeypatch.setattr("countvae.decoder.worth", lambda *given: threads)
     z, D, V, mu = (leaf.requires_grad_() for leaf in leaves(torch.float64, 9, 3))
     decoder = Decoder(V.detach(), mu.detach(), torch.tensor(1.0))
     U = torch.rand(9, 3, generator=torch.Generator().manual_seed(1)).double() if with_U else None

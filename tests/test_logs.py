@@ -22,7 +22,7 @@ def batch(b=9, d=40, nonzero=0.1, seed=0):
 def test_products_and_gradients_are_those_of_plain_arithmetic(
     monkeypatch, pseudocount, threads, nonzero
 ):
-    monkeypatch.setattr(logs, "worth", lambda entries: threads)
+    monkeypatch.setattr(logs, "worth", lambda *given: threads)
     x, centre, W = batch(nonzero=nonzero)
     inputs = Logs(x, pseudocount, centre)
     assert isinstance(inputs.parts, logs._Sparse if nonzero < 0.15 else logs._Dense)
@@ -52,7 +52,7 @@ def test_a_table_without_zeros_or_in_double_is_left_to_dense_arithmetic(monkeypa
 
 @pytest.mark.parametrize("last", [False, True])
 def test_the_share_of_non_zeros_in_the_whole_batch_decides(monkeypatch, last):
-    monkeypatch.setattr(logs, "worth", lambda entries: 2)
+    monkeypatch.setattr(logs, "worth", lambda *given: 2)
     _, centre, _ = batch(10, 40)
     for nonzeros, sparse in ((59, True), (61, False)):
         column_by_column = torch.zeros(400)

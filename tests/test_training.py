@@ -265,7 +265,7 @@ def test_an_epoch_is_the_same_in_any_number_of_threads(monkeypatch, table):
     fits = []
     for threads in (1, 2, 3):
         for room in ("training", "decoder", "logs", "evidence"):
-            monkeypatch.setattr(f"countvae.{room}.worth", lambda *entries, t=threads: t)
+            monkeypatch.setattr(f"countvae.{room}.worth", lambda *given, t=threads: t)
         parts = start_on(table.counts)
         history = run(*parts, epochs=8, shrink_loadings=True)
         fits.append([history[-1]["bound"], parts[2].V.detach()])

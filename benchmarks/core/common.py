@@ -106,9 +106,9 @@ def verdict(claim: str, values: Sequence[float], most: float) -> None:
     print(f"{claim} <= {most}: {good} of {len(values)}, worst {np.max(values):.4g}")
 
 
-def write(name: str, rows: pd.DataFrame) -> None:
+def write(name: str, rows: pd.DataFrame, folder: Path = HERE) -> None:
     """Write results/NAME.csv below comment lines that say where the figures come from."""
-    path = HERE / "results" / f"{name}.csv"
+    path = folder / "results" / f"{name}.csv"
     path.parent.mkdir(exist_ok=True)
     with path.open("w") as out:
         out.writelines(f"# {line}\n" for line in origin())

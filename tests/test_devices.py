@@ -1,0 +1,134 @@
+"""Devices by name, tables on them, and fits on a GPU against the processor's."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from countvae import MultinomialVAE, devices, evidence
+from countvae.checks import InputError
+from countvae.metrics import subspace_error
+from countvae.rows import Rows, _OnDevice
+from countvae.simulate import simulate
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+
+
+def table(n=200, d=60, seed=0):
+    return simulate(n, d, 3, 2000, rng=np.random.default_rng(seed)).counts
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_auto_is_a_cuda_device_where_there_is_one(monkeypatch, there):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert devices.chosen("auto").type == ("cuda" if there else "cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(InputError, match=f"device: there is no '{name}' device"):
+        MultinomialVAE(2, device=name).fit("no such file")
+
+
+def test_double_precision_is_refused_where_a_device_has_none(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(InputError, match="dtype: 'mps' devices have no double precision"):
+        MultinomialVAE(2, device="mps", dtype="float64").fit(table())
+
+
+@pytest.mark.parametrize("chosen", [[], [3], [7, 0, 7, 2], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]])
+def test_rows_picked_on_a_device_are_those_of_the_table(chosen):
+    dense = np.random.default_rng(0).poisson(0.5, (10, 7)).astype(float)
+    dense[[2, 9]] = 0
+    X = sp.csr_array(dense)
+    there = _OnDevice.of(X, torch.float64, torch.device("cpu"))
+    rows = np.array(chosen, dtype=np.int64)
+    np.testing.assert_array_equal(there[rows].toarray().numpy(), X.toarray()[rows])
+
+
+class NoDoubles(TorchDispatchMode):
+    """Refuses every operation whose answer is in double precision, as Apple's devices do."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for part in out if isinstance(out, tuple | list) else [out]:
+            assert not (isinstance(part, torch.Tensor) and part.dtype == torch.float64), func
+        return out
+
+
+def test_a_fit_needs_no_doubles_where_there_are_none(monkeypatch):
+    monkeypatch.setattr(evidence, "kernel", None)
+    for room in ("evidence", "training"):
+        monkeypatch.setattr(f"countvae.{room}.widest", lambda device: torch.float32)
+    X = table()
+    model = MultinomialVAE(3, max_epochs=3)
+    model._check_settings()
+    model.depth_ = X.sum(axis=1)
+    with NoDoubles():
+        _, decoder, history = model._fit_from_start(X, X[:40], 3, 0)
+    monkeypatch.undo()
+    _, usual, expected = model._fit_from_start(X, X[:40], 3, 0)
+    assert history[-1]["bound"] == pytest.approx(expected[-1]["bound"], abs=0.1)
+    assert subspace_error(usual.V.detach().numpy(), decoder.V.detach().numpy()) < 1e-4
+
+
+def test_a_fit_in_double_precision_finds_what_one_in_single_finds():
+    X = table()
+    single, double = (MultinomialVAE(3, dtype=dtype).fit(X) for dtype in ("float32", "float64"))
+    assert single.score(X) == pytest.approx(double.score(X), abs=0.05)
+    assert subspace_error(single.components_.T, double.components_.T) < 1e-3
+
+
+@on_gpu
+@pytest.mark.parametrize("settings", [{}, {"noise": "by_feature"}, {"dtype": "float64"}])
+@pytest.mark.parametrize("d", [60, 3000])
+def test_a_fit_on_a_gpu_is_that_of_the_processor(settings, d):
+    X = table(400, d)
+    there, here = (MultinomialVAE(3, device=name, **settings).fit(X) for name in ("cuda", "cpu"))
+    assert there.score(X) == pytest.approx(here.score(X), abs=0.1)
+    assert subspace_error(there.components_.T, here.components_.T) < 1e-3
+
+
+@on_gpu
+def test_answers_on_a_gpu_are_those_of_the_processor(tmp_path):
+    X = table()
+    model = MultinomialVAE(3, device="cuda").fit(X)
+    model.save(tmp_path / "model")
+    there, here = (MultinomialVAE.load(tmp_path / "model") for _ in range(2))
+    here.device = "cpu"
+    np.testing.assert_allclose(there.posterior(X), here.posterior(X), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(there.score_samples(X), here.score_samples(X), rtol=1e-9)
+    np.testing.assert_allclose(there.amortization_gap(X), here.amortization_gap(X), atol=1e-5)
+
+
+@on_gpu
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_table_goes_to_the_gpu_whole_or_by_batches(monkeypatch, fits):
+    monkeypatch.setattr(Rows, "_fits", lambda self, counts: fits)
+    X = table()
+    for index, x, _ in Rows(X, 32, device="cuda").shuffled(torch.Generator().manual_seed(0)):
+        assert x.device.type == "cuda"
+        np.testing.assert_array_equal(x.cpu().numpy(), X[index.numpy()].toarray())
+
+
+@on_gpu
+def test_a_fit_on_a_gpu_that_was_broken_off_goes_on(tmp_path):
+    X = table()
+    broken = MultinomialVAE(3, device="cuda", checkpoint=tmp_path / "state")
+
+    def stop(row):
+        if row["epoch"] == 20:
+            raise KeyboardInterrupt
+
+    broken.progress = stop
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("countvae.estimator.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            broken.fit(X)
+        broken.progress = None
+        resumed = broken.fit(X)
+    whole = MultinomialVAE(3, device="cuda").fit(X)
+    assert resumed.score(X) == pytest.approx(whole.score(X), abs=0.05)
