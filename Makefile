@@ -53,6 +53,16 @@ bench-core: $(BENCH_CORE:%=bench-%)
 $(BENCH_CORE:%=bench-%): bench-%: venv
 	COUNTVAE_PEERS="$(PEERS)/bin/python" "$(PY)" -m benchmarks.core.$*
 
+# What scale must show, a script a claim, on a machine that does nothing else.
+BENCH_PERFORMANCE := peers convergence growth streaming processes memory step
+
+bench-performance: $(BENCH_PERFORMANCE:%=bench-performance-%)
+	"$(PY)" -m benchmarks.performance.page
+
+.PHONY: bench-performance $(BENCH_PERFORMANCE:%=bench-performance-%)
+$(BENCH_PERFORMANCE:%=bench-performance-%): bench-performance-%: venv
+	COUNTVAE_PEERS="$(PEERS)/bin/python" "$(PY)" -m benchmarks.performance.$*
+
 # The peers need packages that countvae must not, so they live in an environment of their own.
 bench-peers: $(PEERS)/.stamp
 

@@ -10,7 +10,7 @@ from countvae.metrics import subspace_error
 from countvae.table import read
 
 SIZES = ((20_000, 10_000, 0.02), (20_000, 2000, 0.1), (10_000, 5000, 0.25))
-K, EPOCHS = 32, 6
+K, EPOCHS = 16, 6
 
 
 if __name__ == "__main__":
