@@ -85,6 +85,28 @@ def _exponent(typing_context, y):
     return y(y), generate
 
 
+def _inverse_factorials(kind: Any, degree: int) -> tuple[Any, ...]:
+    return tuple(kind(1 / math.factorial(i)) for i in range(degree, -1, -1))
+
+
+def _twice_odd_inverses(kind: Any, count: int) -> tuple[Any, ...]:
+    return tuple(kind(2 / (2 * i + 1)) for i in range(count - 1, -1, -1))
+
+
+EXP, EXP_DOUBLE = _inverse_factorials(F, 7), _inverse_factorials(np.float64, 13)
+ATANH, ATANH_DOUBLE = _twice_odd_inverses(F, 6), _twice_odd_inverses(np.float64, 11)
+
+
+@compiled(fastmath=EXACT, forceinline=True)
+@no_type_check
+def _polynomial(coefficients, x):
+    """Evaluate by Horner's rule, the coefficient of the highest power first."""
+    value = coefficients[0]
+    for coefficient in coefficients[1:]:
+        value = value * x + coefficient
+    return value
+
+
 @compiled(fastmath=EXACT, forceinline=True)
 @no_type_check
 def exp(x):
@@ -93,15 +115,7 @@ def exp(x):
     n = np.floor(x * F(1.44269504) + F(0.5))
     # log 2 in two parts, the first with zeros to spare, so that n times it is exact
     r = (x - n * F(0.693145752)) - n * F(1.42860677e-06)
-    power = F(1 / 5040)
-    power = power * r + F(1 / 720)
-    power = power * r + F(1 / 120)
-    power = power * r + F(1 / 24)
-    power = power * r + F(1 / 6)
-    power = power * r + F(0.5)
-    power = power * r + F(1.0)
-    power = power * r + F(1.0)
-    return power * _power_of_two(n)
+    return _polynomial(EXP, r) * _power_of_two(n)
 
 
 @compiled(fastmath=EXACT, forceinline=True)
@@ -111,14 +125,7 @@ def log(y):
     n = _exponent(y)
     m = y * _power_of_two(-n)
     s = (m - F(1.0)) / (m + F(1.0))
-    s2 = s * s
-    series = F(2 / 11)
-    series = series * s2 + F(2 / 9)
-    series = series * s2 + F(2 / 7)
-    series = series * s2 + F(2 / 5)
-    series = series * s2 + F(2 / 3)
-    series = series * s2 + F(2.0)
-    return n * F(0.693145752) + (n * F(1.42860677e-06) + s * series)
+    return n * F(0.693145752) + (n * F(1.42860677e-06) + s * _polynomial(ATANH, s * s))
 
 
 @compiled(fastmath=EXACT, forceinline=True)
@@ -128,21 +135,7 @@ def exp_double(x):
     x = min(max(x, -700.0), 700.0)
     n = np.floor(x * 1.4426950408889634 + 0.5)
     r = (x - n * 0.6931471803691238) - n * 1.9082149292705877e-10
-    power = 1 / 6227020800
-    power = power * r + 1 / 479001600
-    power = power * r + 1 / 39916800
-    power = power * r + 1 / 3628800
-    power = power * r + 1 / 362880
-    power = power * r + 1 / 40320
-    power = power * r + 1 / 5040
-    power = power * r + 1 / 720
-    power = power * r + 1 / 120
-    power = power * r + 1 / 24
-    power = power * r + 1 / 6
-    power = power * r + 0.5
-    power = power * r + 1.0
-    power = power * r + 1.0
-    return power * _power_of_two(n)
+    return _polynomial(EXP_DOUBLE, r) * _power_of_two(n)
 
 
 @compiled(fastmath=EXACT, forceinline=True)
@@ -152,18 +145,7 @@ def log_double(y):
     n = _exponent(y)
     m = y * _power_of_two(-n)
     s = (m - 1.0) / (m + 1.0)
-    s2 = s * s
-    series = 2 / 21
-    series = series * s2 + 2 / 19
-    series = series * s2 + 2 / 17
-    series = series * s2 + 2 / 15
-    series = series * s2 + 2 / 13
-    series = series * s2 + 2 / 11
-    series = series * s2 + 2 / 9
-    series = series * s2 + 2 / 7
-    series = series * s2 + 2 / 5
-    series = series * s2 + 2 / 3
-    series = series * s2 + 2.0
+    series = _polynomial(ATANH_DOUBLE, s * s)
     return n * 0.6931471803691238 + (n * 1.9082149292705877e-10 + s * series)
 
 

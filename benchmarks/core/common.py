@@ -116,6 +116,18 @@ def write(name: str, rows: pd.DataFrame, folder: Path = HERE) -> None:
     print(f"\nwrote {path.relative_to(ROOT)}")
 
 
+def origin_of(path: Path) -> list[str]:
+    """Return the lines by which a result says where it comes from."""
+    return [line[2:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """Return the table in Markdown, its cells as they are."""
+    lines = ["| " + " | ".join(map(str, frame.columns)) + " |", "|" + "---|" * frame.shape[1]]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in frame.to_numpy()]
+    return "\n".join(lines)
+
+
 def origin() -> list[str]:
     """Versions, the machine without its name, and the command."""
     program = Path(sys.argv[0])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.core.common import HERE, ROOT, spread
+from benchmarks.core.common import HERE, ROOT, markdown, origin_of, spread
 
 INTRODUCTION = """# Measurements
 
@@ -90,13 +90,19 @@ def main() -> None:
 
 def section(path: Path, title: str, text: str, by: list[str], columns: list[str]) -> str:
     """One table with where it comes from."""
-    origin = [line[2:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+    origin = origin_of(path)
     rows = pd.read_csv(path, comment="#")
     table = rows.groupby(by, sort=False)[columns].agg(spread).reset_index()
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * table.shape[1]]
-    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table.to_numpy()]
     return "\n".join(
-        [f"## {title}\n", text, "", *lines, "", f"`{origin[0]}`. {'; '.join(origin[1:])}.", ""]
+        [
+            f"## {title}\n",
+            text,
+            "",
+            markdown(table),
+            "",
+            f"`{origin[0]}`. {'; '.join(origin[1:])}.",
+            "",
+        ]
     )
 
 

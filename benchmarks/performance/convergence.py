@@ -7,7 +7,7 @@ the samples fitted. The converged bound is that of the longest.
 
 import numpy as np
 
-from benchmarks.core.common import arguments, tell
+from benchmarks.core.common import arguments, loadings, tell
 from benchmarks.performance.common import Watched, write
 from countvae.metrics import common_features, subspace_error
 from countvae.simulate import simulate
@@ -27,7 +27,6 @@ def measure(seed: int) -> list[dict[str, float]]:
     rows = []
     for epochs in EPOCHS:
         fit = Watched(truth.counts, K, max_epochs=epochs)
-        V = fit.model.components_.T * np.sqrt(fit.model.explained_variance_)
         row = {
             "seed": seed,
             "nonzero": truth.counts.nnz / (N * D),
@@ -37,7 +36,7 @@ def measure(seed: int) -> list[dict[str, float]]:
             "fit_s": fit.total,
             "bound": fit.model.score(some),
             "encoder_bound": fit.bound[-1],
-            "subspace_common": subspace_error(truth.V, V, features=common),
+            "subspace_common": subspace_error(truth.V, loadings(fit.model), features=common),
         }
         rows.append(row)
         row["short_nats"] = rows[0]["bound"] - row["bound"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from benchmarks.core.common import ROOT
+from benchmarks.core.common import ROOT, markdown, origin_of
 from benchmarks.core.common import spread as of_several
 from benchmarks.performance.common import HERE
 from benchmarks.performance.convergence import NATS
@@ -18,25 +18,18 @@ def spread(values: Sequence[float]) -> str:
     return of_several(values) if len(values) > 1 else f"{np.asarray(values)[0]:.4g}"
 
 
+def said(value: object) -> str:
+    """Return a cell of a table; numbers to four digits."""
+    if isinstance(value, float | np.floating):
+        if np.isnan(value):
+            return "–"
+        return f"{value:.4g}" if abs(value) < 1e3 else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int | np.integer) else str(value)
+
+
 def table(frame: pd.DataFrame) -> str:
-    """Return a Markdown table; numbers to four digits."""
-
-    def said(value: object) -> str:
-        if isinstance(value, float | np.floating):
-            return (
-                "–" if np.isnan(value) else f"{value:.4g}" if abs(value) < 1e3 else f"{value:,.1f}"
-            )
-        return f"{value:,}" if isinstance(value, int | np.integer) else str(value)
-
-    lines = [list(frame.columns), ["---"] * len(frame.columns)]
-    lines += [[said(value) for value in row] for row in frame.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def origin(name: str) -> str:
-    """Return the comment lines that a result begins with."""
-    lines = (HERE / "results" / f"{name}.csv").read_text().splitlines()
-    return "\n".join(line[2:] for line in lines if line.startswith("# "))
+    """Return a Markdown table."""
+    return markdown(pd.DataFrame({name: frame[name].map(said) for name in frame}))
 
 
 def convergence(rows: pd.DataFrame) -> str:
@@ -171,7 +164,7 @@ def page() -> str:
         path = HERE / "results" / f"{name}.csv"
         if path.exists():
             rows = pd.read_csv(path, comment="#")
-            parts += [f"## {title}", tell(rows), f"```text\n{origin(name)}\n```"]
+            parts += [f"## {title}", tell(rows), "```text\n" + "\n".join(origin_of(path)) + "\n```"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -62,14 +62,15 @@ def held_out_nats_a_read(found: Found, truth: Simulation, held_out: Simulation) 
     V, mu = torch.from_numpy(found.V).double(), torch.from_numpy(found.mu).double()
     decoder = Decoder(V, mu, torch.tensor(0.5, dtype=torch.float64))
     x, new = (torch.from_numpy(s.counts[:SAMPLES].toarray()).double() for s in (truth, held_out))
-    z, D = torch.zeros(len(x), V.shape[1]).double(), torch.ones(len(x), V.shape[1]).double()
+    z = torch.zeros(len(x), V.shape[1], dtype=V.dtype)
+    D = torch.ones_like(z)
     for _ in range(SWEEPS):
         z, D, noise = refine(decoder, x, posterior_at(decoder, x, z, D), STEPS_A_SWEEP)
         squares, information = torch.zeros_like(mu), torch.zeros_like(mu)
         add_squares(noise, decoder(z, D)[1], squares, information)
         decoder.grow_sigma2(squares.sum() / information.sum())
-    z, D = torch.zeros(len(new), V.shape[1]).double(), torch.ones(len(new), V.shape[1]).double()
-    best = refine(decoder, new, posterior_at(decoder, new, z, D), OPTIMAL_STEPS)
+    z = torch.zeros(len(new), V.shape[1], dtype=V.dtype)
+    best = refine(decoder, new, posterior_at(decoder, new, z, torch.ones_like(z)), OPTIMAL_STEPS)
     return float(best.bound.sum() / new.sum())
 
 
