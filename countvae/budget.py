@@ -53,7 +53,7 @@ def fit_bytes(
         the lower the smaller the table.
     """
     loadings, encoder = d * k, d * (k + width)
-    parameters = 5 * (loadings + encoder) + 7 * loadings
+    parameters = 5 * (loadings + encoder) + 9 * loadings
     steps = FLOAT * (parameters + DENSE_BATCHES * min(batch_size, n) * d)
     held = 2 * GROUP_BYTES * min(nnz, GROUP_ENTRIES) if streamed else 0
     return int(SLACK * steps) + held + REST

@@ -38,10 +38,14 @@ class Shrinkage:
         self.prior_var = self.tau2.expand_as(V)
         self.U = torch.zeros_like(V)
 
+    def variance(self, information: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
+        """Posterior variance of each loading, given how much the samples say about it."""
+        return 1 / (information + 1 / self.prior_var)
+
     def update(self, V: Float[Tensor, "d k"], information: Float[Tensor, "d k"]) -> None:
         """Take one step of EM, given how much the samples say about each loading."""
         nu = DEGREES_OF_FREEDOM
-        self.U = 1 / (information + 1 / self.prior_var)
+        self.U = self.variance(information)
         square = V.square() + self.U
         self.prior_var = (nu * self.tau2 + square) / (nu + 1)
         self.tau2 = self.tau2 * (square / self.prior_var).mean(0)

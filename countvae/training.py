@@ -28,8 +28,11 @@ FOR_CORRELATIONS = 48
 PRIOR_FROM = 0.17
 """Share of the epochs after which the loadings are shrunk: earlier, weak factors would die."""
 
-ANNEAL_FROM = 0.34
+ANNEAL_FROM = 0.3
 """Share of the epochs after which learning rates fall."""
+
+REST_FROM = 0.8
+"""Share of the epochs after which the decoder is at rest, but for one step of Newton's."""
 
 FINISH_FROM = 0.86
 """Share of the epochs after which the encoder alone goes on, to the posterior of what was found."""
@@ -111,6 +114,7 @@ def train(
         if state.stopped:
             break
         finishing = epoch >= FINISH_FROM * schedule.max_epochs
+        settling = not finishing and epoch + 1 >= FINISH_FROM * schedule.max_epochs
         if finishing:
             state.shrinkage = None
             decoder.requires_grad_(False)
@@ -132,6 +136,8 @@ def train(
             if shrinkage is not None and decoder.V.grad is not None:
                 # these samples' share of the prior, which the loss of all samples has once
                 shrinkage.add_gradient(decoder.V, decoder.V.grad, len(x) / size / rows.n)
+                if settling:
+                    moments.add_gradients(decoder, size)
             _total_gradients(loss, encoder, decoder, rows)
             if not torch.isfinite(loss):
                 raise Diverged(f"the bound is not finite in epoch {epoch + 1}")
@@ -154,6 +160,8 @@ def train(
         begins = shrink_loadings and early and epoch + 1 >= PRIOR_FROM * schedule.max_epochs
         if not finishing:
             if shrinkage is not None:
+                if settling:
+                    moments.settle(decoder, shrinkage)
                 shrinkage.update(decoder.V.detach(), moments.of_loadings)
             moments.solve_sigma2(decoder, shrunk=shrinkage is not None)
             moments.rescale(encoder, decoder, rotate=early)
@@ -318,6 +326,7 @@ class _Moments:
         self.z, self.zz = zeros(k), zeros(k, k)
         self.squares, self.information, self.of_loadings = zeros(d), zeros(d), zeros(d, k)
         self.left_out = zeros(k, k)
+        self.gradient_V, self.gradient_mu = zeros(0), zeros(0)
 
     @torch.no_grad()
     def add(self, z, D, Q, noise, bound, shrinkage) -> None:
@@ -349,6 +358,28 @@ class _Moments:
         S = sd[:, :, None] * torch.linalg.inv(H) * sd[:, None, :]
         weight = len(noise.w) / len(w) / size if len(w) else 0.0
         self.left_out = (S - torch.diag_embed(D)).sum(0) * weight
+
+    @torch.no_grad()
+    def add_gradients(self, decoder: Decoder, size: int) -> None:
+        """Add this batch's part of the gradients of the whole loss; `size` undoes its mean."""
+        if not len(self.gradient_V):
+            self.gradient_V = torch.zeros_like(decoder.V)
+            self.gradient_mu = torch.zeros_like(decoder.mu)
+        self.gradient_V.add_(decoder.V.grad, alpha=size)
+        self.gradient_mu.add_(decoder.mu.grad, alpha=size)
+
+    @torch.no_grad()
+    def settle(self, decoder: Decoder, shrinkage: Shrinkage) -> None:
+        """Take one step of Newton's, a loading at a time, on the gradients of the whole table.
+
+        It takes out what the noise of minibatches left, by at most one standard deviation.
+        """
+        of_V, of_mu = shrinkage.variance(self.of_loadings), 1 / (self.information + 1)
+        parts = (decoder.V, of_V, self.gradient_V), (decoder.mu, of_mu, self.gradient_mu)
+        for parameter, variance, gradient in parts:
+            sd = variance.sqrt()
+            parameter -= (variance * gradient).clamp(-sd, sd)
+        decoder.centre()
 
     def total(self, rows: Rows) -> None:
         """Add up over all processes."""
@@ -406,7 +437,7 @@ def _optimizer(
     wide = [encoder.A] if encoder.G is None else [encoder.A, encoder.G]
     narrow = [p for p in encoder.parameters() if all(p is not q for q in wide)]
     groups = [
-        {"params": list(decoder.parameters()), "rate": rate, "end": FINISH_FROM},
+        {"params": list(decoder.parameters()), "rate": rate, "end": REST_FROM},
         {"params": wide, "rate": rate * min(1.0, 30 / max(reach, 1e-6)), "end": 1.0},
         {"params": narrow, "rate": rate / 3, "end": 1.0},
     ]

@@ -18,7 +18,7 @@ from benchmarks.performance.tables import write as write_table
 from countvae.metrics import subspace_error
 from countvae.processes import launched
 
-N, D, NONZERO, K, EPOCHS = 10_000, 5000, 0.1, 16, 6
+N, D, NONZERO, K, EPOCHS = 10_000, 5000, 0.25, 32, 6
 BATCHES = (128, 512)
 
 
