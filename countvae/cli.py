@@ -75,6 +75,9 @@ DEFAULTS = {
 }
 VERSIONS = ("countvae", "torch", "numpy", "scipy", "scikit-learn", "scikit-bio", "anndata")
 SECONDS_BETWEEN_LINES = 5.0
+
+WORTH_SAYING = 0.05
+"""Share of a fit's time from which on waiting for the disk is reported."""
 COORDINATES = (".tsv", ".h5ad", ".txt")
 TRUTH = ("truth.json", "factors.tsv", "loadings.tsv", "proportions.npy")
 """What the folder of the truth behind a simulated table holds."""
@@ -178,12 +181,14 @@ class Progress:
         self.stream, self.clock = stream, clock
         self.bar = stream.isatty()
         self.first = self.last = clock()
+        self.waited = self.waited_first = 0.0
 
     def __call__(self, row: dict[str, Any]) -> None:
-        """Report an epoch: a row of `history_` and `max_epochs`."""
+        """Report an epoch: a row of `history_`, `max_epochs` and `waited`."""
         now, epoch, total = self.clock(), row["epoch"], row["max_epochs"]
         if epoch == 1:
-            self.first = now
+            self.first, self.waited_first = now, row["waited"]
+        self.waited = row["waited"] - self.waited_first
         if not self.bar and now - self.last < SECONDS_BETWEEN_LINES:
             return
         self.last = now
@@ -202,10 +207,12 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the bar on a line of its own."""
+        """Leave the bar on a line of its own; say what waiting for the disk took of the time."""
         if self.bar:
             self.stream.write("\n")
-            self.stream.flush()
+        if self.waited > WORTH_SAYING * (self.clock() - self.first):
+            self.stream.write(f"waiting for the disk took {self.waited:.1f} s of it\n")
+        self.stream.flush()
 
 
 # ---- options that commands share

@@ -127,7 +127,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     random_state : int, RandomState or None
         The same integer gives the same bits on one machine.
     progress : callable, optional
-        Called after each epoch with that row of `history_` and `max_epochs`.
+        Called after each epoch with that row of `history_`, `max_epochs` and `waited`, the seconds
+        until then in which a table on disk had yet to be read.
     device : {"auto", "cpu", "cuda", "mps"}
         Where fits and answers are computed; "auto" is a CUDA device where there is one. Answers
         are in double precision, which Apple's devices ("mps") leave to the processor.
@@ -696,7 +697,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                     generator=generator,
                     validation=validation,
                     refinement_steps=int(self.refinement_steps),
-                    progress=self._report(max_epochs),
+                    progress=self._report(max_epochs, rows),
                     keep=checkpoint.keep(attempt) if checkpoint and writes else None,
                     kept=kept,
                 )
@@ -750,11 +751,13 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def _batch_size(self, n: int, d: int) -> int:
         return int(self.batch_size or default_batch_size(n, d))
 
-    def _report(self, max_epochs: int) -> Callable[[dict[str, float | int]], None] | None:
+    def _report(
+        self, max_epochs: int, rows: Rows
+    ) -> Callable[[dict[str, float | int]], None] | None:
         progress = self.progress
         if progress is None:
             return None
-        return lambda row: progress({**row, "max_epochs": max_epochs})
+        return lambda row: progress({**row, "max_epochs": max_epochs, "waited": rows.waited})
 
     def _new_encoder(self, A, b, log_D, centre, generator: torch.Generator) -> Encoder:
         return Encoder(

@@ -1,8 +1,9 @@
 """Minibatches: rows of a sparse count table as dense tensors, a batch at a time."""
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -109,6 +110,11 @@ class Rows:
         Of the batches.
     processes : Processes
         Who shares the rows.
+
+    Attributes
+    ----------
+    waited : float
+        Seconds in which there was nothing to do until a streamed table was read.
     """
 
     def __init__(
@@ -126,6 +132,7 @@ class Rows:
         self.processes = processes
         self.n, self.d = counts.shape
         self.streamed = not issparse(counts)
+        self.waited = 0.0
         self._there = None
         if issparse(counts) and self.device.type != "cpu" and self._fits(counts):
             self._there = _OnDevice.of(counts, dtype, self.device)
@@ -231,9 +238,15 @@ class Rows:
             for group in groups:
                 ready, coming = coming, (group, reader.submit(read, group))
                 if ready is not None:
-                    yield ready[0], ready[1].result()
+                    yield ready[0], self._awaited(ready[1])
             if coming is not None:
-                yield coming[0], coming[1].result()
+                yield coming[0], self._awaited(coming[1])
+
+    def _awaited(self, some: Future) -> Any:
+        begun = time.perf_counter()
+        found = some.result()
+        self.waited += time.perf_counter() - begun
+        return found
 
     def _dense(self, some: csr_array | _OnDevice) -> Tensor:
         if isinstance(some, _OnDevice):

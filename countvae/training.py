@@ -137,7 +137,7 @@ def train(
                 # these samples' share of the prior, which the loss of all samples has once
                 shrinkage.add_gradient(decoder.V, decoder.V.grad, len(x) / size / rows.n)
                 if settling:
-                    moments.add_gradients(decoder, size)
+                    moments.add_gradients(decoder.V.grad, decoder.mu.grad, size)
             _total_gradients(loss, encoder, decoder, rows)
             if not torch.isfinite(loss):
                 raise Diverged(f"the bound is not finite in epoch {epoch + 1}")
@@ -359,14 +359,14 @@ class _Moments:
         weight = len(noise.w) / len(w) / size if len(w) else 0.0
         self.left_out = (S - torch.diag_embed(D)).sum(0) * weight
 
-    @torch.no_grad()
-    def add_gradients(self, decoder: Decoder, size: int) -> None:
+    def add_gradients(self, of_V: Tensor | None, of_mu: Tensor | None, size: int) -> None:
         """Add this batch's part of the gradients of the whole loss; `size` undoes its mean."""
+        if of_V is None or of_mu is None:
+            return
         if not len(self.gradient_V):
-            self.gradient_V = torch.zeros_like(decoder.V)
-            self.gradient_mu = torch.zeros_like(decoder.mu)
-        self.gradient_V.add_(decoder.V.grad, alpha=size)
-        self.gradient_mu.add_(decoder.mu.grad, alpha=size)
+            self.gradient_V, self.gradient_mu = torch.zeros_like(of_V), torch.zeros_like(of_mu)
+        self.gradient_V.add_(of_V, alpha=size)
+        self.gradient_mu.add_(of_mu, alpha=size)
 
     @torch.no_grad()
     def settle(self, decoder: Decoder, shrinkage: Shrinkage) -> None:

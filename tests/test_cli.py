@@ -638,25 +638,37 @@ class Terminal(io.StringIO):
         return True
 
 
+def epoch_of(epoch, total, waited=0.0):
+    return {"epoch": epoch, "max_epochs": total, "bound": -1.0, "sigma2": 0.5, "waited": waited}
+
+
 def test_progress_is_a_line_every_few_seconds_with_the_time_left():
-    stream, seconds = io.StringIO(), iter([0.0, 3.0, 4.0, 7.0, 9.0])
+    stream, seconds = io.StringIO(), iter([0.0, 3.0, 4.0, 7.0, 9.0, 9.0])
     with Progress(stream, lambda: next(seconds)) as progress:
         for epoch in (1, 2, 3, 4):
-            progress({"epoch": epoch, "max_epochs": 10, "bound": -1.0, "sigma2": 0.5})
+            progress(epoch_of(epoch, 10))
     assert stream.getvalue() == "epoch 3/10  bound -1.00  sigma2 0.5  14 s left\n"
 
 
 def test_progress_is_a_bar_on_a_terminal_without_escape_codes():
-    stream, seconds = Terminal(), iter([0.0, 1.0, 2.0])
+    stream, seconds = Terminal(), iter([0.0, 1.0, 2.0, 2.0])
     with Progress(stream, lambda: next(seconds)) as progress:
         for epoch in (1, 2):
-            progress({"epoch": epoch, "max_epochs": 2, "bound": -1.0, "sigma2": 0.5})
+            progress(epoch_of(epoch, 2))
     first, last = stream.getvalue().removeprefix("\r").split("\r")
     assert first.startswith("[########........] epoch 1/2")
     assert last.startswith("[################] epoch 2/2")
     assert last.endswith("\n")
     assert "\x1b" not in stream.getvalue()
     assert len(first) < 80
+
+
+def test_progress_ends_with_what_waiting_for_the_disk_took():
+    stream, seconds = io.StringIO(), iter([0.0, 3.0, 4.0, 5.0, 6.0])
+    with Progress(stream, lambda: next(seconds)) as progress:
+        for epoch in (1, 2, 3):
+            progress(epoch_of(epoch, 3, waited=0.75 * epoch))
+    assert stream.getvalue().endswith("waiting for the disk took 1.5 s of it\n")
 
 
 def test_a_real_table_goes_in_and_comes_out(run, shared_table, tmp_path):

@@ -273,3 +273,14 @@ def test_the_features_of_a_file_are_matched_by_id(table, files, tmp_path):
     order = np.random.default_rng(1).permutation(table.d)
     write(table.select_features(order), tmp_path / "turned.biom")
     np.testing.assert_array_equal(model.transform(tmp_path / "turned.biom"), model.transform(table))
+
+
+def test_waiting_for_the_disk_is_told_beside_the_rest_and_is_none_in_memory(files, table):
+    def waited(X):
+        rows = []
+        MultinomialVAE(2, max_epochs=2, progress=rows.append).fit(X)
+        return [row["waited"] for row in rows]
+
+    first, last = waited(files["table.h5ad"])
+    assert 0 < first < last
+    assert waited(table) == [0, 0]

@@ -33,26 +33,34 @@ class Watched:
         When each epoch ended, from the start of the fit.
     bound : (epochs,)
         Mean bound of each epoch in nats a sample.
+    waited : (epochs,)
+        Seconds until then in which a table on disk had yet to be read.
     total : float
         Seconds of the whole fit.
     """
 
     def __init__(self, X: Any, k: int, **settings: Any) -> None:
-        ends, bounds = [], []
+        ends, bounds, waited = [], [], []
         begun = time.perf_counter()
 
         def watch(row: dict[str, float | int]) -> None:
             ends.append(time.perf_counter() - begun)
             bounds.append(row["bound"])
+            waited.append(row["waited"])
 
         self.model = MultinomialVAE(k, progress=watch, **settings).fit(X)
         self.total = time.perf_counter() - begun
-        self.seconds, self.bound = np.array(ends), np.array(bounds)
+        self.seconds, self.bound, self.waited = map(np.array, (ends, bounds, waited))
 
     @property
     def epoch(self) -> float:
         """Median seconds an epoch, the first left out."""
         return float(np.median(np.diff(self.seconds)))
+
+    @property
+    def wait(self) -> float:
+        """Median seconds of an epoch that go by until a table on disk is read."""
+        return float(np.median(np.diff(self.waited)))
 
 
 @contextmanager

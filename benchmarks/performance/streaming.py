@@ -23,7 +23,10 @@ if __name__ == "__main__":
             for repeat in range(repeats):
                 held = Watched(table, K, max_epochs=EPOCHS)
                 streamed = Watched(path, K, max_epochs=EPOCHS)
-                V = [fit.model.components_.T for fit in (held, streamed)]
+                other = Watched(table, K, max_epochs=EPOCHS, random_state=1)
+                V, V_streamed, V_other = (
+                    fit.model.components_.T for fit in (held, streamed, other)
+                )
                 rows.append(
                     {
                         "n": n,
@@ -32,9 +35,11 @@ if __name__ == "__main__":
                         "repeat": repeat,
                         "in_memory_s": held.epoch,
                         "streamed_s": streamed.epoch,
+                        "waited_s": streamed.wait,
                         "ratio": streamed.epoch / held.epoch,
                         "bound_difference": streamed.bound[-1] - held.bound[-1],
-                        "subspace_between": subspace_error(*V),
+                        "subspace_between": subspace_error(V, V_streamed),
+                        "subspace_between_seeds": subspace_error(V, V_other),
                     }
                 )
                 tell(rows[-1])
