@@ -118,7 +118,7 @@ def run_cell(cell: Cell, threads: int) -> dict[str, float]:
 
 def _run_alone(cell: Cell, threads: int) -> dict[str, float]:
     torch.set_num_threads(threads)
-    _warm_up()
+    warm_up()
     truth, held_out = draw(cell.table, cell.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CountvaeWarning)
@@ -132,7 +132,7 @@ def _run_alone(cell: Cell, threads: int) -> dict[str, float]:
 
 
 @functools.cache
-def _warm_up() -> None:
+def warm_up() -> None:
     """Fit something small: the peers' clocks start after their imports, and so do ours."""
     METHODS["ours"](draw({"n": 20, "d": 10, "k": 1, "reads": 100}, 0)[0], 1, 0, max_epochs=1)
 

@@ -5,8 +5,10 @@ python SCRIPT.py GIVEN.npz FOUND.npz --rank K --seed S
 
 import argparse
 import resource
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -50,14 +52,23 @@ def run(fit: Fit) -> None:
     given = parser.parse_args()
     arrays = dict(np.load(given.given))
     counts = arrays.pop("counts")
-    before = _peak_mb()
+    first, peak, done = _resident_mb(), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            peak[0] = max(peak[0], _resident_mb() - first)
+
+    threading.Thread(target=watch, daemon=True).start()
     begun = time.perf_counter()
     found = fit(counts, given.rank, given.seed, **arrays)
     seconds = time.perf_counter() - begun
+    done.set()
     if "loadings" in found:
         found["loadings"] = found["loadings"] - found["loadings"].mean(axis=0)
-    np.savez(given.found, seconds=seconds, peak_mb=_peak_mb() - before, **found)
+    np.savez(given.found, seconds=seconds, peak_mb=peak[0], **found)
 
 
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _resident_mb() -> float:
+    """Resident memory now, in MB (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
