@@ -1,238 +1,74 @@
 """The command ``countvae``: each command reads, calls one function, writes.
 
-=========  =============================================================
-exit code  meaning
-=========  =============================================================
-0          fine
-1          an error of the program's own
-2          usage: an unknown option, a missing argument
-3          bad input, or an output that cannot be written
-4          did not converge, or not finite
-5          out of memory
-6          another process of the fit ended
-130        interrupted
-=========  =============================================================
-
-Nothing is written in any case but the first.
+Exit codes are those of `console`; nothing is written in any case but the first.
 """
 
 import inspect
-import io
 import json
 import platform
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib.metadata import entry_points, version
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO, get_args
+from typing import Any, get_args
 
 import anndata
 import click
+import networkx as nx
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib import pyplot as plt
+from scipy.sparse import csr_array, vstack
 
 from countvae import demo as demonstration
-from countvae import ordination, store
+from countvae import network, ordination, plots, score, select, store
 from countvae.basis import NAMED
+from countvae.budget import available_bytes
 from countvae.checks import CountvaeWarning, InputError, check_depth, check_shape, examples
+from countvae.console import (
+    COUNT,
+    ONE_OR_MORE,
+    PATH,
+    POSITIVE,
+    SEED,
+    Numbers,
+    Program,
+    Progress,
+    Reads,
+    together,
+)
 from countvae.devices import DEVICES
 from countvae.encoder import ACTIVATIONS
 from countvae.estimator import MultinomialVAE
 from countvae.files import check_writable, holds_only, new_file, new_folder, sha256
-from countvae.processes import Processes, ProcessLost, launched
+from countvae.processes import Processes, launched
 from countvae.simulate import Design, Simulation, simulate
 from countvae.stream import CountFile
 from countvae.table import CountTable, read, write, write_frame
-from countvae.training import Diverged
 
 Table = CountTable | CountFile
-
-EXIT_CODES: dict[type[BaseException], int] = {
-    InputError: 3,
-    OSError: 3,
-    Diverged: 4,
-    MemoryError: 5,
-    torch.OutOfMemoryError: 5,
-    ProcessLost: 6,
-    KeyboardInterrupt: 130,
-}
-INTERNAL_ERROR = 1
-COMMANDS = "countvae.commands"
-"""Entry points by which an installed package adds a command."""
-
-OUT_OF_MEMORY = "can't allocate memory"
-"""How torch's RuntimeError begins where the CPU has no more."""
 
 DEFAULTS = {
     name: parameter.default
     for name, parameter in inspect.signature(MultinomialVAE).parameters.items()
 }
 VERSIONS = ("countvae", "torch", "numpy", "scipy", "scikit-learn", "scikit-bio", "anndata")
-SECONDS_BETWEEN_LINES = 5.0
-
-WORTH_SAYING = 0.05
-"""Share of a fit's time from which on waiting for the disk is reported."""
 COORDINATES = (".tsv", ".h5ad", ".txt")
+DENOISED = 6
+"""Arrays of samples x features that are in memory while denoised ones are written."""
+
+SELECTION = ("selection.tsv", "selection.png")
+NETWORK = ("edges.tsv", "nodes.tsv", "network.graphml")
 TRUTH = ("truth.json", "factors.tsv", "loadings.tsv", "proportions.npy")
 """What the folder of the truth behind a simulated table holds."""
 
 
-class Exemplary(click.Command):
-    """A command whose help begins with an example."""
-
-    def __init__(self, *args: Any, example: str, **attributes: Any) -> None:
-        super().__init__(*args, **attributes)
-        self.example = example
-
-    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the example, then what click writes."""
-        formatter.write(f"Example: {self.example}\n\n")
-        super().format_help(ctx, formatter)
-
-
-class Program(Exemplary, click.Group):
-    """A group of commands that ends in one sentence and one of the exit codes."""
-
-    command_class = Exemplary
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name the program's own commands, then those of installed packages."""
-        return [*super().list_commands(ctx), *sorted(entry_points(group=COMMANDS).names)]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Find a command: the program's own, or else one of an installed package."""
-        if own := super().get_command(ctx, cmd_name):
-            return own
-        return next((point.load() for point in entry_points(group=COMMANDS, name=cmd_name)), None)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; say what went wrong on stderr."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("always", CountvaeWarning)
-                warnings.showwarning = _show_warning
-                return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except (Exception, KeyboardInterrupt) as error:
-            code, sentence = explain(error)
-            if ctx.meta.get("debug"):
-                traceback.print_exc()
-            click.echo(f"Error: {sentence}", err=True)
-            ctx.exit(code)
-
-
-def explain(error: BaseException) -> tuple[int, str]:
-    """Return the exit code of an error, and the sentence for it.
-
-    Parameters
-    ----------
-    error : BaseException
-        Whatever ended a command.
-
-    Returns
-    -------
-    (int, str)
-
-    Examples
-    --------
-    >>> explain(InputError("counts: expected values >= 0; got -1."))
-    (3, 'counts: expected values >= 0; got -1.')
-    >>> explain(MemoryError())
-    (5, 'out of memory.')
-    """
-    code = next((c for kind, c in EXIT_CODES.items() if isinstance(error, kind)), INTERNAL_ERROR)
-    if isinstance(error, RuntimeError) and OUT_OF_MEMORY in str(error):
-        code = EXIT_CODES[MemoryError]
-    text = " ".join(str(error).split())
-    if code == EXIT_CODES[MemoryError]:
-        text = "out of memory."
-    elif code == EXIT_CODES[KeyboardInterrupt]:
-        text = text or "interrupted; nothing was written."
-    elif code == EXIT_CODES[Diverged]:
-        text = f"the fit did not converge: {text}; nothing was written."
-    elif isinstance(error, OSError):
-        text = f"{error.filename or 'output'}: {error.strerror or text}."
-    elif code == INTERNAL_ERROR:
-        text = f"{type(error).__name__}: {text} (unexpected; --debug shows where)"
-    return code, text
-
-
-class Progress:
-    """Epochs and the time left, on stderr: a bar on a terminal, else a line every few seconds.
-
-    Parameters
-    ----------
-    stream : file
-        Where to write; no colour and no escape codes are used.
-    clock : callable
-        Returns seconds.
-    """
-
-    def __init__(
-        self, stream: TextIO | io.TextIOBase, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.stream, self.clock = stream, clock
-        self.bar = stream.isatty()
-        self.first = self.last = clock()
-        self.waited = self.waited_first = 0.0
-
-    def __call__(self, row: dict[str, Any]) -> None:
-        """Report an epoch: a row of `history_`, `max_epochs` and `waited`."""
-        now, epoch, total = self.clock(), row["epoch"], row["max_epochs"]
-        if epoch == 1:
-            self.first, self.waited_first = now, row["waited"]
-        self.waited = row["waited"] - self.waited_first
-        if not self.bar and now - self.last < SECONDS_BETWEEN_LINES:
-            return
-        self.last = now
-        line = f"epoch {epoch}/{total}  bound {row['bound']:.2f}  sigma2 {row['sigma2']:.3g}"
-        if epoch > 1:
-            line += f"  {(now - self.first) / (epoch - 1) * (total - epoch):.0f} s left"
-        if self.bar:
-            done = round(16 * epoch / total)
-            self.stream.write(f"\r[{'#' * done}{'.' * (16 - done)}] {line:<58}")
-        else:
-            self.stream.write(f"{line}\n")
-        self.stream.flush()
-
-    def __enter__(self) -> "Progress":
-        """Begin; nothing is written before the first epoch."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the bar on a line of its own; say what waiting for the disk took of the time."""
-        if self.bar:
-            self.stream.write("\n")
-        if self.waited > WORTH_SAYING * (self.clock() - self.first):
-            self.stream.write(f"waiting for the disk took {self.waited:.1f} s of it\n")
-        self.stream.flush()
-
-
 # ---- options that commands share
-
-PATH = click.Path(path_type=Path)
-POSITIVE = click.FloatRange(min=0, min_open=True)
-COUNT = click.IntRange(min=0)
-
-
-class Reads(click.FloatRange):
-    """A depth; NaN, which every range lets pass, is none."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        """Refuse NaN after what the range refuses."""
-        depth = super().convert(value, param, ctx)
-        return self.fail(f"{value} is no number of reads.", param, ctx) if depth != depth else depth
-
-
-ONE_OR_MORE = click.IntRange(min=1)
-SEED = click.IntRange(0, 2**32 - 1)
 
 
 def setting(name: str, *flags: str, help: str, **attributes: Any) -> Callable[[Any], Any]:
@@ -245,17 +81,6 @@ def setting(name: str, *flags: str, help: str, **attributes: Any) -> Callable[[A
     return click.option(name, *flags, default=default, show_default=shown, help=help, **attributes)
 
 
-def together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Make one decorator of several options, shown in this order."""
-
-    def decorate(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
 reading = together(
     click.option("--layer", help="Layer of an .h5ad file; X is one.  [default: counts, else X]"),
     click.option("--metadata", type=PATH, help="TSV whose first column holds sample ids."),
@@ -263,6 +88,32 @@ reading = together(
     click.option("--drop-empty", is_flag=True, help="Leave out samples without reads."),
     click.option("--allow-fractional", is_flag=True, help="Take values that are not whole."),
     click.option("--stream", is_flag=True, help="Leave the table on disk, and read it as needed."),
+)
+filtering = together(
+    click.option(
+        "--min-sample-count",
+        type=COUNT,
+        default=0,
+        show_default=True,
+        help="Reads a sample must have.",
+    ),
+    click.option(
+        "--min-feature-count",
+        type=COUNT,
+        default=0,
+        show_default=True,
+        help="Reads a feature must have.",
+    ),
+    click.option(
+        "--min-feature-samples",
+        type=COUNT,
+        default=0,
+        show_default=True,
+        help="Samples a feature must occur in.",
+    ),
+)
+model_option = click.option(
+    "--model", "folder", type=PATH, required=True, help="Folder that fit made."
 )
 device_option = setting("device", type=click.Choice(DEVICES), help="Where to compute.")
 force_option = click.option("--force", is_flag=True, help="Replace an output that is there.")
@@ -312,23 +163,7 @@ def main() -> None:
 @click.option("--tree", type=PATH, help="Newick file; loadings are then given in its balances.")
 @setting("basis", type=click.Choice(list(NAMED)), help="Log-ratios of the loadings.")
 @reading
-@click.option(
-    "--min-sample-count", type=COUNT, default=0, show_default=True, help="Reads a sample must have."
-)
-@click.option(
-    "--min-feature-count",
-    type=COUNT,
-    default=0,
-    show_default=True,
-    help="Reads a feature must have.",
-)
-@click.option(
-    "--min-feature-samples",
-    type=COUNT,
-    default=0,
-    show_default=True,
-    help="Samples a feature must occur in.",
-)
+@filtering
 @setting(
     "posterior_variance",
     type=click.Choice(["per-sample", "shared"]),
@@ -397,7 +232,7 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
 
 @main.command(example="countvae transform new.biom --model fitted -o coordinates.tsv")
 @click.argument("table", type=PATH)
-@click.option("--model", "folder", type=PATH, required=True, help="Folder that fit made.")
+@model_option
 @click.option("-o", "--output", type=PATH, required=True, help="A .tsv, .h5ad or .txt file.")
 @reading
 @device_option
@@ -420,15 +255,8 @@ def transform(table: Path, folder: Path, output: Path, **options: Any) -> None:
             "--stream: an .h5ad file would have the whole table; name a .tsv or .txt file."
         )
     check_writable(output, options["force"])
-    model = MultinomialVAE.load(folder)
-    if not hasattr(model, "feature_names_in_"):
-        raise InputError(f"{folder}: was fitted without feature ids, so no file can be matched.")
-    model.set_params(device=options["device"])
-    counts = _read((table,), options)
-    _say(options["quiet"])(f"{table} ({counts.source}): {size(counts)}")
-    aligned = _aligned(counts, str(table), model, options["drop_empty"])
-    if aligned.n < counts.n:
-        counts = counts.select_samples(np.isin(counts.sample_ids, aligned.sample_ids))
+    model = _loaded(folder, options["device"])
+    counts, aligned = _table_for(model, table, options)
     with renamed({"X:": f"{table}:"}):
         mean, sd = model.posterior(aligned)
     _write_coordinates(output, options["force"], model, table, counts, mean, sd)
@@ -441,12 +269,257 @@ def transform(table: Path, folder: Path, output: Path, **options: Any) -> None:
 @debug_option
 def info(path: Path, layer: str | None, as_json: bool) -> None:
     """Say what a model folder or a table holds."""
-    about = _about_model(path) if path.is_dir() else _about_table(path, layer)
+    _tell(_about_model(path) if path.is_dir() else _about_table(path, layer), as_json)
+
+
+@main.command(name="select", example="countvae select table.biom -k 2,4,8 -o selection")
+@click.argument("table", type=PATH)
+@click.option("-k", "tried", type=Numbers(), required=True, help="Numbers of factors: 2,4,8.")
+@click.option("-o", "--output-dir", "output", type=PATH, required=True, help="Folder to make.")
+@click.option(
+    "--folds",
+    type=click.IntRange(min=2),
+    default=3,
+    show_default=True,
+    help="Parts of the samples, each held out once.",
+)
+@setting("encoder_depth", type=ONE_OR_MORE, help="Dense layers of the encoder; 1 is linear.")
+@setting("max_epochs", type=ONE_OR_MORE, help="Passes over the table.")
+@reading
+@filtering
+@device_option
+@click.option("--seed", type=SEED, default=0, show_default=True)
+@force_option
+@quiet_option
+@json_option
+@debug_option
+def select_command(
+    table: Path, tried: list[int], output: Path, as_json: bool, force: bool, **options: Any
+) -> None:
+    """Say how many factors a table carries, by held-out evidence.
+
+    OUTPUT_DIR holds selection.tsv (a row a k) and selection.png; the verdict is printed.
+    """
+    say = _say(options["quiet"])
+    if options["stream"]:
+        raise click.UsageError("--stream: folds are taken from a table in memory.")
+    with new_folder(output, force, replaceable=holds_only(*SELECTION)) as made:
+        counts = _read((table,), options)
+        say(f"{table} ({counts.source}): {size(counts)}")
+        kept = _filtered(counts, str(table), options, say)
+        with renamed({"X:": f"{table}:"}):
+            found = select.select(
+                kept,
+                tried,
+                folds=options["folds"],
+                random_state=options["seed"],
+                told=lambda row: say("k = {k}, fold {fold}: {evidence_a_read:.5g}".format(**row)),
+                encoder_depth=options["encoder_depth"],
+                max_epochs=options["max_epochs"],
+                device=options["device"],
+            )
+        write_frame(found.table.set_index("k"), made / "selection.tsv")
+        plots.selection(found.table, found.k)
+        plt.savefig(made / "selection.png", dpi=200)
+        plt.close()
     if as_json:
-        _print_json(about)
+        rows = found.table.to_dict("records")
+        gain = {"gain": found.gain, "gain_se": found.gain_se}
+        _print_json({"k": found.k, "verdict": found.verdict, **gain, "table": rows})
     else:
-        for name, value in about.items():
-            click.echo(f"{name.replace('_', ' '):<26}{_words(value)}")
+        click.echo(found.verdict)
+
+
+@main.command(name="score", example="countvae score new.biom --model fitted -o scores.tsv")
+@click.argument("table", type=PATH)
+@model_option
+@click.option("-o", "--output", type=PATH, required=True, help="A .tsv file.")
+@click.option(
+    "--reference",
+    type=click.IntRange(min=100),
+    default=1000,
+    show_default=True,
+    help="Samples drawn from the model at each depth; the least p-value is one over that.",
+)
+@reading
+@device_option
+@click.option("--seed", type=SEED, default=0, show_default=True)
+@force_option
+@quiet_option
+@json_option
+@debug_option
+def score_command(
+    table: Path, folder: Path, output: Path, as_json: bool, force: bool, **options: Any
+) -> None:
+    """Say how well a model explains samples, and which are unlike all that it knows.
+
+    The file has the evidence of each sample in nats, what the model's own samples of that depth
+    have, and a p-value: the share of these with no more evidence. A shallow sample is not unusual
+    for being shallow.
+    """
+    check_writable(output, force)
+    model = _loaded(folder, options["device"])
+    _, aligned = _table_for(model, table, options)
+    with renamed({"X:": f"{table}:"}):
+        frame = score.scores(
+            model, aligned, reference=options["reference"], random_state=options["seed"]
+        )
+    frame.index = pd.Index(aligned.sample_ids, name="sample-id", dtype=object)
+    write_frame(frame, output, force)
+    found = {
+        "samples": len(frame),
+        "evidence_a_read": float(frame["evidence"].sum() / frame["depth"].sum()),
+        "unusual_at_5_percent_fdr": int((frame["q_value"] <= 0.05).sum()),
+        "written": str(output),
+    }
+    _tell(found, as_json)
+
+
+@main.command(example="countvae denoise table.biom --model fitted -o denoised.h5ad")
+@click.argument("table", type=PATH)
+@model_option
+@click.option("-o", "--output", type=PATH, required=True, help="A .biom, .h5ad or .tsv file.")
+@reading
+@device_option
+@force_option
+@quiet_option
+@debug_option
+def denoise(table: Path, folder: Path, output: Path, force: bool, **options: Any) -> None:
+    """Give the proportions behind the counts, as far as the model and the counts tell.
+
+    Posterior means of the proportions: no zeros, rows sum to one. An .h5ad file has those in X and
+    the centred log-ratios with their standard deviations in layers["clr"] and layers["clr_sd"].
+    """
+    check_writable(output, force)
+    model = _loaded(folder, options["device"])
+    _, aligned = _table_for(model, table, options)
+    _check_dense(aligned, table)
+    with renamed({"X:": f"{table}:"}):
+        proportions, clr, clr_sd = model.denoise(aligned)
+    found = CountTable(
+        csr_array(proportions),
+        aligned.sample_ids,
+        aligned.feature_ids,
+        aligned.sample_metadata,
+        aligned.feature_metadata,
+    )
+    _write_table(found, output, force, layers={"clr": clr, "clr_sd": clr_sd})
+
+
+@main.command(example="countvae generate --model fitted --n-samples 50 -o generated.biom")
+@model_option
+@click.option("-o", "--output", type=PATH, required=True, help="A .biom, .h5ad or .tsv file.")
+@click.option("--n-samples", type=ONE_OR_MORE, help="How many.  [default: as many as fitted]")
+@click.option("--like", type=PATH, help="Table whose samples are drawn anew, in turn.")
+@click.option("--depth", type=ONE_OR_MORE, help="Reads.  [default: those fitted, or of the table]")
+@reading
+@device_option
+@click.option("--seed", type=SEED, default=0, show_default=True)
+@force_option
+@quiet_option
+@debug_option
+def generate(
+    folder: Path,
+    output: Path,
+    n_samples: int | None,
+    like: Path | None,
+    depth: int | None,
+    force: bool,
+    seed: int,
+    **options: Any,
+) -> None:
+    """Draw a table from a fitted model.
+
+    Samples are the model's own, or, with --like, drawn from what is believed of the proportions of
+    each sample of a table. An .h5ad file has their coordinates in obsm["X_mvae"].
+    """
+    check_writable(output, force)
+    if like is None:
+        model, origin = MultinomialVAE.load(folder), None
+        n = n_samples or len(model.depth_)
+        counts, y = model.sample(n, depth, seed)
+    else:
+        model = _loaded(folder, options["device"])
+        _, aligned = _table_for(model, like, options)
+        n = n_samples or aligned.n
+        rounds = [np.arange(min(aligned.n, n - i)) for i in range(0, n, aligned.n)]
+        origin = aligned.sample_ids[np.concatenate(rounds)]
+        with renamed({"X:": f"{like}:"}):
+            drawn = [
+                model.sample_like(aligned.select_samples(some), depth, seed + i)
+                for i, some in enumerate(rounds)
+            ]
+        counts = csr_array(vstack([part for part, _ in drawn], format="csr"))
+        y = np.concatenate([part for _, part in drawn])
+    ids = np.array([f"generated-{i + 1}" for i in range(n)], dtype=object)
+    features = np.array(ordination.feature_frame(model).index, dtype=object)
+    known = None if origin is None else pd.DataFrame({"like": origin}, index=ids)
+    _write_table(CountTable(counts, ids, features, known), output, force, obsm={"X_mvae": y})
+
+
+@main.command(name="network", example="countvae network --model fitted -o network --fdr 0.05")
+@model_option
+@click.option("-o", "--output-dir", "output", type=PATH, required=True, help="Folder to make.")
+@click.option(
+    "--by",
+    type=click.Choice([name.replace("_", "-") for name in network.MEASURES]),
+    default="rho",
+    show_default=True,
+    callback=lambda ctx, _, value: value.replace("-", "_"),
+    help="Weight of an edge.",
+)
+@click.option(
+    "--partners", type=ONE_OR_MORE, default=10, show_default=True, help="Of each feature, at most."
+)
+@click.option(
+    "--min-weight",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Least absolute weight of an edge.",
+)
+@click.option(
+    "--fdr",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Keep edges until this share of them is expected to be false.",
+)
+@click.option("--modules", is_flag=True, help="Find modules; needs igraph.")
+@click.option("--seed", type=SEED, default=0, show_default=True)
+@force_option
+@json_option
+@debug_option
+def network_command(folder: Path, output: Path, as_json: bool, force: bool, **options: Any) -> None:
+    """Say which features rise and fall together.
+
+    OUTPUT_DIR holds edges.tsv (a row a pair, with the spread of its weight), nodes.tsv (a row a
+    feature) and network.graphml, both with the features' names and what else features.tsv says.
+    """
+    with new_folder(output, force, replaceable=holds_only(*NETWORK)) as made:
+        model = MultinomialVAE.load(folder)
+        edges = network.edges(
+            model,
+            by=options["by"],
+            partners=options["partners"],
+            min_weight=options["min_weight"],
+            fdr=options["fdr"],
+            random_state=options["seed"],
+        )
+        nodes = _nodes(model, folder, edges)
+        if options["modules"]:
+            nodes["module"] = network.modules(edges, options["seed"]).reindex(nodes.index)
+            nodes["module"] = nodes["module"].astype("Int64")
+        write_frame(edges.set_index("feature_1"), made / "edges.tsv")
+        write_frame(nodes, made / "nodes.tsv")
+        nx.write_graphml(network.graph(edges, nodes), made / "network.graphml")
+    found = {
+        "features": len(nodes),
+        "with_edges": int((nodes["degree"] > 0).sum()),
+        "edges": len(edges),
+        "positive": int((edges["weight"] > 0).sum()),
+    }
+    if options["modules"]:
+        found["modules"] = int(nodes["module"].max())
+    _tell(found, as_json)
 
 
 @main.command(
@@ -640,16 +713,33 @@ def _say(quiet: bool) -> Callable[[str], None]:
     return (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
 
 
-def _show_warning(message: Warning | str, *_: Any) -> None:
-    click.echo(f"Warning: {message}", err=True)
-
-
 def _write_json(content: Any, path: Path) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _print_json(content: Any) -> None:
     click.echo(json.dumps(content, indent=1))
+
+
+def _tell(about: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(about)
+        return
+    for name, value in about.items():
+        click.echo(f"{name.replace('_', ' '):<26}{_words(value)}")
+
+
+def _nodes(model: MultinomialVAE, folder: Path, edges: pd.DataFrame) -> pd.DataFrame:
+    """Return what is known of each feature of a model folder, and how many edges it has."""
+    nodes = ordination.feature_frame(model)
+    if (folder / "features.tsv").is_file():
+        known = pd.read_csv(folder / "features.tsv", sep="\t", dtype=str, keep_default_na=False)
+        known = known.set_index(known.columns[0])
+        nodes = nodes.join(
+            known[known.columns.difference(nodes.columns, sort=False)].replace("", None)
+        )
+    degree = pd.concat([edges["feature_1"], edges["feature_2"]]).value_counts()
+    return nodes.assign(degree=degree.reindex(nodes.index, fill_value=0))
 
 
 def _read(paths: Sequence[Path], options: dict[str, Any]) -> Table:
@@ -747,6 +837,24 @@ def _fit_summary(run: dict[str, Any], output: Path) -> str:
     )
 
 
+def _loaded(folder: Path, device: str) -> MultinomialVAE:
+    """Load a model that knows its features' names."""
+    model = MultinomialVAE.load(folder)
+    if not hasattr(model, "feature_names_in_"):
+        raise InputError(f"{folder}: was fitted without feature ids, so no file can be matched.")
+    return model.set_params(device=device)
+
+
+def _table_for(model: MultinomialVAE, path: Path, options: dict[str, Any]) -> tuple[Table, Table]:
+    """Read a table; return it, and the same samples in the features of the model."""
+    counts = _read((path,), options)
+    _say(options["quiet"])(f"{path} ({counts.source}): {size(counts)}")
+    aligned = _aligned(counts, str(path), model, options["drop_empty"])
+    if aligned.n < counts.n:
+        counts = counts.select_samples(np.isin(counts.sample_ids, aligned.sample_ids))
+    return counts, aligned
+
+
 def _aligned(table: Table, path: str, model: MultinomialVAE, drop_empty: bool) -> Table:
     try:
         aligned, overlap = table.align_features(model.feature_names_in_)
@@ -765,6 +873,30 @@ def _aligned(table: Table, path: str, model: MultinomialVAE, drop_empty: bool) -
         aligned = aligned.without_empty(argument)
     _check_kept(aligned, argument)
     return aligned
+
+
+def _check_dense(table: Table, path: Path) -> None:
+    """Refuse a table whose proportions, log-ratios and deviations do not fit into memory."""
+    needed, free = DENOISED * 8 * table.n * table.d, available_bytes()
+    if free is not None and needed > free:
+        raise InputError(
+            f"{path}: {table.n} samples × {table.d} features, none of them zero, take"
+            f" {needed / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free; denoise fewer"
+            " samples at a time."
+        )
+
+
+def _write_table(table: CountTable, output: Path, force: bool, **more: Any) -> None:
+    """Write a table; layers and obsm go into an .h5ad file only."""
+    if output.suffix != ".h5ad":
+        write(table, output, force)
+        return
+    with new_file(output, force) as beside:
+        write(table, beside, force=True)
+        adata = anndata.read_h5ad(beside)
+        for name, parts in more.items():
+            getattr(adata, name).update(parts)
+        adata.write_h5ad(beside)
 
 
 def _write_coordinates(

@@ -24,15 +24,19 @@ class Decoder(nn.Module):
         Centre in CLR space, Psi mu_ILR.
     sigma2 : scalar or (d,)
         Variance of the noise, shared by all features or by feature.
+    V_var : (d, k), optional
+        Posterior variances of the loadings, which a fit leaves; zeros until then.
     """
 
     sigma2: Tensor
+    V_var: Tensor
 
-    def __init__(self, V: Tensor, mu: Tensor, sigma2: Tensor) -> None:
+    def __init__(self, V: Tensor, mu: Tensor, sigma2: Tensor, V_var: Tensor | None = None) -> None:
         super().__init__()
         self.V = nn.Parameter(V - V.mean(0))
         self.mu = nn.Parameter(mu - mu.mean())
         self.register_buffer("sigma2", sigma2.clone())
+        self.register_buffer("V_var", torch.zeros_like(V) if V_var is None else V_var.clone())
 
     def forward(
         self,
@@ -51,6 +55,7 @@ class Decoder(nn.Module):
         """Write the same law in factors u, where z = A u + shift."""
         self.mu += self.V @ shift
         self.V.copy_(self.V @ A)
+        self.V_var.copy_(self.V_var @ A.square())
         self.centre()
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from scipy.special import softmax
+from scipy.special import logsumexp, softmax
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -33,7 +33,16 @@ from countvae.decoder import Decoder
 from countvae.devices import DEVICES, chosen, free_bytes
 from countvae.encoder import ACTIVATIONS, Encoder
 from countvae.evidence import log_coefficient
-from countvae.inference import Posterior, factor_covariance, posterior_at, refine
+from countvae.inference import (
+    Posterior,
+    drawn_logits,
+    factor_covariance,
+    importance_weights,
+    log_ratios,
+    posterior_at,
+    refine,
+)
+from countvae.metrics import tail_shape
 from countvae.processes import joined
 from countvae.rows import Rows
 from countvae.start import Start, residual_start
@@ -154,6 +163,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         The noise variance of each feature.
     loadings_ : (d-1, k)
         W in the basis.
+    clr_loadings_sd_ : (d, k)
+        Posterior standard deviations of ``components_.T * sqrt(explained_variance_)``.
     basis_operator_ : Balances or MatrixBasis
         Psi as an operator, with the names of the balances.
     history_ : DataFrame
@@ -289,13 +300,15 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         means, sds = [], []
         for decoder, _, posterior in self._posteriors(X, self.refinement_steps):
             means.append(posterior.z.cpu().numpy() @ self._rotation)
-            if self.refinement_steps:
-                S = factor_covariance(decoder.V, posterior.noise.w).cpu().numpy()
-                variances = np.einsum("ac,bae,ec->bc", self._rotation, S, self._rotation)
-            else:
-                variances = posterior.D.cpu().numpy() @ self._rotation**2
-            sds.append(np.sqrt(variances))
+            S = self._covariance(decoder, posterior).cpu().numpy()
+            sds.append(np.sqrt(np.einsum("ac,bae,ec->bc", self._rotation, S, self._rotation)))
         return np.concatenate(means) * self._scale, np.concatenate(sds) * self._scale
+
+    def _covariance(self, decoder: Decoder, posterior: Posterior) -> torch.Tensor:
+        """Of the factors, (b, k, k): the whole one at an answer of Newton's, or the encoder's D."""
+        if self.refinement_steps:
+            return factor_covariance(decoder.V, posterior.noise.w)
+        return torch.diag_embed(posterior.D)
 
     @property
     def _scale(self) -> np.ndarray:
@@ -314,6 +327,44 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def score(self, X: Any, y: Any = None) -> float:
         """Mean of `score_samples`, in nats a sample."""
         return float(self.score_samples(X).mean())
+
+    def evidence(
+        self, X: Any, draws: int = 64, random_state: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        r"""Log p(x) of each sample in nats, by importance sampling of the factors.
+
+        .. math:: \log \frac1S \sum_s \frac{B(x \mid z_s) N(z_s; 0, I)}{q(z_s \mid x)}
+
+        with the noise at its fixed point for each draw, so that this still is a bound, between
+        that of `score_samples` and log p(x).
+
+        Parameters
+        ----------
+        X : as in `fit`, (n, d)
+            Counts.
+        draws : int
+            S, at least 16.
+        random_state : int, RandomState or None
+            By default the estimator's own.
+
+        Returns
+        -------
+        evidence : (n,)
+            In nats, multinomial coefficient included.
+        pareto_k : (n,)
+            Shape of the tail of the weights; above 0.7 the estimate is not to be trusted.
+        """
+        if not isinstance(draws, int | np.integer) or draws < 16:
+            raise InputError(f"draws: expected a whole number >= 16; got {draws!r}.")
+        rng = check_random_state(self.random_state if random_state is None else random_state)
+        found, shapes = [], []
+        for decoder, x, posterior in self._posteriors(X, max(1, self.refinement_steps)):
+            weights = importance_weights(decoder, x, posterior, int(draws), rng).cpu().numpy()
+            found.append(
+                logsumexp(weights, axis=0) - np.log(draws) + log_coefficient(x).cpu().numpy()
+            )
+            shapes += [tail_shape(of_sample) for of_sample in weights.T]
+        return np.concatenate(found), np.array(shapes)
 
     def amortization_gap(self, X: Any) -> np.ndarray:
         """Nats that each sample loses to the encoder, (n,).
@@ -371,8 +422,66 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         rows = []
         for yi, N in zip(y, depths, strict=True):
             logits = self.mean_ + yi @ self.components_ + noise_sd * rng.standard_normal(d)
-            rows.append(sp.csr_array(rng.multinomial(N, softmax(logits))[None]))
+            rows.append(_multinomial(N, logits, rng))
         return sp.csr_array(sp.vstack(rows)), z if self.whiten else y
+
+    def denoise(self, X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        r"""What the proportions behind the counts are believed to be.
+
+        Parameters
+        ----------
+        X : as in `fit`, (n, d)
+            Counts.
+
+        Returns
+        -------
+        proportions : (n, d)
+            Posterior means under q; rows sum to one, and none is zero.
+        clr, clr_sd : (n, d)
+            Posterior means and standard deviations of the centred log-ratios, the noise included:
+            that of a difference of two is at most the root of the sum of their squares.
+        """
+        found = [
+            log_ratios(decoder, x, posterior, self._covariance(decoder, posterior))
+            for decoder, x, posterior in self._posteriors(X, self.refinement_steps)
+        ]
+        proportions, clr, clr_sd = (
+            torch.cat(part).cpu().numpy() for part in zip(*found, strict=True)
+        )
+        return proportions, clr, clr_sd
+
+    def sample_like(
+        self, X: Any, depth: Any = None, random_state: Any = None
+    ) -> tuple[sp.csr_array, np.ndarray]:
+        """Draw counts from what is believed of each sample of a table: its posterior predictive.
+
+        Parameters
+        ----------
+        X : as in `fit`, (n, d)
+            Counts.
+        depth : int or (n,), optional
+            Reads of each sample drawn; by default those of X.
+        random_state : int, RandomState or None
+            By default the estimator's own.
+
+        Returns
+        -------
+        counts : csr_array, (n, d)
+        coordinates : (n, k)
+            The latent factors that made them, as `transform` gives them.
+        """
+        check_is_fitted(self)
+        rng = check_random_state(self.random_state if random_state is None else random_state)
+        table = open_counts(X) or X
+        own = _depth(self._counts(table, reset=False))
+        depths = iter(self._depths(len(own), np.rint(own) if depth is None else depth, rng))
+        rows, factors = [], []
+        for decoder, x, posterior in self._posteriors(table, self.refinement_steps):
+            S = self._covariance(decoder, posterior)
+            z, logits = drawn_logits(decoder, x, posterior, S, rng)
+            factors.append(z.cpu().numpy() @ self._rotation)
+            rows += [_multinomial(next(depths), row, rng) for row in logits.cpu().numpy()]
+        return sp.csr_array(sp.vstack(rows)), np.concatenate(factors) * self._scale
 
     def _depths(self, n_samples: int, depth: Any, rng: np.random.RandomState) -> np.ndarray:
         typical = np.rint(rng.choice(self.depth_, n_samples))
@@ -465,7 +574,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 for room in ("encoder", "decoder")
             }
             of_decoder, of_encoder = tensors["decoder"], tensors["encoder"]
-            decoder = Decoder(of_decoder["V"], of_decoder["mu"], of_decoder["sigma2"])
+            # of a model from before these were kept
+            of_decoder.setdefault("V_var", torch.zeros_like(of_decoder["V"]))
+            decoder = Decoder(*(of_decoder[name] for name in ("V", "mu", "sigma2", "V_var")))
             encoder = model._new_encoder(
                 of_encoder["A"],
                 of_encoder["b"],
@@ -792,6 +903,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.explained_variance_ratio_ = self.explained_variance_ / total
         V = self.components_.T * np.sqrt(self.explained_variance_)
         self.loadings_ = self.basis_operator_.adjoint(V.T).T
+        self.clr_loadings_sd_ = np.sqrt(self._decoder.V_var.numpy() @ self._rotation**2)
 
     def _posteriors(self, X: Any, steps: int) -> Iterator[tuple[Decoder, torch.Tensor, Posterior]]:
         """Answer for the samples of a table, some at a time, where the answers are computed."""
@@ -856,6 +968,13 @@ class _Checkpoint:
         if "attempt" not in settings:
             raise InputError(f"{self.folder}: is no checkpoint of a fit.")
         return arrays, settings
+
+
+def _multinomial(
+    N: int | np.integer, logits: np.ndarray, rng: np.random.RandomState
+) -> sp.csr_array:
+    """Draw a row of counts."""
+    return sp.csr_array(rng.multinomial(N, softmax(logits))[None])
 
 
 def most_components(n: int, d: int) -> int:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -79,6 +80,114 @@ def best_D(decoder: Decoder, noise: Noise) -> Float[Tensor, "b k"]:
 def factor_covariance(V: Float[Tensor, "d k"], w: Float[Tensor, "b d"]) -> Float[Tensor, "b k k"]:
     """The covariance at which the bound is stationary if q(z | x) is free to have a whole one."""
     return torch.linalg.inv(factor_precision(V, w))
+
+
+class LogRatios(NamedTuple):
+    """A normal law of the logits eta of each sample: see `logits_given`.
+
+    Given z the logits are `mean` + A (z - z_hat) with A = diag(rho) V + (1 - rho) v_bar', and a
+    covariance diag(own) + (1 - rho)(1 - rho)' / sum(w) of their own.
+    """
+
+    mean: Float[Tensor, "b d"]
+    rho: Float[Tensor, "b d"]
+    own: Float[Tensor, "b d"]
+    v_bar: Float[Tensor, "b k"]
+    total: Float[Tensor, "b 1"]
+
+
+@torch.no_grad()
+def logits_given(decoder: Decoder, x: Float[Tensor, "b d"], posterior: Posterior) -> LogRatios:
+    """Return the law of the logits with the curvature of the multinomial, diag(l) - l l' / N.
+
+    The bound's own posterior of the noise leaves the second part out, and with it that all logits
+    that were read much may move together against those that were not. The variance of the loadings
+    adds rho_j^2 sum_c U_jc (z_c^2 + D_c) to `own`.
+    """
+    noise, sigma2 = posterior.noise, decoder.sigma2
+    rho = 1 / (1 + sigma2 * (x - noise.r).clamp_min(0))
+    of_loadings = (posterior.z.square() + posterior.D) @ decoder.V_var.T
+    total = noise.w.sum(1, keepdim=True)
+    return LogRatios(
+        decoder.mu + posterior.z @ decoder.V.T + sigma2 * noise.r,
+        rho,
+        sigma2 * rho + rho.square() * of_loadings,
+        (noise.w @ decoder.V) / total,
+        total,
+    )
+
+
+@torch.no_grad()
+def log_ratios(
+    decoder: Decoder,
+    x: Float[Tensor, "b d"],
+    posterior: Posterior,
+    S: Float[Tensor, "b k k"],
+) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+    """Proportions, and mean and standard deviation of the centred log-ratios.
+
+    Proportions are the rates lambda = x - r, which go as E exp(eta) under q.
+    """
+    law = logits_given(decoder, x, posterior)
+    clr, d = law.mean - law.mean.mean(1, keepdim=True), x.shape[1]
+    variance = law.own * (1 - 2 / d) + law.own.mean(1, keepdim=True) / d
+    together = (law.rho.mean(1, keepdim=True) - law.rho).square_()
+    variance += together / law.total
+    for of_factors, rho, v_bar, covariance in zip(variance, law.rho, law.v_bar, S, strict=True):
+        A = v_bar + rho[:, None] * (decoder.V - v_bar)
+        A = A - A.mean(0)
+        of_factors += ((A @ covariance) * A).sum(1)
+    rates = (x - posterior.noise.r).clamp_min(0)
+    return rates / rates.sum(1, keepdim=True), clr, variance.sqrt()
+
+
+@torch.no_grad()
+def drawn_logits(
+    decoder: Decoder,
+    x: Float[Tensor, "b d"],
+    posterior: Posterior,
+    S: Float[Tensor, "b k k"],
+    rng: np.random.RandomState,
+) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b d"]]:
+    """Draw factors and logits of each sample."""
+    law = logits_given(decoder, x, posterior)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.from_numpy(rng.standard_normal(shape)).to(S)
+
+    away = (torch.linalg.cholesky(S) @ normal(*posterior.z.shape, 1))[:, :, 0]
+    level = (away * law.v_bar).sum(1, keepdim=True)
+    logits = law.mean + level + law.rho * (away @ decoder.V.T - level)
+    logits += law.own.sqrt() * normal(*x.shape)
+    logits += (1 - law.rho) * normal(len(x), 1) / law.total.sqrt()
+    return posterior.z + away, logits
+
+
+@torch.no_grad()
+def importance_weights(
+    decoder: Decoder,
+    x: Float[Tensor, "b d"],
+    posterior: Posterior,
+    draws: int,
+    rng: np.random.RandomState,
+) -> Float[Tensor, "s b"]:
+    """Logarithms of B(x | z) N(z; 0, I) / q(z) for draws of z from q; coefficient left out.
+
+    q is normal with the whole covariance of the factors, ten per cent wider.
+    """
+    b, k = posterior.z.shape
+    root = torch.linalg.cholesky(1.1 * factor_covariance(decoder.V, posterior.noise.w))
+    log_det = root.diagonal(dim1=1, dim2=2).log().sum(1)
+    none, noise, weights = torch.zeros_like(x), posterior.noise, []
+    for _ in range(draws):
+        standard = torch.from_numpy(rng.standard_normal((b, k))).to(root)
+        z = posterior.z + (root @ standard[:, :, None])[:, :, 0]
+        noise = solve_noise(
+            decoder.mu + z @ decoder.V.T, none, x, decoder.sigma2, noise.log_scale, TOLERANCE
+        )
+        prior = 0.5 * (standard.square() - z.square()).sum(1)
+        weights.append(noise.bound + noise.overcount + prior + log_det)
+    return torch.stack(weights)
 
 
 @torch.no_grad()

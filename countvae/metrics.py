@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer, Shaped
 from scipy.linalg import orth
 from scipy.sparse import csr_array
+from scipy.stats import genpareto
 
 Features = Bool[np.ndarray, " d"] | Integer[np.ndarray, " m"] | None
 
@@ -76,6 +77,27 @@ def common_features(counts: Shaped[np.ndarray, "n d"] | csr_array) -> Bool[np.nd
     """
     total = np.asarray(counts.sum(axis=0)).ravel()
     return total > np.median(total)
+
+
+def tail_shape(log_weights: Float[np.ndarray, " draws"]) -> float:
+    """Shape of a generalised Pareto distribution fitted to the largest importance weights.
+
+    Above 0.7 the mean of the weights cannot be estimated from as many as there are (Vehtari et
+    al., Pareto smoothed importance sampling). The tail is the largest fifth, or three times the
+    root of their number if that is less.
+
+    Examples
+    --------
+    >>> normal = np.random.default_rng(0).standard_normal(4000)
+    >>> bool(tail_shape(0.1 * normal) < 0.3), bool(tail_shape(3 * normal) > 0.7)
+    (True, True)
+    """
+    weights = np.sort(np.exp(log_weights - log_weights.max()))
+    tail = max(5, min(len(weights) // 5, int(3 * np.sqrt(len(weights)))))
+    over = weights[-tail:] - weights[-tail - 1]
+    if over[-1] <= 0:
+        return -np.inf
+    return float(genpareto.fit(over, floc=0)[0])
 
 
 def _centred(V: Float[np.ndarray, "d k"], features: Features) -> Float[np.ndarray, "m k"]:

@@ -99,7 +99,7 @@ def sample_frame(
 
 
 def feature_frame(model: MultinomialVAE, metadata: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Loadings V, mean CLR and noise variance of each feature, and what else is known of it.
+    """Loadings V with their standard deviations, mean CLR and noise variance of each feature.
 
     Parameters
     ----------
@@ -111,13 +111,14 @@ def feature_frame(model: MultinomialVAE, metadata: pd.DataFrame | None = None) -
     Returns
     -------
     DataFrame
-        Columns F1, ..., Fk, mean_clr and noise_variance, then those of `metadata`; indexed by
-        "feature-id".
+        Columns F1, ..., Fk, F1_sd, ..., Fk_sd, mean_clr and noise_variance, then those of
+        `metadata`; indexed by "feature-id".
     """
+    axes = axis_names(model.n_components_)
     frame = pd.DataFrame(
-        _loadings(model),
+        np.hstack([_loadings(model), model.clr_loadings_sd_]),
         index=pd.Index(_feature_ids(model), name="feature-id", dtype=object),
-        columns=axis_names(model.n_components_),
+        columns=[*axes, *(f"{axis}_sd" for axis in axes)],
     ).assign(mean_clr=model.mean_, noise_variance=model.feature_noise_variance_)
     return frame if metadata is None else frame.join(metadata, rsuffix="_given")
 

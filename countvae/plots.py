@@ -1,14 +1,18 @@
 """Pictures of a fitted model; each function draws on one pair of axes and returns it."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Shaped
+from matplotlib import patheffects
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from scipy.sparse import csr_array
 
-__all__ = ["agreement", "history", "loadings", "ordination"]
+__all__ = ["agreement", "history", "loadings", "network", "ordination", "predictive", "selection"]
 
 COLOURS = (
     *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000"),
@@ -175,6 +179,138 @@ def history(history: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("epoch")
     ax.set_ylabel("bound (nats a sample)")
     ax.ticklabel_format(axis="y", useOffset=False)
+    return ax
+
+
+def network(
+    graph: nx.Graph,
+    *,
+    labels: Mapping[str, str] | None = None,
+    top: int = 10,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw a network: features that are tied lie close together.
+
+    Parameters
+    ----------
+    graph : networkx.Graph
+        From `countvae.network.graph`; edges of positive `weight` are blue, others orange. Nodes
+        are coloured by their attribute `module`, where they have one; those without an edge are
+        left out.
+    labels : mapping, optional
+        What to write beside a node in place of its name.
+    top : int
+        How many nodes to label: that of the most edges in each of the largest modules, or those of
+        the most edges where there are no modules.
+    ax : Axes, optional
+        Where to draw; by default on a new figure.
+
+    Returns
+    -------
+    Axes
+    """
+    ax = _new_axes(ax)
+    graph = graph.subgraph([node for node, degree in graph.degree if degree])
+    pull = nx.Graph()
+    pull.add_nodes_from(graph)
+    pull.add_weighted_edges_from((a, b, max(w, 0.02)) for a, b, w in graph.edges.data("weight"))
+    at = nx.spring_layout(pull, seed=0, k=3 / max(1, len(pull)) ** 0.5, iterations=300)
+    for a, b, weight in graph.edges.data("weight"):
+        colour = COLOURS[0] if weight > 0 else COLOURS[1]
+        style = {"color": colour, "alpha": 0.4, "linewidth": 1.5 * abs(weight), "zorder": 1}
+        ax.plot(*zip(at[a], at[b], strict=True), **style)
+    module = dict(graph.nodes(data="module", default=None))
+    degree = dict(graph.degree)
+    for node, (x, y) in at.items():
+        of = module[node]
+        colour = GREY if of is None or of > len(COLOURS) else COLOURS[of - 1]
+        size = 14 + 3 * degree[node]
+        ax.scatter(x, y, s=size, color=colour, edgecolors="white", linewidths=0.5, zorder=2)
+    leaders: dict[Any, str] = {}
+    for node in sorted(degree, key=degree.__getitem__, reverse=True):
+        leaders.setdefault(node if module[node] is None else module[node], node)
+    halo: list[patheffects.AbstractPathEffect] = [
+        patheffects.withStroke(linewidth=2, foreground="white")
+    ]
+    for _, node in sorted(leaders.items(), key=lambda item: str(item[0]).zfill(9))[:top]:
+        name, (x, y) = str((labels or {}).get(node, node)), at[node]
+        text = ax.annotate(name, (x, y), (4, 4), textcoords="offset points", fontsize=8, zorder=3)
+        text.set_path_effects(halo)
+    for colour, label in ((COLOURS[0], "together"), (COLOURS[1], "apart")):
+        ax.plot([], [], color=colour, label=label)
+    ax.legend(frameon=False, loc="lower right")
+    ax.set_axis_off()
+    ax.set_aspect("equal")
+    return ax
+
+
+def predictive(
+    observed: csr_array, drawn: csr_array, *, axes: Sequence[Axes] | None = None
+) -> Sequence[Axes]:
+    """Draw a table beside one that a model drew: zeros, features a sample, variance by mean.
+
+    Parameters
+    ----------
+    observed, drawn : csr_array, (n, d) and (m, d)
+        Counts of the same features.
+    axes : sequence of three Axes, optional
+        Where to draw; by default on a new figure.
+
+    Returns
+    -------
+    sequence of three Axes
+    """
+    if axes is None:
+        axes = list(plt.figure(figsize=(11, 3.4), layout="constrained").subplots(1, 3))
+    zeros, richness, spread = (_new_axes(ax) for ax in axes)
+    for counts, colour, label in ((observed, COLOURS[0], "observed"), (drawn, COLOURS[1], "drawn")):
+        present = counts > 0
+        absent = 1 - np.asarray(present.sum(axis=0)) / counts.shape[0]
+        zeros.plot(np.sort(absent), np.linspace(0, 1, len(absent)), color=colour, label=label)
+        features = np.sort(np.asarray(present.sum(axis=1)))
+        richness.plot(features, np.linspace(0, 1, len(features)), color=colour, label=label)
+        depth = np.maximum(np.asarray(counts.sum(axis=1), dtype=float), 1)
+        shares = csr_array(counts.multiply(1 / depth[:, None]))
+        mean = np.asarray(shares.mean(axis=0))
+        square = np.asarray(shares.multiply(shares).mean(axis=0))
+        seen = mean > 0
+        variance = np.maximum(square - mean**2, 1e-300)
+        spread.loglog(mean[seen], variance[seen], ".", color=colour, markersize=3, label=label)
+    zeros.set_xlabel("share of samples without a feature")
+    zeros.set_ylabel("share of features")
+    richness.set_xlabel("features in a sample")
+    richness.set_ylabel("share of samples")
+    spread.set_xlabel("mean of a feature's share")
+    spread.set_ylabel("its variance")
+    zeros.legend(frameon=False)
+    return axes
+
+
+def selection(table: pd.DataFrame, k: int, *, ax: Axes | None = None) -> Axes:
+    """Draw held-out evidence by the number of factors, beside the best.
+
+    Parameters
+    ----------
+    table : DataFrame
+        `countvae.select.Selection.table`.
+    k : int
+        The number chosen.
+    ax : Axes, optional
+        Where to draw; by default on a new figure.
+
+    Returns
+    -------
+    Axes
+    """
+    ax = _new_axes(ax)
+    bars = {"color": COLOURS[0], "capsize": 3, "marker": "o", "markersize": 5}
+    ax.errorbar(table["k"], table["difference"], table["difference_se"], **bars)
+    chosen = table.loc[table["k"] == k, "difference"]
+    ax.scatter([k], chosen, s=120, facecolors="none", edgecolors=COLOURS[4], zorder=3)
+    ax.annotate(f"k = {k}", (k, chosen.iloc[0]), (0, -18), textcoords="offset points", ha="center")
+    ax.set_xticks(table["k"])
+    ax.set_xlabel("factors k")
+    ax.set_ylabel("held-out evidence less the best\n(nats a read, ± one standard error)")
     return ax
 
 

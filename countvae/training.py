@@ -136,12 +136,12 @@ def train(
             if shrinkage is not None and decoder.V.grad is not None:
                 # these samples' share of the prior, which the loss of all samples has once
                 shrinkage.add_gradient(decoder.V, decoder.V.grad, len(x) / size / rows.n)
-                if settling:
-                    moments.add_gradients(decoder.V.grad, decoder.mu.grad, size)
+            if settling:
+                moments.add_gradients(decoder.V.grad, decoder.mu.grad, size)
             _total_gradients(loss, encoder, decoder, rows)
             if not torch.isfinite(loss):
                 raise Diverged(f"the bound is not finite in epoch {epoch + 1}")
-            moments.add(z, D, Q, noise, bound, shrinkage)
+            moments.add(z, D, Q, noise, bound, settling or shrinkage is not None)
             if i == 0 and not finishing:
                 moments.add_correlations(decoder, D, noise, shrinkage, size)
             if schedule.optimizer == "sgd":
@@ -159,10 +159,11 @@ def train(
         early = epoch < PRIOR_FROM * schedule.max_epochs
         begins = shrink_loadings and early and epoch + 1 >= PRIOR_FROM * schedule.max_epochs
         if not finishing:
+            if settling:
+                moments.settle(decoder, shrinkage)
             if shrinkage is not None:
-                if settling:
-                    moments.settle(decoder, shrinkage)
                 shrinkage.update(decoder.V.detach(), moments.of_loadings)
+                decoder.V_var.copy_(shrinkage.U)
             moments.solve_sigma2(decoder, shrunk=shrinkage is not None)
             moments.rescale(encoder, decoder, rotate=early)
             if begins:
@@ -329,12 +330,12 @@ class _Moments:
         self.gradient_V, self.gradient_mu = zeros(0), zeros(0)
 
     @torch.no_grad()
-    def add(self, z, D, Q, noise, bound, shrinkage) -> None:
+    def add(self, z, D, Q, noise, bound, of_loadings: bool) -> None:
         self.bound += bound.sum()
         self.z += z.sum(0)
         self.zz += z.T @ z + torch.diag(D.sum(0))
         add_squares(noise, Q.detach(), self.squares, self.information)
-        if shrinkage is not None:
+        if of_loadings:
             square = z.square() + D
             threads = worth(noise.w.numel(), square.device)
 
@@ -369,12 +370,16 @@ class _Moments:
         self.gradient_mu.add_(of_mu, alpha=size)
 
     @torch.no_grad()
-    def settle(self, decoder: Decoder, shrinkage: Shrinkage) -> None:
+    def settle(self, decoder: Decoder, shrinkage: Shrinkage | None) -> None:
         """Take one step of Newton's, a loading at a time, on the gradients of the whole table.
 
-        It takes out what the noise of minibatches left, by at most one standard deviation.
+        It takes out what the noise of minibatches left, by at most one standard deviation. The
+        variances stay with the decoder; without a prior of the loadings, as if that were N(0, 1).
         """
-        of_V, of_mu = shrinkage.variance(self.of_loadings), 1 / (self.information + 1)
+        without = 1 / (self.of_loadings + 1)
+        of_V = without if shrinkage is None else shrinkage.variance(self.of_loadings)
+        of_mu = 1 / (self.information + 1)
+        decoder.V_var.copy_(of_V)
         parts = (decoder.V, of_V, self.gradient_V), (decoder.mu, of_mu, self.gradient_mu)
         for parameter, variance, gradient in parts:
             sd = variance.sqrt()

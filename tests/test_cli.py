@@ -8,6 +8,7 @@ from pathlib import Path
 import anndata
 import click
 import h5py
+import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,7 +19,8 @@ from skbio import OrdinationResults
 
 from countvae import MultinomialVAE, cli, demo
 from countvae.checks import InputError
-from countvae.cli import EXIT_CODES, Progress, explain, main
+from countvae.cli import main
+from countvae.console import EXIT_CODES, Progress, explain
 from countvae.files import sha256
 from countvae.table import CountTable, read, write
 from countvae.training import Diverged
@@ -768,3 +770,134 @@ def test_the_best_epoch_of_the_run_is_the_one_kept(run, shared):
     kept = model.history_.iloc[model.best_epoch_ - 1]
     assert kept["sigma2"] == pytest.approx(model.noise_variance_)
     assert json.loads(Path("m/run.json").read_text())["result"]["best_epoch"] == model.best_epoch_
+
+
+# ---- network
+
+
+def test_network_writes_edges_nodes_and_a_graph_with_the_features_names(shared, run, tmp_path):
+    told = run("network", "--model", shared / "model", "-o", "net", "--partners", 2, "--json")
+    edges = pd.read_csv(
+        tmp_path / "net/edges.tsv",
+        sep="\t",
+        dtype={0: str, 1: str},
+        na_values=[],
+        keep_default_na=False,
+    )
+    assert set(edges["feature_1"]) | set(edges["feature_2"]) == set(FEATURES)
+    assert edges["low"].lt(edges["high"]).all()
+    nodes = pd.read_csv(tmp_path / "net/nodes.tsv", sep="\t", dtype={0: str}, keep_default_na=False)
+    assert list(nodes["feature-id"]) == list(FEATURES)
+    assert "".join(nodes["taxonomy"]) == "uvwxyz"
+    assert nodes["degree"].sum() == 2 * len(edges)
+    G = nx.read_graphml(tmp_path / "net/network.graphml")
+    assert set(G) == set(FEATURES)
+    assert G.nodes["NA"]["taxonomy"] == "v"
+    first = edges.iloc[0]
+    assert G[first["feature_1"]][first["feature_2"]]["weight"] == pytest.approx(first["weight"])
+    assert json.loads(told.stdout) == {
+        "features": 6,
+        "with_edges": 6,
+        "edges": len(edges),
+        "positive": int((edges["weight"] > 0).sum()),
+    }
+
+
+def test_modules_are_nodes_attributes(shared, run, tmp_path):
+    pytest.importorskip("igraph")
+    run("network", "--model", shared / "model", "-o", "net", "--modules")
+    nodes = pd.read_csv(tmp_path / "net/nodes.tsv", sep="\t", index_col=0)
+    assert nodes["module"].min() == 1
+    G = nx.read_graphml(tmp_path / "net/network.graphml")
+    assert {attributes["module"] for _, attributes in G.nodes(data=True)} <= set(range(1, 7))
+
+
+def test_a_network_is_not_overwritten_and_needs_a_model(shared, run, tmp_path):
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net/mine.txt").write_text("x")
+    refused(run("network", "--model", shared / "model", "-o", "net", code=3), "net")
+    refused(run("network", "--model", "nothing", "-o", "new", code=3), "nothing")
+    assert not (tmp_path / "new").exists()
+
+
+# ---- select, score, denoise, generate
+
+
+def test_select_writes_a_table_and_a_picture_and_prints_the_verdict(shared, run, tmp_path):
+    arguments = ["select", shared / "table.biom", "-k", "1,2", "-o", "s", "--folds", 2]
+    told = run(*arguments, "--max-epochs", 2, "--quiet")
+    assert told.stdout.startswith("k = ")
+    table = pd.read_csv(tmp_path / "s/selection.tsv", sep="\t")
+    assert table["k"].tolist() == [1, 2]
+    assert (tmp_path / "s/selection.png").read_bytes().startswith(b"\x89PNG")
+    again = run(*arguments, "--max-epochs", 2, "--quiet", "--force", "--json")
+    found = json.loads(again.stdout)
+    assert found["verdict"] == told.stdout.strip()
+    assert [row["k"] for row in found["table"]] == [1, 2]
+
+
+@pytest.mark.parametrize("numbers", ["", "0", "2,x", "1.5"])
+def test_numbers_of_factors_are_whole(shared, run, numbers):
+    result = run("select", shared / "table.biom", "-k", numbers, "-o", "s", code=2)
+    assert "expected whole numbers >= 1 such as 2,4,8" in result.stderr
+
+
+def test_score_writes_a_row_a_sample(shared, run, tmp_path):
+    given = shared / "table.biom", "--model", shared / "model"
+    told = run("score", *given, "-o", "s.tsv", "--reference", 100, "--json", "--quiet")
+    frame = pd.read_csv(tmp_path / "s.tsv", sep="\t", dtype={0: str}).set_index("sample-id")
+    assert list(frame.index) == list(SAMPLES)
+    assert frame["p_value"].between(0, 1).all()
+    model = MultinomialVAE.load(shared / "model")
+    np.testing.assert_allclose(frame["evidence"], model.score_samples(read(given[0])), rtol=1e-9)
+    assert json.loads(told.stdout)["samples"] == 20
+    refused(run("score", *given, "-o", "s.tsv", "--quiet", code=3), "s.tsv", "force")
+
+
+@pytest.mark.filterwarnings("ignore:.*expected whole numbers")
+@pytest.mark.parametrize("suffix", [".biom", ".h5ad", ".tsv"])
+def test_denoised_proportions_go_into_any_kind_of_file(shared, run, tmp_path, suffix):
+    given = shared / "table.biom", "--model", shared / "model"
+    run("denoise", *given, "-o", f"d{suffix}", "--quiet")
+    model, table = MultinomialVAE.load(shared / "model"), read(shared / "table.biom")
+    proportions, clr, clr_sd = model.denoise(table)
+    found = read(
+        tmp_path / f"d{suffix}", allow_fractional=True, layer="X" if suffix == ".h5ad" else None
+    )
+    assert list(found.sample_ids) == list(SAMPLES)
+    assert list(found.feature_ids) == list(FEATURES)
+    np.testing.assert_allclose(found.counts.toarray(), proportions, rtol=1e-6)
+    if suffix == ".h5ad":
+        adata = anndata.read_h5ad(tmp_path / "d.h5ad")
+        np.testing.assert_allclose(adata.layers["clr"], clr, rtol=1e-6)
+        np.testing.assert_allclose(adata.layers["clr_sd"], clr_sd, rtol=1e-6)
+        assert "".join(adata.var["taxonomy"]) == "uvwxyz"
+
+
+def test_generate_draws_a_table_of_its_own_or_like_another(shared, run, tmp_path):
+    model = "--model", shared / "model"
+    run("generate", *model, "--n-samples", 7, "--depth", 50, "-o", "g.biom", "--quiet")
+    table = read(tmp_path / "g.biom")
+    assert table.depth.tolist() == [50] * 7
+    assert list(table.feature_ids) == list(FEATURES)
+    assert table.sample_ids[0] == "generated-1"
+    like = "--like", shared / "table.biom"
+    run("generate", *model, *like, "--n-samples", 23, "-o", "l.h5ad", "--quiet")
+    adata = anndata.read_h5ad(tmp_path / "l.h5ad")
+    assert adata.obs["like"].tolist() == [*SAMPLES, *SAMPLES[:3]]
+    assert adata.obsm["X_mvae"].shape == (23, 2)
+    given = read(shared / "table.biom").depth
+    assert np.asarray(adata.X.sum(1)).ravel().tolist() == [*given, *given[:3]]
+    assert (adata.X[0] != adata.X[20]).nnz > 0
+    run("generate", *model, "-o", "same.biom", "--seed", 4, "--quiet")
+    run("generate", *model, "-o", "again.biom", "--seed", 4, "--quiet")
+    same, again = read(tmp_path / "same.biom"), read(tmp_path / "again.biom")
+    assert same.n == 20
+    assert (same.counts != again.counts).nnz == 0
+
+
+def test_what_would_not_fit_into_memory_is_not_denoised(shared, run, monkeypatch):
+    monkeypatch.setattr(cli, "available_bytes", lambda: 1000)
+    given = shared / "table.biom", "--model", shared / "model"
+    result = run("denoise", *given, "-o", "d.biom", "--quiet", code=3)
+    refused(result, "table.biom", "denoise fewer samples")

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from countvae.decoder import Decoder
 from countvae.evidence import factor_kl, noise_bound, solve_noise
-from countvae.inference import best_D, newton_step, posterior_at, refine
+from countvae.inference import (
+    best_D,
+    drawn_logits,
+    factor_covariance,
+    log_ratios,
+    newton_step,
+    posterior_at,
+    refine,
+)
+from countvae.simulate import simulate
 
 TIGHT = 1e-12
 STEP = 1e-5  # of finite differences
@@ -144,3 +153,39 @@ def test_a_sample_without_reads_goes_back_to_the_prior():
     posterior = refine(decoder, x, posterior_at(decoder, x, *anywhere(0, 2)), 20, TIGHT)
     torch.testing.assert_close(posterior.z, torch.zeros(2, 3).double(), atol=1e-4, rtol=0)
     torch.testing.assert_close(posterior.D, torch.ones(2, 3).double(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("by_feature", [False, True])
+def test_log_ratios_are_those_of_draws_from_the_posterior(by_feature):
+    decoder, x = draw(n=4, d=8, k=2, by_feature=by_feature)
+    x[1] //= 10
+    start = posterior_at(decoder, x, *anywhere(0, 4, 2), tolerance=TIGHT)
+    posterior = refine(decoder, x, start, 20, tolerance=TIGHT)
+    S = factor_covariance(decoder.V.detach(), posterior.noise.w)
+    proportions, clr, clr_sd = log_ratios(decoder, x, posterior, S)
+    rng = np.random.RandomState(0)
+    drawn = [drawn_logits(decoder, x, posterior, S, rng) for _ in range(20_000)]
+    z, eta = (torch.stack(part) for part in zip(*drawn, strict=True))
+    centred = eta - eta.mean(2, keepdim=True)
+    torch.testing.assert_close(centred.mean(0), clr, atol=0.03, rtol=0)
+    torch.testing.assert_close(centred.std(0), clr_sd, atol=0, rtol=0.03)
+    torch.testing.assert_close(z.mean(0), posterior.z, atol=0.03, rtol=0)
+    # the draws have the common level of what was read much, which the rates do not have
+    expected = eta.softmax(2).mean(0)
+    torch.testing.assert_close(proportions, expected, atol=0.01, rtol=0)
+
+
+def test_intervals_of_log_ratios_hold_the_truth_when_the_model_is_known():
+    truth = simulate(2000, 25, 3, 300, keep_proportions=True, rng=np.random.default_rng(3))
+    V, mu, sigma2 = (torch.tensor(a) for a in (truth.V, truth.mu, np.array(truth.sigma2)))
+    decoder, x = Decoder(V, mu, sigma2), torch.from_numpy(truth.counts.toarray()).double()
+    posterior = posterior_at(decoder, x, x.new_zeros(2000, 3), x.new_ones(2000, 3))
+    posterior = refine(decoder, x, posterior, 20, tolerance=TIGHT)
+    S = factor_covariance(decoder.V.detach(), posterior.noise.w)
+    _, clr, clr_sd = log_ratios(decoder, x, posterior, S)
+    logs = np.log(truth.proportions)
+    away = (clr.numpy() - logs + logs.mean(1, keepdims=True)) / clr_sd.numpy()
+    for few, many in ((0, 0), (1, 20), (21, np.inf)):
+        some = away[(truth.counts.toarray() >= few) & (truth.counts.toarray() <= many)]
+        assert some.std() == pytest.approx(1, abs=0.05)
+        assert (np.abs(some) < 1.645).mean() == pytest.approx(0.9, abs=0.02)

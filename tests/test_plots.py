@@ -1,8 +1,10 @@
+import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from scipy.sparse import csr_array
 
 from countvae import plots
 
@@ -82,3 +84,30 @@ def test_loadings_draws_the_largest_whatever_their_sign(ax):
     plots.loadings(frame, "F2", top=2, ax=ax)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["down", "up"]
     assert [patch.get_width() for patch in ax.patches] == [-4.0, 3.0]
+
+
+def test_a_network_has_a_line_an_edge_and_labels_those_of_most_edges():
+    G = nx.Graph()
+    G.add_edge("a", "b", weight=0.9)
+    G.add_edge("a", "c", weight=-0.5)
+    G.add_node("alone")
+    nx.set_node_attributes(G, {"a": 1, "b": 1, "c": 2}, "module")
+    ax = plots.network(G, labels={"a": "Alpha"}, top=1)
+    assert len([line for line in ax.lines if len(line.get_xdata())]) == 2
+    assert [text.get_text() for text in ax.texts] == ["Alpha"]
+    assert len(ax.collections) == 3
+
+
+def test_a_selection_shows_each_number_and_marks_the_chosen():
+    table = pd.DataFrame({"k": [2, 4], "difference": [-0.1, 0.0], "difference_se": [0.02, 0.0]})
+    ax = plots.selection(table, 4)
+    assert ax.get_xticks().tolist() == [2, 4]
+    assert [text.get_text() for text in ax.texts] == ["k = 4"]
+
+
+def test_drawn_tables_are_shown_beside_the_observed():
+    counts = csr_array(np.random.default_rng(0).poisson(1.0, (20, 6)))
+    axes = plots.predictive(counts, counts)
+    observed, drawn = axes[0].lines
+    np.testing.assert_array_equal(observed.get_xdata(), drawn.get_xdata())
+    assert len(axes) == 3

@@ -242,7 +242,7 @@ def test_factors_are_scaled_by_their_whole_covariance(table):
         noise = posterior_at(decoder, x, z, D).noise
         H = factor_precision(decoder.V, noise.w)
         D = 1 / H.diagonal(dim1=1, dim2=2)  # where D is what it should be, S is H^-1
-        moments.add(z, D, decoder(z, D)[1], noise, noise.bound, None)
+        moments.add(z, D, decoder(z, D)[1], noise, noise.bound, False)
         moments.add_correlations(decoder, D, noise, None, len(x))
         expected = (
             z.T @ z / len(z) + torch.linalg.inv(H).mean(0) - torch.outer(z.mean(0), z.mean(0))

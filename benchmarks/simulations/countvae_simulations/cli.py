@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from countvae.checks import InputError
-from countvae.cli import Exemplary, debug_option
+from countvae.cli import debug_option
+from countvae.console import Exemplary
 from countvae_simulations.page import page, write_results
 from countvae_simulations.runner import read_store, run
 from countvae_simulations.scenarios import SCENARIOS

@@ -1,0 +1,1 @@
+"""What people take home from a fit, measured: a script an answer."""

@@ -1,0 +1,141 @@
+r"""Which samples a model does not explain, given how deep they are.
+
+The evidence of a sample falls with its depth whatever the sample is, so it is compared with that
+of samples that the model itself draws at that depth. They are drawn at depths a factor of two
+apart; between two of them both the p-values and what is expected are interpolated in the logarithm
+of the depth. With B the evidence of a sample, and m and s the mean and spread of that of R samples
+drawn,
+
+.. math::
+
+    t = \frac{B - m}{s}, \qquad p = \frac{1 + \#\{r : t_r \le t\}}{1 + R}
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy.sparse import csr_array, issparse
+from scipy.stats import false_discovery_control
+
+from countvae.checks import InputError
+from countvae.estimator import MultinomialVAE
+from countvae.stream import CountFile, open_counts
+from countvae.table import CountTable
+
+__all__ = ["scores"]
+
+
+def scores(
+    model: MultinomialVAE, X: Any, *, reference: int = 1000, random_state: int = 0
+) -> pd.DataFrame:
+    """Evidence of each sample, and how rarely the model's own samples have as little.
+
+    Parameters
+    ----------
+    model : MultinomialVAE
+        A fitted model.
+    X : array, sparse matrix or array, DataFrame, CountTable, CountFile or path, (n, d)
+        Counts, of whole numbers or not.
+    reference : int
+        R, the samples drawn from the model at each depth; no p-value is below 1 / (1 + R).
+    random_state : int
+        Of these.
+
+    Returns
+    -------
+    DataFrame
+        A row a sample, in the order of X: `depth`; `evidence`, the bound on log p(x) in nats;
+        `evidence_a_read`; `expected`, its mean at that depth under the model; `t`, how many
+        standard deviations the evidence is above that; `p_value`; `q_value`, the share expected
+        to be the model's own among samples at least as unusual (Benjamini and Hochberg).
+
+    Raises
+    ------
+    InputError
+        If `reference` is not a whole number of at least 100, or X is no table for the model.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> counts = np.random.default_rng(0).poisson(5.0, size=(60, 12))
+    >>> model = MultinomialVAE(n_components=2, max_epochs=5).fit(counts)
+    >>> scores(model, counts[:3], reference=200).columns[-3:].tolist()
+    ['t', 'p_value', 'q_value']
+    """
+    if not isinstance(reference, int | np.integer) or reference < 100:
+        raise InputError(f"reference: expected a whole number >= 100; got {reference!r}.")
+    X = open_counts(X) or X
+    depth, evidence = _depth(X), model.score_samples(X)
+    drawn = _Drawn.at(model, np.maximum(depth, 1), int(reference), random_state)
+    log_depth = np.log(np.maximum(depth, 1))
+    expected, t, p = drawn.compare(evidence, log_depth)
+    return pd.DataFrame(
+        {
+            "depth": depth,
+            "evidence": evidence,
+            "evidence_a_read": evidence / np.maximum(depth, 1),
+            "expected": expected,
+            "t": t,
+            "p_value": p,
+            "q_value": false_discovery_control(p),
+        }
+    )
+
+
+class _Drawn(NamedTuple):
+    """Evidence of the model's own samples at some depths."""
+
+    log_depth: Float[np.ndarray, " m"]
+    evidence: Float[np.ndarray, "m R"]
+    """Sorted."""
+
+    @classmethod
+    def at(cls, model: MultinomialVAE, depth: np.ndarray, R: int, seed: int) -> "_Drawn":
+        """Draw at depths a factor of two apart, or less, that enclose those given."""
+        low, high = np.floor(depth.min()), np.ceil(depth.max())
+        at = np.geomspace(low, high, 1 + int(np.ceil(np.log2(high / low))))
+        at = np.unique(np.rint(at))
+        evidence = []
+        for i, N in enumerate(at):
+            counts, _ = model.sample(R, int(N), random_state=seed + i)
+            evidence.append(np.sort(model.score_samples(_named(model, counts))))
+        return cls(np.log(at), np.array(evidence))
+
+    def compare(self, evidence: np.ndarray, log_depth: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return what is expected, t and p of samples, all interpolated in the depth."""
+        m, R = self.evidence.shape
+        above = np.clip(np.searchsorted(self.log_depth, log_depth), min(1, m - 1), m - 1)
+        below = np.maximum(above - 1, 0)
+        gap = np.where(above > below, self.log_depth[above] - self.log_depth[below], 1.0)
+        share = np.clip((log_depth - self.log_depth[below]) / gap, 0, 1)
+
+        def between(values: np.ndarray) -> np.ndarray:
+            return (1 - share) * values[below] + share * values[above]
+
+        mean, sd = self.evidence.mean(1), self.evidence.std(1)
+        expected = between(mean)
+        t = (evidence - expected) / np.exp(between(np.log(np.maximum(sd, 1e-12))))
+        ranks = [
+            np.searchsorted((row - centre) / spread, t, side="right")
+            for row, centre, spread in zip(self.evidence, mean, np.maximum(sd, 1e-12), strict=True)
+        ]
+        at = np.arange(len(t))
+        rank = (1 - share) * np.array(ranks)[below, at] + share * np.array(ranks)[above, at]
+        return expected, t, (1 + rank) / (1 + R)
+
+
+def _named(model: MultinomialVAE, counts: csr_array) -> csr_array | CountTable:
+    """Give drawn samples the features' names, if the model has any."""
+    if not hasattr(model, "feature_names_in_"):
+        return counts
+    ids = np.array([str(i) for i in range(counts.shape[0])], dtype=object)
+    return CountTable(counts, ids, model.feature_names_in_)
+
+
+def _depth(X: Any) -> Float[np.ndarray, " n"]:
+    if isinstance(X, CountTable | CountFile):
+        return X.depth
+    sums = X.sum(axis=1) if issparse(X) else np.asarray(X).sum(axis=1)
+    return np.asarray(sums, dtype=float).ravel()

@@ -1,0 +1,208 @@
+r"""How many factors a table carries: held-out evidence a read, for several k.
+
+The samples are cut into folds, and each is scored by models that were fitted to the others. With
+B the evidence of a held-out sample, by importance sampling of the factors, and N its reads,
+
+.. math::
+
+    e_k = \frac{\sum_i B_{ik}}{\sum_i N_i}, \qquad
+    \operatorname{se}(e_k - e_l) =
+        \frac{\operatorname{sd}_i(B_{ik} - B_{il} - (e_k - e_l) N_i)}{\sqrt{n}\,\bar N}.
+
+Models see the same samples, so differences are far surer than the evidence itself. The k chosen
+is the smallest whose e_k is within one standard error of the difference to the largest.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from scipy.sparse import csr_array
+
+from countvae.checks import InputError
+from countvae.decoder import SIGMA2_RANGE, Decoder
+from countvae.estimator import MultinomialVAE
+from countvae.evidence import log_coefficient
+from countvae.inference import importance_weights, posterior_at, refine
+from countvae.ppca import clr_counts, ppca
+from countvae.rows import Rows
+from countvae.table import CountTable
+
+__all__ = ["Selection", "select"]
+
+NEWTON = 20
+"""Steps from the origin to the posterior of a sample under a law without an encoder."""
+
+UNTRUSTED = 0.7
+"""Pareto k from which on an estimate by importance sampling is not to be trusted."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was found.
+
+    Attributes
+    ----------
+    table : DataFrame
+        A row a k: `k`, `evidence_a_read` (nats, held out), its standard error `se`, `difference`
+        to the best and its standard error `difference_se`, `pareto_k` (the share of samples of
+        which it is above 0.7).
+    k : int
+        The one chosen.
+    gain, gain_se : float
+        Nats a read by which the model of that k explains held-out samples better than principal
+        components of log(x + 1), as many, put in its place; and the standard error.
+    """
+
+    table: pd.DataFrame
+    k: int
+    gain: float
+    gain_se: float
+
+    @property
+    def verdict(self) -> str:
+        """What was found, in a sentence."""
+        rows = self.table.set_index("k")
+        best = int(rows["evidence_a_read"].idxmax())
+        if self.k == best:
+            why = "no other explains held-out samples as well"
+        else:
+            why = (
+                f"the smallest within one standard error of the best, k = {best} "
+                f"({-rows['difference'][self.k]:.2g} nats a read below it, "
+                f"± {rows['difference_se'][self.k]:.2g})"
+            )
+        edge = "; more factors than were tried may do better" if best == rows.index.max() else ""
+        sure = abs(self.gain) > 2 * self.gain_se
+        than = ("better" if self.gain > 0 else "worse") if sure else "no better or worse"
+        return (
+            f"k = {self.k}: {why}{edge}. Held-out samples are explained {than} than by principal"
+            f" components of log(x + 1) ({self.gain:+.2g} nats a read, ± {self.gain_se:.2g})."
+        )
+
+
+def select(
+    X: Any,
+    k: Sequence[int],
+    *,
+    folds: int = 3,
+    draws: int = 64,
+    random_state: int = 0,
+    told: Callable[[dict[str, Any]], None] | None = None,
+    **settings: Any,
+) -> Selection:
+    """Compare numbers of factors by held-out evidence.
+
+    Parameters
+    ----------
+    X : array, sparse matrix or array, or CountTable, (n, d)
+        Counts.
+    k : sequence of int
+        Numbers of factors to compare.
+    folds : int
+        Parts of the samples, each of which is held out once.
+    draws : int
+        Of the factors of each held-out sample.
+    random_state : int
+        Of folds, fits and draws.
+    told : callable, optional
+        Called after each fit with `k`, `fold` and `evidence_a_read`.
+    **settings
+        Of `MultinomialVAE`.
+
+    Returns
+    -------
+    Selection
+
+    Raises
+    ------
+    InputError
+        If k is empty or has a number below 1, or there are fewer than two folds or samples of one.
+    """
+    tried = _checked(k)
+    counts = csr_array(X.counts if isinstance(X, CountTable) else X)
+    depth = np.asarray(counts.sum(axis=1), dtype=float)
+    if not 2 <= folds <= len(depth) // 2:
+        raise InputError(f"folds: expected 2 to {len(depth) // 2}; got {folds!r}.")
+    evidence = np.empty((len(tried), len(depth)))
+    pareto = np.empty_like(evidence)
+    of = np.random.default_rng(random_state).permutation(len(depth)) % folds
+    for fold in range(folds):
+        held = np.flatnonzero(of == fold)
+        for row, number in enumerate(tried):
+            model = MultinomialVAE(number, random_state=random_state, **settings)
+            model.fit(counts[np.flatnonzero(of != fold)])
+            evidence[row, held], pareto[row, held] = model.evidence(
+                counts[held], draws, random_state
+            )
+            if told is not None:
+                here = evidence[row, held].sum() / depth[held].sum()
+                told({"k": number, "fold": fold + 1, "evidence_a_read": here})
+    table = _compared(tried, evidence, depth)
+    table["pareto_k"] = (pareto > UNTRUSTED).mean(1)
+    near = table["difference"] >= -table["difference_se"]
+    chosen = int(np.flatnonzero(near)[0])
+    plain = np.empty(len(depth))
+    for fold in range(folds):
+        held = np.flatnonzero(of == fold)
+        plain[held] = _of_principal_components(
+            counts[np.flatnonzero(of != fold)], counts[held], tried[chosen], draws, random_state
+        )
+    both = _compared([0, 1], np.stack([plain, evidence[chosen]]), depth)
+    gain = both["evidence_a_read"][1] - both["evidence_a_read"][0]
+    return Selection(table, tried[chosen], float(gain), float(both["difference_se"].max()))
+
+
+def _of_principal_components(
+    fitted: csr_array, held: csr_array, k: int, draws: int, random_state: int
+) -> Float[np.ndarray, " n"]:
+    """Evidence under the law that probabilistic PCA of log(x + 1) finds."""
+    logs = clr_counts(fitted)
+    law = ppca(logs, k, rank=logs.shape[1] - 1, rng=np.random.default_rng(random_state))
+    sigma2 = torch.tensor(max(law.noise_variance, SIGMA2_RANGE[0]), dtype=torch.float64)
+    decoder = Decoder(torch.from_numpy(law.loadings), torch.from_numpy(law.mean), sigma2)
+    rng, found = np.random.RandomState(random_state), []
+    for x in Rows(held, max(1, 2**20 // held.shape[1]), torch.float64).in_order():
+        z = x.new_zeros(len(x), k)
+        posterior = refine(decoder, x, posterior_at(decoder, x, z, torch.ones_like(z)), NEWTON)
+        weights = importance_weights(decoder, x, posterior, draws, rng)
+        found.append(weights.logsumexp(0) - math.log(draws) + log_coefficient(x))
+    return torch.cat(found).numpy()
+
+
+def _checked(k: Sequence[int]) -> list[int]:
+    tried = sorted(set(k))
+    if not tried or any(
+        isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1
+        for number in tried
+    ):
+        raise InputError(f"k: expected whole numbers >= 1; got {list(k)!r}.")
+    return [int(number) for number in tried]
+
+
+def _compared(
+    tried: list[int], evidence: Float[np.ndarray, "m n"], depth: Float[np.ndarray, " n"]
+) -> pd.DataFrame:
+    """Evidence a read of each k, and differences to the best, with standard errors."""
+    a_read = evidence.sum(1) / depth.sum()
+    best = int(a_read.argmax())
+
+    def error(of_samples: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        left = of_samples - mean[:, None] * depth
+        return left.std(1, ddof=1) / (np.sqrt(len(depth)) * depth.mean())
+
+    difference = a_read - a_read[best]
+    return pd.DataFrame(
+        {
+            "k": tried,
+            "evidence_a_read": a_read,
+            "se": error(evidence, a_read),
+            "difference": difference,
+            "difference_se": error(evidence - evidence[best], difference),
+        }
+    )

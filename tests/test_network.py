@@ -1,0 +1,178 @@
+"""The network: every measure has a dense twin, every spread a truth to cover."""
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import false_discovery_control, norm
+
+from countvae import MultinomialVAE
+from countvae.checks import InputError
+from countvae.network import MEASURES, _drawn, _law, _Score, edges, graph, modules
+from countvae.simulate import simulate
+
+K = 3
+
+
+@pytest.fixture(name="model", scope="module", params=["isotropic", "by_feature"])
+def fitted(request):
+    truth = simulate(120, 14, K, 400, rng=np.random.default_rng(0))
+    return MultinomialVAE(K, noise=request.param, max_epochs=12).fit(truth.counts)
+
+
+def all_pairs(model, **more):
+    """Return the measures of all pairs, in the order of the upper triangle."""
+    d = model.n_features_in_
+    frame = edges(model, partners=d - 1, **more).astype({"feature_1": int, "feature_2": int})
+    return frame.sort_values(["feature_1", "feature_2"]).reset_index(drop=True)
+
+
+def test_measures_are_those_of_the_dense_covariance(model):
+    C, frame = model.get_covariance(), all_pairs(model, draws=2)
+    i, j = np.triu_indices(len(C), 1)
+    assert frame["feature_1"].tolist() == i.tolist()
+    assert frame["feature_2"].tolist() == j.tolist()
+    own = np.diagonal(C)
+    K = np.linalg.pinv(C)
+    expected = {
+        "covariance": C[i, j],
+        "log_ratio_variance": own[i] + own[j] - 2 * C[i, j],
+        "rho": 2 * C[i, j] / (own[i] + own[j]),
+        "phi_s": (own[i] + own[j] - 2 * C[i, j]) / (own[i] + own[j] + 2 * C[i, j]),
+        "correlation": C[i, j] / np.sqrt(own[i] * own[j]),
+        "partial_correlation": -K[i, j] / np.sqrt(np.diagonal(K)[i] * np.diagonal(K)[j]),
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(frame[name], values, rtol=1e-8, atol=1e-10, err_msg=name)
+
+
+@pytest.mark.parametrize("by", MEASURES)
+def test_partners_are_the_strongest_of_each_feature(model, by):
+    everything, d = all_pairs(model, by=by, draws=2), model.n_features_in_
+    weights = np.zeros((d, d))
+    weights[everything["feature_1"], everything["feature_2"]] = everything["weight"].abs()
+    weights += weights.T
+    strongest = {(i, j) for i in range(d) for j in np.argsort(-weights[i])[:2]}
+    expected = {(min(pair), max(pair)) for pair in strongest}
+    some = edges(model, by=by, partners=2, draws=2).astype({"feature_1": int, "feature_2": int})
+    assert set(zip(some["feature_1"], some["feature_2"], strict=True)) == expected
+    assert (some["weight"].abs().diff().dropna() <= 0).all()
+    pd.testing.assert_series_equal(some["weight"], some[by], check_names=False)
+
+
+def test_blocks_of_rows_change_nothing(model, monkeypatch):
+    whole = edges(model, partners=3, draws=5)
+    monkeypatch.setattr("countvae.network.BLOCK_ENTRIES", 40)
+    pd.testing.assert_frame_equal(edges(model, partners=3, draws=5), whole)
+
+
+def test_standard_errors_are_those_of_the_draws(model):
+    law, sd, n = _law(model), model.clr_loadings_sd_, 60
+    rng, (i, j) = np.random.default_rng(1), np.triu_indices(len(law.noise), 1)
+    drawn = np.array([_drawn(law, sd, n, rng).pairs(i, j) for _ in range(4000)])
+    G = np.einsum("ec,ec->e", law.V[i], law.V[j])
+    expected = np.abs(G) / _Score(law.V, sd**2, n).pairs(i, j)
+    np.testing.assert_allclose(drawn.std(0), expected, rtol=0.12)
+
+
+def test_q_values_are_those_of_benjamini_and_hochberg(model):
+    frame = all_pairs(model, draws=2)
+    expected = false_discovery_control(frame["p_value"])
+    assert (frame["q_value"] >= expected * (1 - 1e-9)).all()
+    np.testing.assert_allclose(frame["q_value"], expected, rtol=0.02)
+    kept = edges(model, partners=model.n_features_in_ - 1, fdr=0.05, draws=2)
+    assert 0 < len(kept) == (frame["q_value"] <= 0.05).sum() < len(frame)
+
+
+def blocks_of_factors(seed, n=300, d=48, k=4):
+    """Return a table whose factors each move six features, and who shares a factor.
+
+    Half of the features have no factor. Loadings sum to zero in each group, so that features of
+    different groups have none of the covariance that closure brings.
+    """
+    rng = np.random.default_rng(seed)
+    of = np.arange(d) % (2 * k)
+    V = np.zeros((d, k))
+    for c in range(k):
+        size = rng.uniform(0.7, 1.2, (of == c).sum() // 2)
+        V[of == c, c] = np.concatenate([size, -size])
+    return simulate(n, d, k, 3000, V=V, rng=rng), (of[:, None] == of) & (of < k)
+
+
+def test_edges_are_found_and_few_of_them_are_false():
+    false, found, possible = 0, 0, 0
+    for seed in range(4):
+        truth, tied = blocks_of_factors(seed)
+        model = MultinomialVAE(4, max_epochs=30).fit(truth.counts)
+        kept = edges(model, partners=47, fdr=0.1, draws=2)
+        kept = kept.astype({"feature_1": int, "feature_2": int})
+        right = tied[kept["feature_1"], kept["feature_2"]]
+        false, found = false + (~right).sum(), found + right.sum()
+        possible += (tied.sum() - np.diagonal(tied).sum()) // 2
+    print(false, found, possible)
+    assert found > 0.9 * possible
+    assert false < 0.2 * (false + found)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    inside, total = 0, 0
+    for seed in range(4):
+        truth = simulate(200, 30, K, 2000, rng=np.random.default_rng(seed))
+        model = MultinomialVAE(K, max_epochs=30, random_state=seed).fit(truth.counts)
+        V, d = truth.V, 30
+        C = V @ V.T + truth.sigma2 * (np.eye(d) - 1 / d)
+        frame = all_pairs(model, draws=300)
+        i, j = frame["feature_1"].to_numpy(), frame["feature_2"].to_numpy()
+        rho = 2 * C[i, j] / (np.diagonal(C)[i] + np.diagonal(C)[j])
+        inside += ((frame["low"] <= rho) & (rho <= frame["high"])).sum()
+        total += len(frame)
+    assert 0.8 < inside / total < 0.97
+
+
+def test_p_values_are_two_sided_and_of_the_factors(model):
+    frame, V, n = all_pairs(model, draws=2), _law(model).V, len(model.depth_)
+    i, j = np.triu_indices(len(V), 1)
+    score = _Score(V, model.clr_loadings_sd_**2, n)
+    np.testing.assert_allclose(frame["p_value"], 2 * norm.sf(score.pairs(i, j)), rtol=1e-6)
+    np.testing.assert_allclose(score.rows(slice(0, len(V)))[i, j], score.pairs(i, j))
+
+
+def test_a_graph_keeps_names_weights_and_what_is_known_of_the_features(model, tmp_path):
+    frame = edges(model, partners=2, draws=2)
+    names = {str(i): f'g__A<b>&"{i}"' for i in range(model.n_features_in_)}
+    frame = frame.replace({"feature_1": names, "feature_2": names})
+    nodes = pd.DataFrame(
+        {"taxonomy": ["k__B; p__<x>", None] * 7, "mean_clr": np.arange(14.0)}, index=names.values()
+    )
+    nx.write_graphml(graph(frame, nodes), tmp_path / "g.graphml")
+    G = nx.read_graphml(tmp_path / "g.graphml")
+    assert set(G) == set(names.values())
+    assert G.nodes[names["0"]] == {"taxonomy": "k__B; p__<x>", "mean_clr": 0.0}
+    assert G.nodes[names["1"]] == {"mean_clr": 1.0}
+    row = frame.iloc[0]
+    assert G[row["feature_1"]][row["feature_2"]]["weight"] == row["weight"]
+    assert G.number_of_edges() == len(frame)
+
+
+def test_modules_are_the_blocks_that_were_planted():
+    pytest.importorskip("igraph")
+    ties = [(a, b) for block in ("abc", "defg") for a in block for b in block if a < b]
+    frame = pd.DataFrame(ties, columns=["feature_1", "feature_2"]).assign(weight=0.9)
+    frame.loc[len(frame)] = ["a", "d", -0.9]
+    found = modules(frame)
+    assert found.to_dict() == {**dict.fromkeys("abc", 2), **dict.fromkeys("defg", 1)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"by": "sparcc"}, "by: expected one of"),
+        ({"partners": 0}, "partners: expected a whole number >= 1; got 0."),
+        ({"draws": 1}, "draws: expected a whole number >= 2; got 1."),
+        ({"min_weight": 2.0}, "min_weight: expected 0 to 1; got 2.0."),
+        ({"fdr": 0.0}, "fdr: expected a share above 0"),
+    ],
+)
+def test_what_is_out_of_range_is_said(model, settings, sentence):
+    with pytest.raises(InputError, match=sentence):
+        edges(model, **settings)

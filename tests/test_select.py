@@ -1,0 +1,76 @@
+"""Choosing k: the truth is found, differences are paired, and the verdict says what was found."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from countvae import MultinomialVAE
+from countvae.checks import InputError
+from countvae.select import Selection, _compared, select
+from countvae.simulate import simulate
+
+
+@pytest.fixture(name="truth", scope="module")
+def simulated():
+    return simulate(240, 40, 3, 2000, design="flat", rng=np.random.default_rng(0))
+
+
+def test_the_true_number_of_factors_is_found(truth):
+    told = []
+    found = select(truth.counts, [1, 3, 6], folds=2, max_epochs=25, told=told.append)
+    assert found.k == 3
+    assert found.table["k"].tolist() == [1, 3, 6]
+    assert [(row["k"], row["fold"]) for row in told] == [
+        (k, fold) for fold in (1, 2) for k in (1, 3, 6)
+    ]
+    rows = found.table.set_index("k")
+    assert rows["difference"].max() == 0
+    assert rows["difference"][1] < -5 * rows["difference_se"][1]
+    assert rows["pareto_k"].between(0, 1).all()
+    assert found.gain > 2 * found.gain_se
+    assert found.verdict.startswith("k = 3: ")
+    assert "explained better than by principal components" in found.verdict
+
+
+def test_the_evidence_is_of_models_that_never_saw_the_samples(truth):
+    found = select(truth.counts, [2], folds=2, max_epochs=3)
+    of = np.random.default_rng(0).permutation(240) % 2
+    total = 0.0
+    for fold in (0, 1):
+        model = MultinomialVAE(2, max_epochs=3).fit(truth.counts[np.flatnonzero(of != fold)])
+        total += model.evidence(truth.counts[np.flatnonzero(of == fold)], 64, 0)[0].sum()
+    expected = total / truth.counts.sum()
+    assert found.table["evidence_a_read"][0] == pytest.approx(expected, rel=1e-12)
+
+
+def test_standard_errors_are_those_of_a_ratio():
+    rng = np.random.default_rng(1)
+    depth = rng.integers(100, 1000, 5000).astype(float)
+    difference = 0.1 * depth + rng.normal(0, 30, 5000)
+    table = _compared([1, 2], np.stack([-3 * depth, -3 * depth + difference]), depth)
+    assert table["difference"].tolist() == pytest.approx([-0.1, 0], abs=0.005)
+    expected = 30 / np.sqrt(5000) / depth.mean()
+    assert table["difference_se"][0] == pytest.approx(expected, rel=0.05)
+
+
+def test_the_verdict_says_why_and_whether_more_may_do_better():
+    table = pd.DataFrame(
+        {"k": [2, 4], "evidence_a_read": [-1.0, -0.99], "difference": [-0.01, 0.0]}
+    ).assign(difference_se=[0.02, 0.0])
+    said = Selection(table, 2, 0.001, 0.01).verdict
+    assert said.startswith("k = 2: the smallest within one standard error of the best, k = 4")
+    assert "more factors than were tried may do better" in said
+    assert "no better or worse than by principal components" in said
+
+
+@pytest.mark.parametrize(
+    ("k", "more", "sentence"),
+    [
+        ([], {}, "k: expected whole numbers >= 1"),
+        ([0, 2], {}, "k: expected whole numbers >= 1"),
+        ([2], {"folds": 1}, "folds: expected 2 to 120; got 1."),
+    ],
+)
+def test_what_is_out_of_range_is_said(truth, k, more, sentence):
+    with pytest.raises(InputError, match=sentence):
+        select(truth.counts, k, **more)
