@@ -162,6 +162,7 @@ def main() -> None:
 )
 @click.option("--tree", type=PATH, help="Newick file; loadings are then given in its balances.")
 @setting("basis", type=click.Choice(list(NAMED)), help="Log-ratios of the loadings.")
+@click.option("--formula", help="Covariates, such as '~ age + delivery', in the metadata.")
 @reading
 @filtering
 @setting(

@@ -24,50 +24,119 @@ class Decoder(nn.Module):
         Centre in CLR space, Psi mu_ILR.
     sigma2 : scalar or (d,)
         Variance of the noise, shared by all features or by feature.
-    V_var : (d, k), optional
-        Posterior variances of the loadings, which a fit leaves; zeros until then.
+    Theta : (d, p), optional
+        What covariates of the samples do to the logits; none by default.
+    V_var, Theta_var : (d, k) and (d, p), optional
+        Posterior variances of both, which a fit leaves; zeros until then.
     """
 
     sigma2: Tensor
     V_var: Tensor
+    Theta_var: Tensor
 
-    def __init__(self, V: Tensor, mu: Tensor, sigma2: Tensor, V_var: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        V: Tensor,
+        mu: Tensor,
+        sigma2: Tensor,
+        Theta: Tensor | None = None,
+        V_var: Tensor | None = None,
+        Theta_var: Tensor | None = None,
+    ) -> None:
         super().__init__()
+        Theta = V.new_zeros(len(V), 0) if Theta is None else Theta
         self.V = nn.Parameter(V - V.mean(0))
         self.mu = nn.Parameter(mu - mu.mean())
+        self.Theta = nn.Parameter(Theta - Theta.mean(0))
         self.register_buffer("sigma2", sigma2.clone())
         self.register_buffer("V_var", torch.zeros_like(V) if V_var is None else V_var.clone())
+        self.register_buffer(
+            "Theta_var", torch.zeros_like(Theta) if Theta_var is None else Theta_var.clone()
+        )
+
+    @property
+    def loadings(self) -> Float[Tensor, "d _"]:
+        """V and, beside it, Theta: a covariate is a factor that is known."""
+        return torch.cat([self.V, self.Theta], 1) if self.Theta.shape[1] else self.V
+
+    def given(self, f: Float[Tensor, "b p"]) -> "Decoder | Given":
+        """Return the law of samples with these covariates."""
+        return Given(self, f) if self.Theta.shape[1] else self
 
     def forward(
         self,
         z: Float[Tensor, "b k"],
         D: Float[Tensor, "b k"],
-        U: Float[Tensor, "d k"] | None = None,
+        U: Float[Tensor, "d _"] | None = None,
+        f: Float[Tensor, "b p"] | None = None,
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
-        """Mean m0 = mu + V z and variance Q_j = v_j' diag(D) v_j of the noiseless logits.
+        """Mean m0 = mu + V z + Theta f and variance Q_j = v_j' diag(D) v_j of the noiseless logits.
 
         With variances U of the loadings, Q_j has sum_c U_jc (z_c^2 + D_c) as well.
         """
+        if f is not None and f.shape[1]:
+            z, D = torch.cat([z, f], 1), torch.cat([D, torch.zeros_like(f)], 1)
+            return _Logits.apply(z, D, self.loadings, self.mu, U)
         return _Logits.apply(z, D, self.V, self.mu, U)
 
     @torch.no_grad()
-    def rescale(self, A: Float[Tensor, "k k"], shift: Float[Tensor, " k"]) -> None:
-        """Write the same law in factors u, where z = A u + shift."""
+    def unsure(self, z: Float[Tensor, "b k"], D: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
+        """Variance of the logits that comes from that of the loadings."""
+        return (z.square() + D) @ self.V_var.T
+
+    @torch.no_grad()
+    def rescale(
+        self,
+        A: Float[Tensor, "k k"],
+        shift: Float[Tensor, " k"],
+        slope: Float[Tensor, "k p"] | None = None,
+    ) -> None:
+        """Write the same law in factors u, where z = A u + shift + slope f."""
         self.mu += self.V @ shift
+        if slope is not None:
+            self.Theta += self.V @ slope
         self.V.copy_(self.V @ A)
         self.V_var.copy_(self.V_var @ A.square())
         self.centre()
 
     @torch.no_grad()
     def centre(self) -> None:
-        """Remove what softmax ignores: the means of mu and of each column of V."""
+        """Remove what softmax ignores: the means of mu and of each column of V and Theta."""
         self.V -= self.V.mean(0)
+        self.Theta -= self.Theta.mean(0)
         self.mu -= self.mu.mean()
 
     @torch.no_grad()
     def grow_sigma2(self, ratio: Tensor) -> None:
         """One step of the fixed point of sigma2, by at most a factor of two."""
         self.sigma2.mul_(ratio.clamp(0.5, 2)).clamp_(*SIGMA2_RANGE)
+
+
+class Given:
+    """The law of some samples with covariates: a decoder with a centre for each sample.
+
+    Parameters
+    ----------
+    decoder : Decoder
+        The law of all.
+    f : (b, p)
+        Covariates of these samples.
+    """
+
+    def __init__(self, decoder: Decoder, f: Float[Tensor, "b p"]) -> None:
+        self.V, self.sigma2 = decoder.V.detach(), decoder.sigma2
+        self.mu = decoder.mu.detach() + f @ decoder.Theta.detach().T
+        self.decoder, self.f = decoder, f
+
+    def __call__(
+        self, z: Float[Tensor, "b k"], D: Float[Tensor, "b k"]
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+        """Mean and variance of the noiseless logits, as of a decoder."""
+        return self.mu + z @ self.V.T, D @ self.V.square().T
+
+    def unsure(self, z: Float[Tensor, "b k"], D: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
+        """Variance of the logits that comes from that of the loadings, Theta's included."""
+        return self.decoder.unsure(z, D) + self.f.square() @ self.decoder.Theta_var.T
 
 
 class _Logits(torch.autograd.Function):

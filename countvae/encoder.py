@@ -84,14 +84,28 @@ class Encoder(nn.Module):
             nn.init.zeros_(self.last.weight)
             nn.init.zeros_(self.last.bias)
 
-    def forward(self, x: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
-        """Posterior mean z_hat and variance D of each sample."""
+    def forward(
+        self,
+        x: Float[Tensor, "b d"],
+        f: Float[Tensor, "b p"] | None = None,
+        Theta: Float[Tensor, "d p"] | None = None,
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
+        """Posterior mean z_hat and variance D of each sample.
+
+        With covariates f the input is what they leave of it, less Theta f.
+        """
         learned = isinstance(self.pseudocount, Tensor)
         inputs = (centred_logs if learned else Logs)(x, self.pseudocount, self.centre)
-        z = self.b + inputs @ self.A
+
+        def read(W: Float[Tensor, "d h"]) -> Float[Tensor, "b h"]:
+            if f is None or Theta is None:
+                return inputs @ W
+            return inputs @ W - f @ (Theta.T @ W)
+
+        z = self.b + read(self.A)
         log_D = self.log_D.expand_as(z)
         if self.G is not None:
-            deep = self.last(self.hidden(self.G_bias + inputs @ self.G))
+            deep = self.last(self.hidden(self.G_bias + read(self.G)))
             z = z + deep[:, : z.shape[1]]
             if not self.shared_D:
                 log_D = log_D + deep[:, z.shape[1] :]

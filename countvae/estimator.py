@@ -1,6 +1,7 @@
 """MultinomialVAE: the only translator between the mathematics and scikit-learn."""
 
 import copy
+import hashlib
 import os
 import shutil
 import time
@@ -30,10 +31,12 @@ from countvae.checks import (
     examples,
 )
 from countvae.decoder import Decoder
+from countvae.design import Design
 from countvae.devices import DEVICES, chosen, free_bytes
 from countvae.encoder import ACTIVATIONS, Encoder
 from countvae.evidence import log_coefficient
 from countvae.inference import (
+    Law,
     Posterior,
     drawn_logits,
     factor_covariance,
@@ -109,6 +112,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     basis : {"balanced", "sequential"}, tree, path or matrix
         The ILR basis in which `loadings_` are given: a scikit-bio ``TreeNode``, a Newick file, a
         (d, d-1) orthonormal matrix, or a name.
+    formula : str, optional
+        Covariates, such as ``"~ age + delivery"``: columns of the metadata of a `CountTable` or
+        `CountFile`, which every table given to the model then needs. The centre becomes a
+        regression on them, and factors are what they leave.
     noise : {"isotropic", "by_feature"}
         One noise variance, as in the paper, or one a feature, shrunk to the common one.
     posterior_variance : {"per_sample", "shared"}
@@ -156,7 +163,12 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     explained_variance_ratio_ : (k,)
         Its share in the total CLR variance of the model, noise included.
     mean_ : (d,)
-        Centre in CLR space, Psi mu.
+        Centre in CLR space, Psi mu; with covariates, at their means.
+    coefficients_, coefficients_sd_ : (p, d)
+        What one unit of each covariate adds to the centred log-ratios, and its posterior standard
+        deviation.
+    coefficient_names_ : (p,)
+        Columns that the formula made.
     noise_variance_ : float
         sigma^2; the mean over features where ``noise="by_feature"``.
     feature_noise_variance_ : (d,)
@@ -195,6 +207,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         activation="silu",
         pseudocount=1.0,
         basis: Any = "balanced",
+        formula=None,
         noise="isotropic",
         posterior_variance="per_sample",
         shrink_loadings=True,
@@ -218,6 +231,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.activation = activation
         self.pseudocount = pseudocount
         self.basis = basis
+        self.formula = formula
         self.noise = noise
         self.posterior_variance = posterior_variance
         self.shrink_loadings = shrink_loadings
@@ -265,14 +279,18 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             If no learning rate that was tried kept the bound finite.
         """
         self._check_settings()
-        counts = self._counts(X, reset=True)
+        table = open_counts(X) or X
+        counts = self._counts(table, reset=True)
         self.basis_operator_ = make_basis(self.basis, self._feature_ids())
         self.depth_ = _depth(counts)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        counts, held_out = self._split(counts, seed)
-        k = self._feasible_components(*counts.shape)
+        self._design = None
+        if self.formula is not None:
+            self._design = Design.of(self.formula, _metadata(table))
+        fitted, held_out = self._split(counts, self._covariates(table), seed)
+        k = self._feasible_components(*fitted[0].shape)
         with torch.inference_mode(False), torch.enable_grad(), one_thread_an_operation():
-            encoder, decoder, history = self._fit_from_start(counts, held_out, k, seed)
+            encoder, decoder, history = self._fit_from_start(fitted, held_out, k, seed)
         self.history_ = pd.DataFrame(history)
         self.n_iter_ = len(history)
         self._fitted_settings = self._settings()
@@ -304,7 +322,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             sds.append(np.sqrt(np.einsum("ac,bae,ec->bc", self._rotation, S, self._rotation)))
         return np.concatenate(means) * self._scale, np.concatenate(sds) * self._scale
 
-    def _covariance(self, decoder: Decoder, posterior: Posterior) -> torch.Tensor:
+    def _covariance(self, decoder: Law, posterior: Posterior) -> torch.Tensor:
         """Of the factors, (b, k, k): the whole one at an answer of Newton's, or the encoder's D."""
         if self.refinement_steps:
             return factor_covariance(decoder.V, posterior.noise.w)
@@ -543,6 +561,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if hasattr(self, "feature_names_in_"):
             arrays["feature_names"] = self.feature_names_in_
         settings = {"parameters": settings, "history": self.history_.to_dict("list")}
+        if self._design is not None:
+            settings["design"] = self._design.settings()
         store.save(path, arrays, settings, extra_files=extra_files, force=force)
 
     @classmethod
@@ -576,7 +596,12 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             of_decoder, of_encoder = tensors["decoder"], tensors["encoder"]
             # of a model from before these were kept
             of_decoder.setdefault("V_var", torch.zeros_like(of_decoder["V"]))
-            decoder = Decoder(*(of_decoder[name] for name in ("V", "mu", "sigma2", "V_var")))
+            of_decoder.setdefault("Theta", of_decoder["V"].new_zeros(basis.d, 0))
+            of_decoder.setdefault("Theta_var", torch.zeros_like(of_decoder["Theta"]))
+            names = ("V", "mu", "sigma2", "Theta", "V_var", "Theta_var")
+            decoder = Decoder(*(of_decoder[name] for name in names))
+            design = settings.get("design")
+            model._design = None if design is None else Design.restore(design)
             encoder = model._new_encoder(
                 of_encoder["A"],
                 of_encoder["b"],
@@ -749,10 +774,20 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             )
         return min(int(self.n_components), most)
 
-    def _split(self, counts: Any, seed: int) -> tuple[Any, Any | None]:
+    def _covariates(self, table: Any) -> np.ndarray | None:
+        """Return the covariates of each sample of a table, (n, p)."""
+        if self._design is None:
+            return None
+        return self._design.matrix(_metadata(table))
+
+    def _split(
+        self, counts: Any, covariates: np.ndarray | None, seed: int
+    ) -> tuple[tuple[Any, np.ndarray], tuple[Any, np.ndarray] | None]:
+        """Part samples, with their covariates, into those to fit and those to watch it by."""
+        covariates = np.empty((counts.shape[0], 0)) if covariates is None else covariates
         held = round(self.validation_fraction * counts.shape[0])
         if held == 0:
-            return counts, None
+            return (counts, covariates), None
         if counts.shape[0] - held < 2:
             raise InputError(
                 f"validation_fraction: {self.validation_fraction!r} of {counts.shape[0]} samples "
@@ -760,23 +795,30 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             )
         order = np.random.default_rng(seed).permutation(counts.shape[0])
         chosen = counts.select_samples if isinstance(counts, CountFile) else counts.__getitem__
-        return chosen(np.sort(order[held:])), chosen(np.sort(order[:held]))
+        fitted, watched = np.sort(order[held:]), np.sort(order[:held])
+        return (chosen(fitted), covariates[fitted]), (chosen(watched), covariates[watched])
 
     def _fit_from_start(
-        self, counts: Any, held_out: Any | None, k: int, seed: int
+        self,
+        fitted: tuple[Any, np.ndarray],
+        held_out: tuple[Any, np.ndarray] | None,
+        k: int,
+        seed: int,
     ) -> tuple[Encoder, Decoder, list[dict[str, float | int]]]:
+        counts, covariates = fitted
         n, d = counts.shape
         self._check_memory(counts, k)
         size = self._batch_size(n, d)
         dtype, device, processes = getattr(torch, self.dtype), chosen(self.device), joined()
-        rows = Rows(counts, size, dtype, device, processes)
-        validation = None if held_out is None else Rows(held_out, size, dtype, device, processes)
+        where = size, dtype, device, processes
+        rows = Rows(counts, *where, covariates)
+        validation = None if held_out is None else Rows(held_out[0], *where, held_out[1])
         max_epochs = int(self.max_epochs or np.clip(np.ceil(700 * rows.batch_size / n), 9, 70))
         rate = float(self.learning_rate)
         this_fit = self._settings() | {
             "seed": seed,
             "shape": [n, d],
-            "reads": float(self.depth_.sum()),
+            "reads of each sample": hashlib.sha256(self.depth_.tobytes()).hexdigest(),
         }
         checkpoint = None if self.checkpoint is None else _Checkpoint(self.checkpoint, this_fit)
         writes = rows.processes.rank == 0
@@ -795,7 +837,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 sigma2 = start.sigma2
                 if self.noise == "by_feature":
                     sigma2 = sigma2.expand(rows.d)
-                decoder = Decoder(start.V, start.mu, sigma2)
+                Theta = start.V.new_zeros(d, covariates.shape[1])
+                decoder = Decoder(start.V, start.mu, sigma2, Theta)
                 encoder = self._new_encoder(
                     start.A, start.b, start.log_D, decoder.mu.detach(), generator
                 )
@@ -903,25 +946,34 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.explained_variance_ratio_ = self.explained_variance_ / total
         V = self.components_.T * np.sqrt(self.explained_variance_)
         self.loadings_ = self.basis_operator_.adjoint(V.T).T
+        if self._design is not None:
+            scale = np.array(self._design.scale)
+            self.coefficient_names_ = np.array(self._design.names, dtype=object)
+            self.coefficients_ = (self._decoder.Theta.numpy() / scale).T
+            self.coefficients_sd_ = (self._decoder.Theta_var.sqrt().numpy() / scale).T
         self.clr_loadings_sd_ = np.sqrt(self._decoder.V_var.numpy() @ self._rotation**2)
 
-    def _posteriors(self, X: Any, steps: int) -> Iterator[tuple[Decoder, torch.Tensor, Posterior]]:
+    def _posteriors(self, X: Any, steps: int) -> Iterator[tuple[Law, torch.Tensor, Posterior]]:
         """Answer for the samples of a table, some at a time, where the answers are computed."""
         check_is_fitted(self)
         self._check_settings()
-        counts = self._counts(X, reset=False)
+        table = open_counts(X) or X
+        covariates = self._covariates(table)
+        counts = self._counts(table, reset=False)
         device = chosen(self.device)
         encoder, decoder = self._encoder, self._decoder
         if device.type == "cuda":
             encoder, decoder = copy.deepcopy(encoder).to(device), copy.deepcopy(decoder).to(device)
         else:
             device = torch.device("cpu")
-        rows = Rows(counts, max(1, 2**20 // counts.shape[1]), torch.float64, device)
-        for x in rows.in_order():
+        batch_size = max(1, 2**20 // counts.shape[1])
+        rows = Rows(counts, batch_size, torch.float64, device, covariates=covariates)
+        for x, f in zip(rows.in_order(), rows.covariates_in_order(), strict=True):
+            law = decoder.given(f)
             with one_thread_an_operation():
-                posterior = posterior_at(decoder, x, *encoder(x), tolerance=EXACT)
-                posterior = refine(decoder, x, posterior, steps, tolerance=EXACT)
-            yield decoder, x, posterior
+                posterior = posterior_at(law, x, *encoder(x, f, decoder.Theta), tolerance=EXACT)
+                posterior = refine(law, x, posterior, steps, tolerance=EXACT)
+            yield law, x, posterior
 
 
 class _Checkpoint:
@@ -985,6 +1037,13 @@ def most_components(n: int, d: int) -> int:
 def default_batch_size(n: int, d: int) -> int:
     """Samples of a step: an eighth of them, within bounds, and no more than memory is good for."""
     return min(128, max(16, n // 8), max(16, WIDEST_BATCH // d))
+
+
+def _metadata(table: Any) -> pd.DataFrame | None:
+    """Return what a table says of its samples."""
+    if not isinstance(table, CountTable | CountFile):
+        raise InputError("formula: needs a CountTable or CountFile with metadata of the samples.")
+    return table.sample_metadata
 
 
 def _depth(counts: sp.csr_array | CountFile) -> np.ndarray:

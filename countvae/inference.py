@@ -7,9 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from countvae.decoder import Decoder
+from countvae.decoder import Decoder, Given
 from countvae.evidence import TOLERANCE, Noise, factor_kl, solve_noise
 from countvae.threads import cut, share, worth
+
+Law = Decoder | Given
 
 BACKTRACK = 0.4
 BLOCK_ENTRIES = 1 << 20
@@ -31,7 +33,7 @@ class Posterior(NamedTuple):
 
 @torch.no_grad()
 def posterior_at(
-    decoder: Decoder,
+    decoder: Law,
     x: Float[Tensor, "b d"],
     z: Float[Tensor, "b k"],
     D: Float[Tensor, "b k"],
@@ -63,7 +65,7 @@ def factor_precision(V: Float[Tensor, "d k"], c: Float[Tensor, "b d"]) -> Float[
 
 
 @torch.no_grad()
-def newton_step(decoder: Decoder, posterior: Posterior) -> Float[Tensor, "b k"]:
+def newton_step(decoder: Law, posterior: Posterior) -> Float[Tensor, "b k"]:
     """H^-1 gradient, exact at fixed D."""
     gradient = posterior.noise.r @ decoder.V - posterior.z
     H = factor_precision(decoder.V, posterior.noise.curvature)
@@ -71,7 +73,7 @@ def newton_step(decoder: Decoder, posterior: Posterior) -> Float[Tensor, "b k"]:
 
 
 @torch.no_grad()
-def best_D(decoder: Decoder, noise: Noise) -> Float[Tensor, "b k"]:
+def best_D(decoder: Law, noise: Noise) -> Float[Tensor, "b k"]:
     """The variance at which the bound is stationary: 1/D_c = 1 + sum_j w_j V_jc^2."""
     return 1 / (1 + noise.w @ decoder.V.square())
 
@@ -97,7 +99,7 @@ class LogRatios(NamedTuple):
 
 
 @torch.no_grad()
-def logits_given(decoder: Decoder, x: Float[Tensor, "b d"], posterior: Posterior) -> LogRatios:
+def logits_given(decoder: Law, x: Float[Tensor, "b d"], posterior: Posterior) -> LogRatios:
     """Return the law of the logits with the curvature of the multinomial, diag(l) - l l' / N.
 
     The bound's own posterior of the noise leaves the second part out, and with it that all logits
@@ -106,12 +108,11 @@ def logits_given(decoder: Decoder, x: Float[Tensor, "b d"], posterior: Posterior
     """
     noise, sigma2 = posterior.noise, decoder.sigma2
     rho = 1 / (1 + sigma2 * (x - noise.r).clamp_min(0))
-    of_loadings = (posterior.z.square() + posterior.D) @ decoder.V_var.T
     total = noise.w.sum(1, keepdim=True)
     return LogRatios(
         decoder.mu + posterior.z @ decoder.V.T + sigma2 * noise.r,
         rho,
-        sigma2 * rho + rho.square() * of_loadings,
+        sigma2 * rho + rho.square() * decoder.unsure(posterior.z, posterior.D),
         (noise.w @ decoder.V) / total,
         total,
     )
@@ -119,7 +120,7 @@ def logits_given(decoder: Decoder, x: Float[Tensor, "b d"], posterior: Posterior
 
 @torch.no_grad()
 def log_ratios(
-    decoder: Decoder,
+    decoder: Law,
     x: Float[Tensor, "b d"],
     posterior: Posterior,
     S: Float[Tensor, "b k k"],
@@ -143,7 +144,7 @@ def log_ratios(
 
 @torch.no_grad()
 def drawn_logits(
-    decoder: Decoder,
+    decoder: Law,
     x: Float[Tensor, "b d"],
     posterior: Posterior,
     S: Float[Tensor, "b k k"],
@@ -165,7 +166,7 @@ def drawn_logits(
 
 @torch.no_grad()
 def importance_weights(
-    decoder: Decoder,
+    decoder: Law,
     x: Float[Tensor, "b d"],
     posterior: Posterior,
     draws: int,
@@ -192,7 +193,7 @@ def importance_weights(
 
 @torch.no_grad()
 def refine(
-    decoder: Decoder,
+    decoder: Law,
     x: Float[Tensor, "b d"],
     posterior: Posterior,
     steps: int,

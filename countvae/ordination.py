@@ -19,12 +19,16 @@ __all__ = [
     "annotate",
     "axis_names",
     "check_ids",
+    "coefficient_frame",
     "feature_frame",
     "files",
     "ordination",
     "sample_frame",
     "write_ordination",
 ]
+
+NINETY = 1.6449
+"""Standard deviations on either side of the mean that hold 90 % of a normal distribution."""
 
 MIN_AXES = 3
 """Emperor draws in space, so an ordination is filled up with axes of zeros."""
@@ -183,6 +187,44 @@ def write_ordination(results: OrdinationResults, path: str | Path, force: bool =
         results.write(str(beside))
 
 
+def coefficient_frame(model: MultinomialVAE, *, balances: bool = False) -> pd.DataFrame:
+    """What a unit of each covariate adds to the centred log-ratios, or to the balances.
+
+    Parameters
+    ----------
+    model : MultinomialVAE
+        A model fitted with a formula.
+    balances : bool
+        Give the effects on the log-ratios of the model's basis instead of those of the features.
+
+    Returns
+    -------
+    DataFrame
+        A row for each feature (or balance) and covariate, indexed by "feature-id" (or
+        "balance-id"): `covariate`, `effect`, `sd`, and the interval `low` to `high` that holds it
+        with 90 %.
+    """
+    effects, variances = model.coefficients_, model.coefficients_sd_**2
+    names, label = _feature_ids(model), "feature-id"
+    if balances:
+        basis = model.basis_operator_
+        effects = np.asarray(basis.adjoint(effects))
+        variances = np.asarray(variances @ basis.to_sparse().power(2))
+        names, label = [str(name) for name in basis.names], "balance-id"
+    sd = np.sqrt(variances)
+    p = len(effects)
+    return pd.DataFrame(
+        {
+            "covariate": np.repeat(model.coefficient_names_, len(names)),
+            "effect": effects.ravel(),
+            "sd": sd.ravel(),
+            "low": (effects - NINETY * sd).ravel(),
+            "high": (effects + NINETY * sd).ravel(),
+        },
+        index=pd.Index(names * p, name=label, dtype=object),
+    )
+
+
 def files(
     model: MultinomialVAE,
     sample_ids: Ids,
@@ -191,6 +233,8 @@ def files(
     feature_metadata: pd.DataFrame | None = None,
 ) -> dict[str, Callable[[Path], None]]:
     """What lies beside a saved model: samples.tsv, features.tsv, ordination.txt.
+
+    With covariates also coefficients.tsv and balances.tsv, their effects on both.
 
     Parameters
     ----------
@@ -208,7 +252,13 @@ def files(
     dict
         Name of each file to the function that writes it, as `MultinomialVAE.save` takes them.
     """
-    return {
+    of_covariates: dict[str, Callable[[Path], None]] = {}
+    if hasattr(model, "coefficients_"):
+        of_covariates = {
+            "coefficients.tsv": lambda path: write_frame(coefficient_frame(model), path),
+            "balances.tsv": lambda path: write_frame(coefficient_frame(model, balances=True), path),
+        }
+    return of_covariates | {
         "samples.tsv": lambda path: write_frame(sample_frame(sample_ids, mean, sd), path),
         "features.tsv": lambda path: write_frame(feature_frame(model, feature_metadata), path),
         "ordination.txt": lambda path: write_ordination(ordination(model, sample_ids, mean), path),

@@ -48,6 +48,8 @@ class Batch(NamedTuple):
     """Their row numbers."""
     x: Tensor
     """Their counts, (b, d)."""
+    f: Tensor
+    """Their covariates, (b, p)."""
     size: int
     """Samples of the step in all processes together."""
 
@@ -110,6 +112,8 @@ class Rows:
         Of the batches.
     processes : Processes
         Who shares the rows.
+    covariates : (n, p), optional
+        What else is known of each sample; nothing by default.
 
     Attributes
     ----------
@@ -124,6 +128,7 @@ class Rows:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         processes: Processes = ALONE,
+        covariates: np.ndarray | None = None,
     ) -> None:
         self.counts = counts
         self.batch_size = batch_size
@@ -131,6 +136,8 @@ class Rows:
         self.device = torch.device(device)
         self.processes = processes
         self.n, self.d = counts.shape
+        known = np.empty((self.n, 0)) if covariates is None else covariates
+        self.covariates = torch.from_numpy(known.astype(self._numbers)).to(self.device)
         self.streamed = not issparse(counts)
         self.waited = 0.0
         self._there = None
@@ -163,6 +170,11 @@ class Rows:
         for _, some in self._read(_grouped(batches, self._batches_a_group)):
             yield self._dense(some)
 
+    def covariates_in_order(self) -> Iterator[Tensor]:
+        """Yield the covariates of the batches of `in_order`."""
+        low, high = self.processes.share(self.n)
+        yield from self.covariates[low:high].split(self.batch_size)
+
     def shuffled(self, generator: torch.Generator) -> Iterator[Batch]:
         """Yield all rows of this process once in random order."""
         steps = self._steps(generator)
@@ -170,7 +182,8 @@ class Rows:
         own = [torch.cat(lanes[first : first + self._lanes_each]) for lanes in steps]
         sizes = iter([sum(map(len, lanes)) for lanes in steps])
         for index, some in self._read(_grouped(own, self._batches_a_group)):
-            yield Batch(index, self._dense(some), next(sizes))
+            f = self.covariates[index.to(self.device)]
+            yield Batch(index, self._dense(some), f, next(sizes))
 
     def _bounds(self) -> list[tuple[int, int]]:
         cuts = [self.n * i // self._lanes for i in range(self._lanes + 1)]
@@ -248,13 +261,16 @@ class Rows:
         self.waited += time.perf_counter() - begun
         return found
 
+    @property
+    def _numbers(self) -> type[np.floating]:
+        return np.float32 if self.dtype == torch.float32 else np.float64
+
     def _dense(self, some: csr_array | _OnDevice) -> Tensor:
         if isinstance(some, _OnDevice):
             return some.toarray()
         if self.device.type != "cpu":
             return _OnDevice.of(some, self.dtype, self.device).toarray()
-        numbers = np.float32 if self.dtype == torch.float32 else np.float64
-        data = some.data.astype(numbers, copy=False)
+        data = some.data.astype(self._numbers, copy=False)
         dense = csr_array((data, some.indices, some.indptr), shape=some.shape).toarray()
         return torch.from_numpy(dense)
 

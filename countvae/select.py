@@ -125,7 +125,8 @@ def select(
         If k is empty or has a number below 1, or there are fewer than two folds or samples of one.
     """
     tried = _checked(k)
-    counts = csr_array(X.counts if isinstance(X, CountTable) else X)
+    table = X if isinstance(X, CountTable) else csr_array(X)
+    counts = table.counts if isinstance(table, CountTable) else table
     depth = np.asarray(counts.sum(axis=1), dtype=float)
     if not 2 <= folds <= len(depth) // 2:
         raise InputError(f"folds: expected 2 to {len(depth) // 2}; got {folds!r}.")
@@ -136,9 +137,9 @@ def select(
         held = np.flatnonzero(of == fold)
         for row, number in enumerate(tried):
             model = MultinomialVAE(number, random_state=random_state, **settings)
-            model.fit(counts[np.flatnonzero(of != fold)])
+            model.fit(_samples(table, np.flatnonzero(of != fold)))
             evidence[row, held], pareto[row, held] = model.evidence(
-                counts[held], draws, random_state
+                _samples(table, held), draws, random_state
             )
             if told is not None:
                 here = evidence[row, held].sum() / depth[held].sum()
@@ -173,6 +174,10 @@ def _of_principal_components(
         weights = importance_weights(decoder, x, posterior, draws, rng)
         found.append(weights.logsumexp(0) - math.log(draws) + log_coefficient(x))
     return torch.cat(found).numpy()
+
+
+def _samples(table: CountTable | csr_array, at: np.ndarray) -> CountTable | csr_array:
+    return table.select_samples(at) if isinstance(table, CountTable) else table[at]
 
 
 def _checked(k: Sequence[int]) -> list[int]:

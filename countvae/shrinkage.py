@@ -15,6 +15,10 @@ DEGREES_OF_FREEDOM = 3
 """nu, the smallest whole number at which a t distribution has a variance."""
 
 
+TINY = 1e-8
+"""Least square of a loading that a factor begins with: one that is all zeros has no scale."""
+
+
 class Shrinkage:
     """An empirical-Bayes prior on the loadings, and their posterior variances.
 
@@ -34,7 +38,7 @@ class Shrinkage:
     """
 
     def __init__(self, V: Float[Tensor, "d k"]) -> None:
-        self.tau2 = V.square().mean(0)
+        self.tau2 = V.square().mean(0).clamp_min(TINY)
         self.prior_var = self.tau2.expand_as(V)
         self.U = torch.zeros_like(V)
 
@@ -52,7 +56,11 @@ class Shrinkage:
 
     @torch.no_grad()
     def add_gradient(
-        self, V: Float[Tensor, "d k"], gradient: Float[Tensor, "d k"], weight: float
+        self,
+        V: Float[Tensor, "d _"],
+        gradient: Float[Tensor, "d _"],
+        weight: float,
+        columns: slice = slice(None),
     ) -> None:
-        """Add that of minus the logarithm of the prior, V / prior_var, so many times."""
-        gradient.addcdiv_(V, self.prior_var, value=weight)
+        """Add that of minus the logarithm of the prior of some columns, V / prior_var, so often."""
+        gradient.addcdiv_(V, self.prior_var[:, columns], value=weight)

@@ -23,7 +23,7 @@ FEATURE_NOISE_SHRINKAGE = 50
 """Samples' worth of information by which a feature's own sigma2 is held to the common one."""
 
 FOR_CORRELATIONS = 48
-"""Samples of an epoch, in each process, by which correlations of the factors are estimated."""
+"""Samples of an epoch, about, by which correlations of the factors are estimated."""
 
 PRIOR_FROM = 0.17
 """Share of the epochs after which the loadings are shrunk: earlier, weak factors would die."""
@@ -121,29 +121,31 @@ def train(
         shrinkage = state.shrinkage
         moments = _Moments(decoder, rows.n)
         log_scale = torch.zeros_like(state.log_scale)
-        for i, (index, x, size) in enumerate(rows.shuffled(generator)):
+        for i, (index, x, f, size) in enumerate(rows.shuffled(generator)):
             number = epoch * steps_an_epoch + i
             done = number / (schedule.max_epochs * steps_an_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * schedule.factor(done, number, group["end"])
-            z, D = encoder(x)
-            m0, Q = decoder(z, D, None if shrinkage is None else shrinkage.U)
+            z, D = encoder(x, f, decoder.Theta.detach())
+            m0, Q = decoder(z, D, None if shrinkage is None else shrinkage.U, f)
             warm = state.log_scale[index] if epoch else None
             noise = solve_noise(m0.detach(), Q.detach(), x, decoder.sigma2, warm)
             bound = noise_bound(m0, Q, noise) - factor_kl(z, D)
             loss = -bound.sum() / size
             loss.backward()
-            if shrinkage is not None and decoder.V.grad is not None:
+            if shrinkage is not None:
                 # these samples' share of the prior, which the loss of all samples has once
-                shrinkage.add_gradient(decoder.V, decoder.V.grad, len(x) / size / rows.n)
+                _add_prior(shrinkage, decoder, len(x) / size / rows.n)
             if settling:
-                moments.add_gradients(decoder.V.grad, decoder.mu.grad, size)
+                moments.add_gradients(decoder, size)
             _total_gradients(loss, encoder, decoder, rows)
             if not torch.isfinite(loss):
                 raise Diverged(f"the bound is not finite in epoch {epoch + 1}")
-            moments.add(z, D, Q, noise, bound, settling or shrinkage is not None)
+            moments.add(z, D, f, Q, noise, bound, settling or shrinkage is not None)
             if i == 0 and not finishing:
-                moments.add_correlations(decoder, D, noise, shrinkage, size)
+                # chosen by their numbers: the same ones however many processes share the step
+                chosen = index % max(1, size // FOR_CORRELATIONS) == 0
+                moments.add_correlations(decoder, D[chosen], noise.w[chosen], shrinkage)
             if schedule.optimizer == "sgd":
                 _clip(optimizer)
             optimizer.step()
@@ -162,12 +164,12 @@ def train(
             if settling:
                 moments.settle(decoder, shrinkage)
             if shrinkage is not None:
-                shrinkage.update(decoder.V.detach(), moments.of_loadings)
-                decoder.V_var.copy_(shrinkage.U)
+                shrinkage.update(decoder.loadings.detach(), moments.of_loadings)
+                moments.keep_variances(decoder, shrinkage.U)
             moments.solve_sigma2(decoder, shrunk=shrinkage is not None)
             moments.rescale(encoder, decoder, rotate=early)
             if begins:
-                state.shrinkage = Shrinkage(decoder.V.detach())
+                state.shrinkage = Shrinkage(decoder.loadings.detach())
         state.log_scale = log_scale
         rows.processes.agree(*encoder.state_dict().values(), *decoder.state_dict().values())
         row = {
@@ -285,7 +287,7 @@ class State:
             group["rate"] = rate
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         if parts := room("shrinkage."):
-            self.shrinkage = Shrinkage(self.decoder.V.detach())
+            self.shrinkage = Shrinkage(self.decoder.loadings.detach())
             vars(self.shrinkage).update({n: t.to(self.decoder.V) for n, t in parts.items()})
         self.history = list(kept.settings["history"])
         best = kept.settings["best_bound"]
@@ -297,11 +299,19 @@ class State:
 def mean_bound(encoder: Encoder, decoder: Decoder, rows: Rows, refinement_steps: int = 0) -> float:
     """Mean bound at the encoder's answer, refined or not, in nats, coefficient left out."""
     total = torch.zeros((), dtype=widest(rows.device), device=rows.device)
-    for x in rows.in_order():
-        posterior = posterior_at(decoder, x, *encoder(x))
-        total += refine(decoder, x, posterior, refinement_steps).bound.sum()
+    for x, f in zip(rows.in_order(), rows.covariates_in_order(), strict=True):
+        law = decoder.given(f)
+        posterior = posterior_at(law, x, *encoder(x, f, decoder.Theta.detach()))
+        total += refine(law, x, posterior, refinement_steps).bound.sum()
     rows.processes.total(total)
     return total.item() / rows.n
+
+
+def _add_prior(shrinkage: Shrinkage, decoder: Decoder, weight: float) -> None:
+    k = decoder.V.shape[1]
+    for part, columns in ((decoder.V, slice(0, k)), (decoder.Theta, slice(k, None))):
+        if part.grad is not None:
+            shrinkage.add_gradient(part, part.grad, weight, columns)
 
 
 def _total_gradients(loss: Tensor, encoder: Encoder, decoder: Decoder, rows: Rows) -> None:
@@ -321,22 +331,26 @@ class _Moments:
     """What an epoch adds up: moments of the factors and of the noise."""
 
     def __init__(self, decoder: Decoder, n: int) -> None:
-        d, k = decoder.V.shape
+        (d, k), p = decoder.V.shape, decoder.Theta.shape[1]
         zeros = decoder.V.new_zeros
         self.n, self.bound = n, zeros((), dtype=widest(decoder.V.device))
         self.z, self.zz = zeros(k), zeros(k, k)
-        self.squares, self.information, self.of_loadings = zeros(d), zeros(d), zeros(d, k)
-        self.left_out = zeros(k, k)
-        self.gradient_V, self.gradient_mu = zeros(0), zeros(0)
+        self.zf, self.ff = zeros(k, p), zeros(p, p)
+        self.squares, self.information, self.of_loadings = zeros(d), zeros(d), zeros(d, k + p)
+        self.left_out, self.looked = zeros(k, k), zeros(())
+        self.gradient, self.gradient_mu = zeros(0), zeros(0)
 
     @torch.no_grad()
-    def add(self, z, D, Q, noise, bound, of_loadings: bool) -> None:
+    def add(self, z, D, f, Q, noise, bound, of_loadings: bool) -> None:
         self.bound += bound.sum()
         self.z += z.sum(0)
         self.zz += z.T @ z + torch.diag(D.sum(0))
+        if f.shape[1]:
+            self.zf += z.T @ f
+            self.ff += f.T @ f
         add_squares(noise, Q.detach(), self.squares, self.information)
         if of_loadings:
-            square = z.square() + D
+            square = torch.cat([z.square() + D, f.square()], 1)
             threads = worth(noise.w.numel(), square.device)
 
             def of_features(at: slice) -> None:
@@ -345,29 +359,30 @@ class _Moments:
             share(of_features, cut(len(self.squares), threads), threads)
 
     @torch.no_grad()
-    def add_correlations(self, decoder, D, noise, shrinkage, size: int) -> None:
+    def add_correlations(self, decoder, D, w, shrinkage) -> None:
         """Estimate from one batch what the diagonal D leaves out of the covariance of z.
 
         D gets the correlations of H^-1 and its ratios to 1 / diag(H), not H^-1 itself: what scales
         as D does leaves the rescaling a place to rest.
         """
-        w, D = noise.w[:FOR_CORRELATIONS], D[:FOR_CORRELATIONS]
         H = factor_precision(decoder.V, w)
         if shrinkage is not None:
-            H += torch.diag_embed(w @ shrinkage.U)
+            H += torch.diag_embed(w @ shrinkage.U[:, : D.shape[1]])
         sd = (D * H.diagonal(dim1=1, dim2=2)).sqrt()
         S = sd[:, :, None] * torch.linalg.inv(H) * sd[:, None, :]
-        weight = len(noise.w) / len(w) / size if len(w) else 0.0
-        self.left_out = (S - torch.diag_embed(D)).sum(0) * weight
+        self.left_out += (S - torch.diag_embed(D)).sum(0)
+        self.looked += len(w)
 
-    def add_gradients(self, of_V: Tensor | None, of_mu: Tensor | None, size: int) -> None:
+    def add_gradients(self, decoder: Decoder, size: int) -> None:
         """Add this batch's part of the gradients of the whole loss; `size` undoes its mean."""
-        if of_V is None or of_mu is None:
+        of_loadings = [part.grad for part in (decoder.V, decoder.Theta) if part.grad is not None]
+        if not of_loadings or decoder.mu.grad is None:
             return
-        if not len(self.gradient_V):
-            self.gradient_V, self.gradient_mu = torch.zeros_like(of_V), torch.zeros_like(of_mu)
-        self.gradient_V.add_(of_V, alpha=size)
-        self.gradient_mu.add_(of_mu, alpha=size)
+        if not len(self.gradient_mu):
+            self.gradient = torch.zeros_like(self.of_loadings)
+            self.gradient_mu = torch.zeros_like(decoder.mu)
+        self.gradient.add_(torch.cat(of_loadings, 1), alpha=size)
+        self.gradient_mu.add_(decoder.mu.grad, alpha=size)
 
     @torch.no_grad()
     def settle(self, decoder: Decoder, shrinkage: Shrinkage | None) -> None:
@@ -377,14 +392,24 @@ class _Moments:
         variances stay with the decoder; without a prior of the loadings, as if that were N(0, 1).
         """
         without = 1 / (self.of_loadings + 1)
-        of_V = without if shrinkage is None else shrinkage.variance(self.of_loadings)
-        of_mu = 1 / (self.information + 1)
-        decoder.V_var.copy_(of_V)
-        parts = (decoder.V, of_V, self.gradient_V), (decoder.mu, of_mu, self.gradient_mu)
-        for parameter, variance, gradient in parts:
+        of_loadings = without if shrinkage is None else shrinkage.variance(self.of_loadings)
+        of_mu, k = 1 / (self.information + 1), decoder.V.shape[1]
+        for parameter, variance, gradient in (
+            (decoder.V, of_loadings[:, :k], self.gradient[:, :k]),
+            (decoder.Theta, of_loadings[:, k:], self.gradient[:, k:]),
+            (decoder.mu, of_mu, self.gradient_mu),
+        ):
             sd = variance.sqrt()
             parameter -= (variance * gradient).clamp(-sd, sd)
+        self.keep_variances(decoder, of_loadings)
         decoder.centre()
+
+    @staticmethod
+    def keep_variances(decoder: Decoder, of_loadings: Tensor) -> None:
+        """Leave the posterior variances of the loadings with the decoder."""
+        k = decoder.V.shape[1]
+        decoder.V_var.copy_(of_loadings[:, :k])
+        decoder.Theta_var.copy_(of_loadings[:, k:])
 
     def total(self, rows: Rows) -> None:
         """Add up over all processes."""
@@ -403,7 +428,7 @@ class _Moments:
     @torch.no_grad()
     def solve_sigma2(self, decoder: Decoder, shrunk: bool) -> None:
         """Take one step of the noise's own equation."""
-        fitted = 1 if shrunk else 1 + decoder.V.shape[1]
+        fitted = 1 if shrunk else 1 + decoder.V.shape[1] + decoder.Theta.shape[1]
         fitted = min(fitted, self.n / 2)  # with as many factors as samples no sigma2 would do
         squares, information = self.squares + self.information * (fitted / self.n), self.information
         if decoder.sigma2.ndim:
@@ -416,17 +441,23 @@ class _Moments:
 
     @torch.no_grad()
     def rescale(self, encoder: Encoder, decoder: Decoder, rotate: bool) -> None:
-        """Give the factors mean 0 and covariance I; turn them to the axes of the information."""
-        mean = self.z / self.n
-        variances, axes = torch.linalg.eigh(
-            self.zz / self.n + self.left_out - torch.outer(mean, mean)
-        )
+        """Give the factors mean 0 and covariance I; turn them to the axes of the information.
+
+        What covariates tell of the factors goes to Theta.
+        """
+        mean, slope = self.z / self.n, None
+        left_out = self.left_out / self.looked.clamp_min(1)
+        covariance = self.zz / self.n + left_out - torch.outer(mean, mean)
+        if self.ff.shape[0]:
+            slope = torch.linalg.solve(self.ff, self.zf.T).T
+            covariance = covariance - slope @ self.zf.T / self.n
+        variances, axes = torch.linalg.eigh(covariance)
         root = (axes * variances.clamp_min(1e-6).sqrt()) @ axes.T
         if rotate:
             V = decoder.V @ root
             _, axes = torch.linalg.eigh(V.T @ (self.information[:, None] * V))
             root = root @ axes.flip(1)
-        decoder.rescale(root, mean)
+        decoder.rescale(root, mean, slope)
         encoder.rescale(root, mean)
         encoder.recentre(decoder.mu.detach())
 

@@ -856,7 +856,7 @@ def test_a_checkpoint_of_another_fit_or_of_none_is_refused_and_kept(X, tmp_path,
     other = MultinomialVAE(3, max_epochs=4, checkpoint=state)
     with pytest.raises(InputError, match="of another fit, with other n_components"):
         other.fit(X)
-    with pytest.raises(InputError, match="of another fit, with other reads, shape"):
+    with pytest.raises(InputError, match="of another fit, with other reads of each sample, shape"):
         MultinomialVAE(2, max_epochs=4, checkpoint=state).fit(X[:-1])
     assert state.is_dir()
     MultinomialVAE.forget(state)

@@ -21,7 +21,7 @@ from countvae.shrinkage import Shrinkage
 from countvae.simulate import simulate
 from countvae.table import CountTable
 
-SIZES = {"n": 30, "b": 30, "d": 11, "(d−1)": 10, "k": 3, "h": 5}
+SIZES = {"n": 30, "b": 30, "d": 11, "(d−1)": 10, "k": 3, "h": 5, "p": 2}
 PAGE = Path(__file__).parents[1] / "docs" / "notation.md"
 ROW = re.compile(r"\| (?P<symbol>.*)\| (?P<shape>.*)\| `(?P<name>[^`]+)` \| (?P<meaning>.+) \|")
 ROWS = [match for line in PAGE.read_text().splitlines() if (match := ROW.fullmatch(line))]
@@ -35,7 +35,7 @@ def things():
     x = torch.tensor(truth.counts.toarray(), dtype=torch.float64)
     V, mu = torch.tensor(truth.V), torch.tensor(truth.mu)
     sigma2 = torch.tensor(truth.sigma2, dtype=torch.float64)
-    decoder = Decoder(V, mu, sigma2)
+    decoder = Decoder(V, mu, sigma2, V.new_zeros(d, SIZES["p"]))
     posterior = posterior_at(decoder, x, torch.tensor(truth.z), x.new_ones(n, k))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

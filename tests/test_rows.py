@@ -24,7 +24,7 @@ def test_rows_in_order_are_the_table_whatever_the_batch(n, batch_size):
 @given(n=st.integers(1, 30), batch_size=st.integers(1, 40), seed=st.integers(0, 10**6))
 def test_shuffled_rows_come_once_each_with_their_numbers(n, batch_size, seed):
     rows, seen = Rows(csr_array(table(n)), batch_size), []
-    for index, x, size in rows.shuffled(torch.Generator().manual_seed(seed)):
+    for index, x, _, size in rows.shuffled(torch.Generator().manual_seed(seed)):
         assert torch.equal(x, torch.tensor(table(n))[index].float())
         assert size == len(index)
         seen += index.tolist()

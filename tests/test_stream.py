@@ -223,7 +223,7 @@ def test_a_streamed_epoch_has_every_row_once_in_batches_of_one_size(
     batches = list(Rows(disk, batch_size).shuffled(torch.Generator().manual_seed(seed)))
     seen = np.concatenate([batch.at for batch in batches])
     assert sorted(seen) == list(range(n))
-    for index, x, size in batches:
+    for index, x, _, size in batches:
         assert size == len(index) == len(x)
         np.testing.assert_array_equal(x[:, 0], index + 1)
     assert len(batches) == -(-n // batch_size)
@@ -237,7 +237,7 @@ def test_a_table_sorted_by_kind_is_mixed_in_every_batch():
     n = 4000
     kind = np.repeat(np.arange(4), n // 4)
     rows = Rows(Disk(csr_array(kind[:, None] + np.ones((1, 2))), 50, 1000), 100)
-    for index, _, _ in rows.shuffled(torch.Generator().manual_seed(0)):
+    for index, _, _, _ in rows.shuffled(torch.Generator().manual_seed(0)):
         assert np.bincount(kind[index], minlength=4).min() >= 20
     one_lane = torch.arange(n).split(100)
     assert max(np.bincount(kind[i], minlength=4).min() for i in one_lane) == 0

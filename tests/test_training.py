@@ -242,8 +242,8 @@ def test_factors_are_scaled_by_their_whole_covariance(table):
         noise = posterior_at(decoder, x, z, D).noise
         H = factor_precision(decoder.V, noise.w)
         D = 1 / H.diagonal(dim1=1, dim2=2)  # where D is what it should be, S is H^-1
-        moments.add(z, D, decoder(z, D)[1], noise, noise.bound, False)
-        moments.add_correlations(decoder, D, noise, None, len(x))
+        moments.add(z, D, x.new_zeros(len(x), 0), decoder(z, D)[1], noise, noise.bound, False)
+        moments.add_correlations(decoder, D, noise.w, None)
         expected = (
             z.T @ z / len(z) + torch.linalg.inv(H).mean(0) - torch.outer(z.mean(0), z.mean(0))
         )

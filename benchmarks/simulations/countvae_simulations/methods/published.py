@@ -42,7 +42,7 @@ def fit(
     for epoch in range(epochs):
         for group in optimizer.param_groups:
             group["lr"] = 0.005 * (1 + math.cos(math.pi * epoch / epochs))
-        for _, x, _ in rows.shuffled(generator):
+        for _, x, _, _ in rows.shuffled(generator):
             h = centred_logs(x, pseudocount, mu - mu.mean())
             for i, layer in enumerate(layers):
                 h = (nn.functional.softplus(h) if i else h) @ layer

@@ -1,0 +1,198 @@
+"""Covariates: from a formula and what is known of the samples to the columns of a regression.
+
+A formula names columns of the metadata, with ``+``, ``:``, ``*`` and ``-`` between them; nothing
+in it is ever evaluated, so one that comes from a file can do no harm. A categorical column becomes
+an indicator for each level but the first. Columns of new samples are made as those of the fit.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from countvae.checks import InputError, examples
+
+__all__ = ["Design"]
+
+CONSTANT = "1"
+
+
+@dataclass(frozen=True)
+class Design:
+    """A formula, and what it takes to apply it to other samples.
+
+    Parameters
+    ----------
+    formula : str
+        Such as ``~ age + delivery``.
+    levels : mapping of str to list of str
+        The levels of each categorical column, the first of which is the reference.
+    names : tuple of str
+        Columns of the regression, (p,).
+    centre, scale : tuple of float
+        Mean and standard deviation of each over the samples fitted: `matrix` has them standard.
+    """
+
+    formula: str
+    levels: Mapping[str, list[str]]
+    names: tuple[str, ...]
+    centre: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    @classmethod
+    def of(cls, formula: Any, metadata: pd.DataFrame | None) -> "Design":
+        """Learn levels, means and scales from the samples of a fit.
+
+        Parameters
+        ----------
+        formula : str
+            Such as ``~ age + delivery``.
+        metadata : DataFrame
+            A row a sample.
+
+        Returns
+        -------
+        Design
+
+        Raises
+        ------
+        InputError
+            If the formula cannot be read, names a column that is not there, or one with missing
+            values; if the columns that it makes are constant or follow from each other.
+
+        Examples
+        --------
+        >>> metadata = pd.DataFrame({"age": [1.0, 2.0, 6.0], "site": ["a", "b", "a"]})
+        >>> Design.of("~ age + site", metadata).names
+        ('age', 'site[T.b]')
+        """
+        variables = _variables(formula)
+        known = _columns(variables, metadata)
+        levels = {
+            name: sorted(map(str, column.unique()))
+            for name, column in known.items()
+            if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)
+        }
+        raw = _matrix(formula, known, levels)
+        X, names = raw.to_numpy(dtype=float), tuple(map(str, raw.columns))
+        centre, scale = X.mean(0), X.std(0)
+        constant = scale <= 1e-12 * np.maximum(1, np.abs(centre))
+        if constant.any():
+            raise InputError(
+                f"formula: {examples(np.array(names)[constant])} is the same in every sample."
+            )
+        if np.linalg.matrix_rank((X - centre) / scale) < len(names):
+            raise InputError(
+                f"formula: the columns {', '.join(names)} follow from one another; leave one out."
+            )
+        return cls(formula, levels, names, tuple(centre.tolist()), tuple(scale.tolist()))
+
+    def matrix(self, metadata: pd.DataFrame | None) -> Float[np.ndarray, "n p"]:
+        """Return the columns for some samples, less the means and in units of the scales.
+
+        Raises
+        ------
+        InputError
+            If a column is missing or has missing values, or a level that the fit did not have.
+        """
+        known = _columns(_variables(self.formula), metadata)
+        for name, levels in self.levels.items():
+            new = ~known[name].astype(str).isin(levels)
+            if new.any():
+                sample = known.index[new][0]
+                raise InputError(
+                    f"metadata: column {name!r} has {str(known.loc[sample, name])!r} in sample"
+                    f" {str(sample)!r}, which the model was not fitted with; it knows"
+                    f" {examples(levels)}."
+                )
+        raw = _matrix(self.formula, known, self.levels).to_numpy(dtype=float)
+        return (raw - np.array(self.centre)) / np.array(self.scale)
+
+    def settings(self) -> dict[str, Any]:
+        """Return plain JSON, from which `restore` makes the same."""
+        return {
+            "formula": self.formula,
+            "levels": {name: list(levels) for name, levels in self.levels.items()},
+            "names": list(self.names),
+            "centre": list(self.centre),
+            "scale": list(self.scale),
+        }
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any]) -> "Design":
+        """Make a design of what `settings` gave."""
+        _variables(settings["formula"])
+        lists = (tuple(settings[name]) for name in ("names", "centre", "scale"))
+        return cls(settings["formula"], dict(settings["levels"]), *lists)
+
+
+def _variables(formula: Any) -> list[str]:
+    """Names of the columns in a formula, which has nothing else in it."""
+    if not isinstance(formula, str):
+        raise InputError(f"formula: expected text such as '~ age + site'; got {formula!r}.")
+    formulaic = _formulaic()
+    try:
+        terms = list(formulaic.Formula(formula))
+    except (formulaic.errors.FormulaicError, SyntaxError, ValueError, TypeError) as error:
+        raise InputError(f"formula: {formula!r} cannot be read.") from error
+    factors = [factor for term in terms for factor in getattr(term, "factors", [None])]
+    if not terms or any(factor is None for factor in factors):
+        raise InputError(f"formula: expected one side, such as '~ age + site'; got {formula!r}.")
+    constant = [f for f in factors if f.eval_method.value == "literal"]
+    names = [f for f in factors if f.eval_method.value == "lookup"]
+    if len(constant) + len(names) < len(factors):
+        wrong = next(f for f in factors if f.eval_method.value == "python")
+        raise InputError(
+            f"formula: expected names of columns; got {wrong.expr!r}. Make such a column first."
+        )
+    if not constant:
+        raise InputError(
+            f"formula: keep the constant, which is the model's centre; got {formula!r}."
+        )
+    variables = list(dict.fromkeys(f.expr for f in names))
+    if not variables:
+        raise InputError(f"formula: names no column; got {formula!r}.")
+    return variables
+
+
+def _columns(names: list[str], metadata: pd.DataFrame | None) -> pd.DataFrame:
+    """Take some columns, none with a missing value."""
+    if metadata is None:
+        raise InputError(
+            f"metadata: the formula needs {examples(names)}, and there is no metadata."
+        )
+    missing = [name for name in names if name not in metadata.columns]
+    if missing:
+        raise InputError(
+            f"metadata: there is no column {missing[0]!r}; there are"
+            f" {examples([str(name) for name in metadata.columns])}."
+        )
+    known = metadata[names]
+    for name, column in known.items():
+        if column.isna().any():
+            sample = known.index[column.isna()][0]
+            raise InputError(
+                f"metadata: column {name!r} has no value in sample {str(sample)!r}; leave out such"
+                " samples or the column."
+            )
+    return known
+
+
+def _matrix(formula: str, known: pd.DataFrame, levels: Mapping[str, list[str]]) -> pd.DataFrame:
+    typed = known.assign(
+        **{name: pd.Categorical(known[name].astype(str), levels[name]) for name in levels}
+    )
+    matrix = pd.DataFrame(_formulaic().model_matrix(formula, typed))
+    return matrix.drop(columns="Intercept")
+
+
+def _formulaic() -> Any:
+    try:
+        import formulaic
+        import formulaic.errors
+    except ImportError as error:
+        raise InputError("formula: needs formulaic; pip install 'countvae[formula]'.") from error
+    return formulaic

@@ -1,0 +1,159 @@
+"""Covariates: planted effects come back, a planted batch goes, and the signal stays."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from scipy.sparse import csr_array
+
+from countvae import MultinomialVAE
+from countvae.checks import InputError
+from countvae.cli import main
+from countvae.metrics import subspace_error
+from countvae.ordination import coefficient_frame
+from countvae.simulate import simulate
+from countvae.table import CountTable, write
+
+K, D, N = 2, 30, 300
+
+
+@pytest.fixture(name="drawn", scope="module")
+def table_with_effects():
+    """A table in which age and batch move the log-ratios, beside two factors of its own."""
+    rng = np.random.default_rng(0)
+    age, batch = rng.uniform(0, 10, N), rng.integers(0, 2, N)
+    of_age, of_batch = rng.normal(0, 0.15, D), rng.normal(0, 1, D)
+    B = np.stack([of_age - of_age.mean(), of_batch - of_batch.mean()])
+    plain = simulate(N, D, K, 2000, keep_proportions=True, rng=rng)
+    logits = np.log(plain.proportions) + np.outer(age, B[0]) + np.outer(batch, B[1])
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    counts = np.array([rng.multinomial(2000, row / row.sum()) for row in p])
+    samples = np.array([f"s{i}" for i in range(N)], dtype=object)
+    metadata = pd.DataFrame({"age": age, "batch": np.array(["one", "two"])[batch]}, index=samples)
+    features = np.array([f"f{j}" for j in range(D)], dtype=object)
+    table = CountTable(csr_array(counts.astype(float)), samples, features, metadata)
+    return table, B, plain
+
+
+@pytest.fixture(name="adjusted", scope="module")
+def fitted_with_covariates(drawn):
+    return MultinomialVAE(K, formula="~ age + batch", max_epochs=30).fit(drawn[0])
+
+
+def test_planted_effects_come_back_within_their_errors(drawn, adjusted):
+    _, B, _ = drawn
+    assert adjusted.coefficient_names_.tolist() == ["age", "batch[T.two]"]
+    for found, sd, truth in zip(adjusted.coefficients_, adjusted.coefficients_sd_, B, strict=True):
+        assert np.corrcoef(found, truth)[0, 1] > 0.95
+        inside = np.abs(found - truth) < 1.645 * sd
+        assert 0.6 < inside.mean() <= 1
+
+
+def test_a_planted_batch_is_removed_and_the_factors_stay(drawn, adjusted):
+    table, _, plain = drawn
+    without = MultinomialVAE(K, max_epochs=30).fit(table)
+    batch = table.sample_metadata["batch"].eq("two").to_numpy().astype(float)
+
+    def explained(y):
+        y = y - y.mean(0)
+        of = batch - batch.mean()
+        return np.square(of @ y).sum() / (of @ of) / np.square(y).sum()
+
+    assert explained(without.transform(table)) > 0.1
+    assert explained(adjusted.transform(table)) < 0.01
+    V = adjusted.components_.T
+    assert subspace_error(plain.V, V) < 0.5 * subspace_error(plain.V, without.components_.T)
+
+
+def test_evidence_is_better_with_what_is_known(drawn, adjusted):
+    table, _, _ = drawn
+    assert adjusted.score(table) > MultinomialVAE(K, max_epochs=30).fit(table).score(table) + 3
+
+
+def test_a_model_with_covariates_is_saved_and_answers_the_same(drawn, adjusted, tmp_path):
+    table, _, _ = drawn
+    adjusted.save(tmp_path / "m")
+    again = MultinomialVAE.load(tmp_path / "m")
+    np.testing.assert_array_equal(again.transform(table), adjusted.transform(table))
+    np.testing.assert_array_equal(again.coefficients_, adjusted.coefficients_)
+
+
+def test_samples_do_not_influence_each_other(drawn, adjusted):
+    table, _, _ = drawn
+    some = table.select_samples(np.arange(5))
+    np.testing.assert_allclose(adjusted.transform(some), adjusted.transform(table)[:5], rtol=1e-8)
+
+
+def test_new_samples_need_the_same_metadata(drawn, adjusted):
+    table, _, _ = drawn
+    bare = CountTable(table.counts, table.sample_ids, table.feature_ids)
+    with pytest.raises(InputError, match="there is no metadata"):
+        adjusted.transform(bare)
+    with pytest.raises(InputError, match="needs a CountTable"):
+        adjusted.transform(table.counts)
+    new = table.sample_metadata.assign(batch="three")
+    unseen = CountTable(table.counts, table.sample_ids, table.feature_ids, new)
+    with pytest.raises(InputError, match="'batch' has 'three' in sample 's0'"):
+        adjusted.transform(unseen)
+
+
+def test_a_table_on_disk_brings_its_metadata(drawn, adjusted, tmp_path):
+    table, _, _ = drawn
+    write(table, tmp_path / "t.h5ad")
+    np.testing.assert_allclose(
+        adjusted.transform(tmp_path / "t.h5ad"), adjusted.transform(table), rtol=1e-8
+    )
+
+
+def test_held_out_samples_have_their_covariates(drawn):
+    table, _, _ = drawn
+    settings = {"validation_fraction": 0.2, "max_epochs": 8}
+    with_it = MultinomialVAE(K, formula="~ age + batch", **settings).fit(table)
+    without = MultinomialVAE(K, **settings).fit(table)
+    last = [model.history_["validation_bound"].iloc[-1] for model in (with_it, without)]
+    assert last[0] > last[1]
+
+
+def test_effects_on_balances_are_those_of_the_basis(adjusted):
+    frame = coefficient_frame(adjusted)
+    assert frame.index[:2].tolist() == ["f0", "f1"]
+    assert frame["covariate"].tolist() == ["age"] * D + ["batch[T.two]"] * D
+    np.testing.assert_allclose(frame["effect"], adjusted.coefficients_.ravel())
+    np.testing.assert_allclose(frame["high"] - frame["low"], 2 * 1.6449 * frame["sd"])
+    balances = coefficient_frame(adjusted, balances=True)
+    Psi = adjusted.basis_operator_.to_sparse().toarray()
+    np.testing.assert_allclose(
+        balances["effect"], (adjusted.coefficients_ @ Psi).ravel(), atol=1e-10
+    )
+    expected = np.sqrt(adjusted.coefficients_sd_**2 @ Psi**2).ravel()
+    np.testing.assert_allclose(balances["sd"], expected)
+    assert balances.index[0] == adjusted.basis_operator_.names[0]
+
+
+def test_the_command_line_takes_a_formula_and_writes_effects(drawn, tmp_path):
+    table, _, _ = drawn
+    write(CountTable(table.counts, table.sample_ids, table.feature_ids), tmp_path / "t.biom")
+    table.sample_metadata.rename_axis("sample-id").to_csv(tmp_path / "m.tsv", sep="\t")
+    where = [str(tmp_path / "t.biom"), "--metadata", str(tmp_path / "m.tsv")]
+
+    def run(*arguments, code=0):
+        result = CliRunner().invoke(main, [str(a) for a in arguments])
+        assert result.exit_code == code, result.output
+        return result
+
+    fit = ["fit", *where, "-k", 2, "--max-epochs", 3, "--quiet"]
+    run(*fit, "--formula", "~ age + batch", "-o", tmp_path / "m")
+    effects = pd.read_csv(tmp_path / "m/coefficients.tsv", sep="\t")
+    assert effects.columns.tolist() == ["feature-id", "covariate", "effect", "sd", "low", "high"]
+    assert len(pd.read_csv(tmp_path / "m/balances.tsv", sep="\t")) == 2 * (D - 1)
+    run("transform", *where, "--model", tmp_path / "m", "-o", tmp_path / "y.tsv", "--quiet")
+    found = pd.read_csv(tmp_path / "y.tsv", sep="\t", index_col=0)
+    given = pd.read_csv(tmp_path / "m/samples.tsv", sep="\t", index_col=0)
+    np.testing.assert_allclose(found, given, atol=1e-6)
+    refused = run(
+        "transform", where[0], "--model", tmp_path / "m", "-o", tmp_path / "z.tsv", code=3
+    )
+    assert "there is no metadata" in refused.stderr
+    refused = run(*fit, "--formula", "~ weight", "-o", tmp_path / "n", code=3)
+    assert "there is no column 'weight'" in refused.stderr
+    assert not (tmp_path / "n").exists()

@@ -1,0 +1,90 @@
+"""The design: the same columns for new samples as for those fitted, and nothing evaluated."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from countvae.checks import InputError
+from countvae.design import Design
+
+
+@pytest.fixture(name="metadata")
+def of_six_samples():
+    return pd.DataFrame(
+        {
+            "age": [1.0, 2.0, 3.0, 4.0, 5.0, 9.0],
+            "site": ["gut", "skin", "gut", "mouth", "skin", "gut"],
+            "fed": [True, False, True, True, False, False],
+            "batch 1": list("aabbab"),
+        },
+        index=[f"s{i}" for i in range(6)],
+    )
+
+
+def test_columns_are_standard_and_named(metadata):
+    design = Design.of("~ age + site", metadata)
+    assert design.names == ("age", "site[T.mouth]", "site[T.skin]")
+    X = design.matrix(metadata)
+    np.testing.assert_allclose(X.mean(0), 0, atol=1e-12)
+    np.testing.assert_allclose(X.std(0), 1)
+    np.testing.assert_allclose(X[:, 0], (metadata["age"] - 4) / metadata["age"].std(ddof=0))
+
+
+def test_interactions_and_names_with_blanks(metadata):
+    design = Design.of("~ age * fed + `batch 1`", metadata)
+    assert design.names == ("age", "fed[T.True]", "batch 1[T.b]", "age:fed[T.True]")
+
+
+def test_new_samples_are_coded_as_those_of_the_fit(metadata):
+    design = Design.of("~ site + age", metadata)
+    some = metadata.iloc[[1, 3]]
+    np.testing.assert_array_equal(design.matrix(some), design.matrix(metadata)[[1, 3]])
+
+
+def test_a_design_is_restored_from_plain_json(metadata):
+    design = Design.of("~ site + age", metadata)
+    again = Design.restore(design.settings())
+    np.testing.assert_array_equal(again.matrix(metadata), design.matrix(metadata))
+
+
+@pytest.mark.parametrize(
+    ("formula", "sentence"),
+    [
+        ("~ __import__('os').getcwd()", "cannot be read"),
+        ("~ np.log(age)", "expected names of columns; got 'np.log\\(age\\)'"),
+        ("~ {age + 1}", "expected names of columns"),
+        ("age ~ site", "expected one side"),
+        ("~ 0 + site", "keep the constant"),
+        ("~ 1", "names no column"),
+        ("~ (", "cannot be read"),
+        ("~ weight", "there is no column 'weight'"),
+        (3, "expected text"),
+    ],
+)
+def test_a_formula_that_is_no_sum_of_columns_is_refused(metadata, formula, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Design.of(formula, metadata)
+
+
+def test_a_formula_from_a_file_is_not_evaluated_either(metadata):
+    settings = Design.of("~ age", metadata).settings() | {"formula": "~ open('x', 'w')"}
+    with pytest.raises(InputError, match="expected names of columns"):
+        Design.restore(settings)
+
+
+def test_what_is_missing_or_unknown_is_named(metadata):
+    design = Design.of("~ site + age", metadata)
+    new = metadata.assign(site=["gut"] * 5 + ["ear"])
+    with pytest.raises(InputError, match=r"'site' has 'ear' in sample 's5'.*it knows"):
+        design.matrix(new)
+    with pytest.raises(InputError, match="'age' has no value in sample 's2'"):
+        design.matrix(metadata.assign(age=[1, 2, np.nan, 4, 5, 6]))
+    with pytest.raises(InputError, match="there is no metadata"):
+        design.matrix(None)
+
+
+def test_columns_that_say_nothing_or_nothing_new_are_refused(metadata):
+    with pytest.raises(InputError, match="'one' is the same in every sample"):
+        Design.of("~ age + one", metadata.assign(one=1.0))
+    with pytest.raises(InputError, match="follow from one another"):
+        Design.of("~ age + twice", metadata.assign(twice=2 * metadata["age"]))
