@@ -453,7 +453,7 @@ def generate(
         counts = csr_array(vstack([part for part, _ in drawn], format="csr"))
         y = np.concatenate([part for _, part in drawn])
     ids = np.array([f"generated-{i + 1}" for i in range(n)], dtype=object)
-    features = np.array(ordination.feature_frame(model).index, dtype=object)
+    features = np.array(model.feature_ids_, dtype=object)
     known = None if origin is None else pd.DataFrame({"like": origin}, index=ids)
     _write_table(CountTable(counts, ids, features, known), output, force, obsm={"X_mvae": y})
 

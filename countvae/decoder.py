@@ -80,6 +80,13 @@ class Decoder(nn.Module):
         return _Logits.apply(z, D, self.V, self.mu, U)
 
     @torch.no_grad()
+    def keep_variances(self, of_loadings: Float[Tensor, "d _"]) -> None:
+        """Keep the posterior variances of V and, beside it, Theta."""
+        k = self.V.shape[1]
+        self.V_var.copy_(of_loadings[:, :k])
+        self.Theta_var.copy_(of_loadings[:, k:])
+
+    @torch.no_grad()
     def unsure(self, z: Float[Tensor, "b k"], D: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
         """Variance of the logits that comes from that of the loadings."""
         return (z.square() + D) @ self.V_var.T

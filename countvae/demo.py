@@ -118,7 +118,7 @@ def _simulated(
     model.save(
         folder / "simulated", extra_files=ordination.files(model, table.sample_ids, mean, sd)
     )
-    V = model.components_.T * np.sqrt(model.explained_variance_)
+    V = model.clr_loadings_
     found |= {"sigma2_true": truth.sigma2}
     for suffix, V_est, sigma2 in (
         ("", V, model.noise_variance_),

@@ -17,8 +17,6 @@ from countvae.checks import InputError, examples
 
 __all__ = ["Design"]
 
-CONSTANT = "1"
-
 
 @dataclass(frozen=True)
 class Design:

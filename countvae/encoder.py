@@ -98,7 +98,7 @@ class Encoder(nn.Module):
         inputs = (centred_logs if learned else Logs)(x, self.pseudocount, self.centre)
 
         def read(W: Float[Tensor, "d h"]) -> Float[Tensor, "b h"]:
-            if f is None or Theta is None:
+            if f is None or Theta is None or f.shape[1] == 0:
                 return inputs @ W
             return inputs @ W - f @ (Theta.T @ W)
 

@@ -175,8 +175,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         The noise variance of each feature.
     loadings_ : (d-1, k)
         W in the basis.
-    clr_loadings_sd_ : (d, k)
-        Posterior standard deviations of ``components_.T * sqrt(explained_variance_)``.
+    clr_loadings_, clr_loadings_sd_ : (d, k)
+        V = Psi W, ``components_.T * sqrt(explained_variance_)``, and the posterior standard
+        deviations of its entries.
     basis_operator_ : Balances or MatrixBasis
         Psi as an operator, with the names of the balances.
     history_ : DataFrame
@@ -185,6 +186,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Factors and epochs used, features seen.
     feature_names_in_ : (d,)
         Feature ids, where the table had any.
+    feature_ids_ : list of str
+        The same as text, or the features' numbers.
     depth_ : (n,)
         Reads of each sample fitted.
 
@@ -281,7 +284,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self._check_settings()
         table = open_counts(X) or X
         counts = self._counts(table, reset=True)
-        self.basis_operator_ = make_basis(self.basis, self._feature_ids())
+        self.basis_operator_ = make_basis(self.basis, self.feature_ids_)
         self.depth_ = _depth(counts)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._design = None
@@ -630,6 +633,18 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         _Checkpoint(checkpoint, {}).forget()
 
     @property
+    def clr_loadings_(self) -> np.ndarray:
+        """Loadings in CLR space, V = Psi W, (d, k)."""
+        check_is_fitted(self)
+        return self.components_.T * np.sqrt(self.explained_variance_)
+
+    @property
+    def feature_ids_(self) -> list[str]:
+        """Names of the features as text; their numbers, where the table had none."""
+        names = getattr(self, "feature_names_in_", range(self.n_features_in_))
+        return [str(name) for name in names]
+
+    @property
     def best_epoch_(self) -> int:
         """The epoch whose model this is: the best on held-out samples, or the last."""
         check_is_fitted(self)
@@ -758,10 +773,6 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if np.array_equal(table.feature_ids, self.feature_names_in_):
             return table
         return table.align_features(self.feature_names_in_)[0]
-
-    def _feature_ids(self) -> list[str]:
-        names = getattr(self, "feature_names_in_", range(self.n_features_in_))
-        return [str(name) for name in names]
 
     def _feasible_components(self, n: int, d: int) -> int:
         most = most_components(n, d)
@@ -944,8 +955,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.noise_variance_ = float(self.feature_noise_variance_.mean())
         total = self.explained_variance_.sum() + self.noise_variance_ * (d - 1)
         self.explained_variance_ratio_ = self.explained_variance_ / total
-        V = self.components_.T * np.sqrt(self.explained_variance_)
-        self.loadings_ = self.basis_operator_.adjoint(V.T).T
+        self.loadings_ = self.basis_operator_.adjoint(self.clr_loadings_.T).T
         if self._design is not None:
             scale = np.array(self._design.scale)
             self.coefficient_names_ = np.array(self._design.names, dtype=object)

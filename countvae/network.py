@@ -106,7 +106,7 @@ def _correlation(entry: np.ndarray, own: np.ndarray, other: np.ndarray) -> np.nd
 
 
 def _partial(entry: np.ndarray, own: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return -entry / np.sqrt(own * other)
+    return -_correlation(entry, own, other)
 
 
 class _Measure(NamedTuple):
@@ -208,7 +208,7 @@ def edges(
     low, high = np.quantile(drawn, INTERVAL, axis=0)
     rho = _MEASURE["rho"].pairs(law, i, j)
     diagonal, covariance = law.diagonal, law.pairs(i, j)
-    names = np.array(_feature_ids(model), dtype=object)
+    names = np.array(model.feature_ids_, dtype=object)
     frame = pd.DataFrame(
         {
             "feature_1": names[i],
@@ -309,8 +309,7 @@ def _check(by: str, partners: int, min_weight: float, fdr: float | None, draws: 
 
 
 def _law(model: MultinomialVAE) -> _Law:
-    V = model.components_.T * np.sqrt(model.explained_variance_)
-    return _Law(V, model.feature_noise_variance_)
+    return _Law(model.clr_loadings_, model.feature_noise_variance_)
 
 
 def _drawn(law: _Law, sd: np.ndarray, n: int, rng: np.random.Generator) -> _Law:
@@ -385,11 +384,6 @@ def _q_values(score: np.ndarray, counted: np.ndarray, d: int) -> Float[np.ndarra
     q = p * (d * (d - 1) / 2) / np.maximum(at_least, 1)
     q = np.minimum(np.minimum.accumulate(q), 1)
     return q[np.searchsorted(SCORE_BINS, score, side="right") - 1]
-
-
-def _feature_ids(model: MultinomialVAE) -> list[str]:
-    names = getattr(model, "feature_names_in_", range(model.n_features_in_))
-    return [str(name) for name in names]
 
 
 def _plain(value: object) -> object:

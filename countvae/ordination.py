@@ -120,8 +120,8 @@ def feature_frame(model: MultinomialVAE, metadata: pd.DataFrame | None = None) -
     """
     axes = axis_names(model.n_components_)
     frame = pd.DataFrame(
-        np.hstack([_loadings(model), model.clr_loadings_sd_]),
-        index=pd.Index(_feature_ids(model), name="feature-id", dtype=object),
+        np.hstack([model.clr_loadings_, model.clr_loadings_sd_]),
+        index=pd.Index(model.feature_ids_, name="feature-id", dtype=object),
         columns=[*axes, *(f"{axis}_sd" for axis in axes)],
     ).assign(mean_clr=model.mean_, noise_variance=model.feature_noise_variance_)
     return frame if metadata is None else frame.join(metadata, rsuffix="_given")
@@ -160,7 +160,7 @@ def ordination(
         eigvals=pd.Series(np.pad(model.explained_variance_, (0, more)), names),
         proportion_explained=pd.Series(np.pad(model.explained_variance_ratio_, (0, more)), names),
         samples=frame(mean, sample_ids),
-        features=frame(model.components_.T, _feature_ids(model)),
+        features=frame(model.components_.T, model.feature_ids_),
     )
 
 
@@ -205,7 +205,7 @@ def coefficient_frame(model: MultinomialVAE, *, balances: bool = False) -> pd.Da
         with 90 %.
     """
     effects, variances = model.coefficients_, model.coefficients_sd_**2
-    names, label = _feature_ids(model), "feature-id"
+    names, label = model.feature_ids_, "feature-id"
     if balances:
         basis = model.basis_operator_
         effects = np.asarray(basis.adjoint(effects))
@@ -293,7 +293,7 @@ def annotate(
         ``uns["mvae"]``, a dict of plain values.
     """
     coordinates, rest = ("X_mvae", "mvae") if key_added is None else (key_added, key_added)
-    loadings = pd.DataFrame(_loadings(model), index=pd.Index(_feature_ids(model), dtype=object))
+    loadings = pd.DataFrame(model.clr_loadings_, index=pd.Index(model.feature_ids_, dtype=object))
     settings = {k: v for k, v in model.get_params().items() if isinstance(v, int | float | str)}
     annotated = adata.copy()
     annotated.obsm[coordinates] = mean
@@ -307,12 +307,3 @@ def annotate(
         "version": version("countvae"),
     }
     return annotated
-
-
-def _loadings(model: MultinomialVAE) -> Float[np.ndarray, "d k"]:
-    return model.components_.T * np.sqrt(model.explained_variance_)
-
-
-def _feature_ids(model: MultinomialVAE) -> list[str]:
-    names = getattr(model, "feature_names_in_", range(model.n_features_in_))
-    return [str(name) for name in names]

@@ -68,14 +68,14 @@ def scores(
         raise InputError(f"reference: expected a whole number >= 100; got {reference!r}.")
     X = open_counts(X) or X
     depth, evidence = _depth(X), model.score_samples(X)
-    drawn = _Drawn.at(model, np.maximum(depth, 1), int(reference), random_state)
-    log_depth = np.log(np.maximum(depth, 1))
-    expected, t, p = drawn.compare(evidence, log_depth)
+    at_least_one = np.maximum(depth, 1)
+    drawn = _Drawn.at(model, at_least_one, int(reference), random_state)
+    expected, t, p = drawn.compare(evidence, np.log(at_least_one))
     return pd.DataFrame(
         {
             "depth": depth,
             "evidence": evidence,
-            "evidence_a_read": evidence / np.maximum(depth, 1),
+            "evidence_a_read": evidence / at_least_one,
             "expected": expected,
             "t": t,
             "p_value": p,
@@ -114,15 +114,13 @@ class _Drawn(NamedTuple):
         def between(values: np.ndarray) -> np.ndarray:
             return (1 - share) * values[below] + share * values[above]
 
-        mean, sd = self.evidence.mean(1), self.evidence.std(1)
+        mean, sd = self.evidence.mean(1), np.maximum(self.evidence.std(1), 1e-12)
         expected = between(mean)
-        t = (evidence - expected) / np.exp(between(np.log(np.maximum(sd, 1e-12))))
-        ranks = [
-            np.searchsorted((row - centre) / spread, t, side="right")
-            for row, centre, spread in zip(self.evidence, mean, np.maximum(sd, 1e-12), strict=True)
-        ]
+        t = (evidence - expected) / np.exp(between(np.log(sd)))
+        standard = (self.evidence - mean[:, None]) / sd[:, None]
+        ranks = np.array([np.searchsorted(row, t, side="right") for row in standard])
         at = np.arange(len(t))
-        rank = (1 - share) * np.array(ranks)[below, at] + share * np.array(ranks)[above, at]
+        rank = (1 - share) * ranks[below, at] + share * ranks[above, at]
         return expected, t, (1 + rank) / (1 + R)
 
 

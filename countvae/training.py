@@ -165,7 +165,7 @@ def train(
                 moments.settle(decoder, shrinkage)
             if shrinkage is not None:
                 shrinkage.update(decoder.loadings.detach(), moments.of_loadings)
-                moments.keep_variances(decoder, shrinkage.U)
+                decoder.keep_variances(shrinkage.U)
             moments.solve_sigma2(decoder, shrunk=shrinkage is not None)
             moments.rescale(encoder, decoder, rotate=early)
             if begins:
@@ -401,15 +401,8 @@ class _Moments:
         ):
             sd = variance.sqrt()
             parameter -= (variance * gradient).clamp(-sd, sd)
-        self.keep_variances(decoder, of_loadings)
+        decoder.keep_variances(of_loadings)
         decoder.centre()
-
-    @staticmethod
-    def keep_variances(decoder: Decoder, of_loadings: Tensor) -> None:
-        """Leave the posterior variances of the loadings with the decoder."""
-        k = decoder.V.shape[1]
-        decoder.V_var.copy_(of_loadings[:, :k])
-        decoder.Theta_var.copy_(of_loadings[:, k:])
 
     def total(self, rows: Rows) -> None:
         """Add up over all processes."""

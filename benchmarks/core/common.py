@@ -43,7 +43,7 @@ def fitted(model: MultinomialVAE, X: Any) -> tuple[MultinomialVAE, float]:
 
 def loadings(model: MultinomialVAE) -> np.ndarray:
     """Loadings of a fitted model in CLR space, V = Psi W, (d, k)."""
-    return model.components_.T * np.sqrt(model.explained_variance_)
+    return model.clr_loadings_
 
 
 def plnpca(counts: sp.csr_array, rank: int) -> dict[str, Any] | None:

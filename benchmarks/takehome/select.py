@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.core.common import DATA, arguments, tell, write
-from countvae.select import select
+from countvae.select import Selection, select
 from countvae.simulate import simulate
 from countvae.table import read
 
@@ -20,21 +20,23 @@ REAL = {"ecam": ("ecam/table.biom", 20), "ifnb_pbmc": ("ifnb_pbmc/counts.h5ad", 
 OF_REAL = (5, 10, 20, 40)
 
 
-def simulated(design: str, seed: int) -> dict[str, object]:
-    """Select on a table of known k."""
-    rng = np.random.default_rng(seed)
-    truth = simulate(400, 100, TRUE_K, 2000, design=design, rng=rng)
-    found = select(truth.counts, TRIED, random_state=seed, max_epochs=30)
+def about(found: Selection) -> dict[str, object]:
+    """What a selection found, in figures."""
     return {
-        "table": design,
-        "seed": seed,
-        "true_k": TRUE_K,
         "k": found.k,
         "best": int(found.table["k"][found.table["difference"].idxmax()]),
         "gain": found.gain,
         "gain_se": found.gain_se,
         "untrusted": float(found.table["pareto_k"].max()),
     }
+
+
+def simulated(design: str, seed: int) -> dict[str, object]:
+    """Select on a table of known k."""
+    rng = np.random.default_rng(seed)
+    truth = simulate(400, 100, TRUE_K, 2000, design=design, rng=rng)
+    found = select(truth.counts, TRIED, random_state=seed, max_epochs=30)
+    return {"table": design, "seed": seed, "true_k": TRUE_K, **about(found)}
 
 
 def real(name: str, seed: int) -> dict[str, object]:
@@ -43,15 +45,7 @@ def real(name: str, seed: int) -> dict[str, object]:
     table = read(DATA / file).filter(min_feature_samples=samples)
     found = select(table, OF_REAL, random_state=seed, max_epochs=30)
     print(f"{name}: {found.verdict}")
-    return {
-        "table": name,
-        "seed": seed,
-        "k": found.k,
-        "best": int(found.table["k"][found.table["difference"].idxmax()]),
-        "gain": found.gain,
-        "gain_se": found.gain_se,
-        "untrusted": float(found.table["pareto_k"].max()),
-    }
+    return {"table": name, "seed": seed, **about(found)}
 
 
 if __name__ == "__main__":

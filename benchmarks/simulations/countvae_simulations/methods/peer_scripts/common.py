@@ -7,7 +7,8 @@ import argparse
 import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -52,23 +53,36 @@ def run(fit: Fit) -> None:
     given = parser.parse_args()
     arrays = dict(np.load(given.given))
     counts = arrays.pop("counts")
-    first, peak, done = _resident_mb(), [0.0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.01):
-            peak[0] = max(peak[0], _resident_mb() - first)
-
-    threading.Thread(target=watch, daemon=True).start()
-    begun = time.perf_counter()
-    found = fit(counts, given.rank, given.seed, **arrays)
-    seconds = time.perf_counter() - begun
-    done.set()
+    with watched_memory() as peak:
+        begun = time.perf_counter()
+        found = fit(counts, given.rank, given.seed, **arrays)
+        seconds = time.perf_counter() - begun
     if "loadings" in found:
         found["loadings"] = found["loadings"] - found["loadings"].mean(axis=0)
     np.savez(given.found, seconds=seconds, peak_mb=peak[0], **found)
 
 
-def _resident_mb() -> float:
-    """Resident memory now, in MB (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+@contextmanager
+def watched_memory() -> Iterator[list[float]]:
+    """Largest resident memory above that at the start, in MB, looked at every 10 ms (Linux)."""
+    statm, page = Path("/proc/self/statm"), resource.getpagesize()
+    if not statm.exists():
+        yield [float("nan")]
+        return
+
+    def resident() -> float:
+        return int(statm.read_text().split()[1]) * page / 2**20
+
+    first, peak, done = resident(), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            peak[0] = max(peak[0], resident() - first)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
