@@ -115,7 +115,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def grow_sigma2(self, ratio: Tensor) -> None:
-        """One step of the fixed point of sigma2, by at most a factor of two."""
+        """Multiply sigma2 by a ratio, by at most a factor of two."""
         self.sigma2.mul_(ratio.clamp(0.5, 2)).clamp_(*SIGMA2_RANGE)
 
 

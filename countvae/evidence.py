@@ -291,17 +291,24 @@ def _evaluate(log_u, c, prior, Q, x, N, sigma2) -> Noise:
 
 @torch.no_grad()
 def add_squares(
-    noise: Noise, Q: Float[Tensor, "b d"], squares: Float[Tensor, " d"], w: Float[Tensor, " d"]
+    noise: Noise,
+    Q: Float[Tensor, "b d"],
+    squares: Float[Tensor, " d"],
+    information: Float[Tensor, " d"],
+    fisher: Float[Tensor, " d"],
 ) -> None:
-    """Add sum(r^2 + w^2 Q) and sum(w) over the samples of a batch, all that sigma2 depends on."""
+    """Add sum(r^2 + w^2 Q), sum(w) and sum(w^2) over a batch, all that sigma2 depends on."""
     threads = worth(Q.numel(), Q.device)
+    sums = squares, information, fisher
     if kernel is not None and Q.dtype == torch.float32 and Q.device.type == "cpu":
         add = kernel.add_squares
-        arrays = [array.numpy() for array in (noise.r, noise.w, Q.contiguous(), squares, w)]
-        share(lambda at: add(*arrays, at.start, at.stop), cut(len(w), threads), threads)
+        arrays = [array.numpy() for array in (noise.r, noise.w, Q.contiguous(), *sums)]
+        share(lambda at: add(*arrays, at.start, at.stop), cut(len(squares), threads), threads)
     else:
-        squares += torch.addcmul(noise.r.square(), noise.w.square(), Q).sum(0)
-        w += noise.w.sum(0)
+        square = noise.w.square()
+        squares += torch.addcmul(noise.r.square(), square, Q).sum(0)
+        information += noise.w.sum(0)
+        fisher += square.sum(0)
 
 
 class _AtFixedPoint(torch.autograd.Function):

@@ -454,11 +454,13 @@ def transposed_logs_times(starts, rows, values, means, centre, g, out):
 
 @compiled(fastmath=ANY_ORDER, cache=True)
 @no_type_check
-def add_squares(r, w, Q, squares, information, start, stop):
-    """Add sum(r^2 + w^2 Q) and sum(w) over the samples to those of some features."""
+def add_squares(r, w, Q, squares, information, fisher, start, stop):
+    """Add sum(r^2 + w^2 Q), sum(w) and sum(w^2) over the samples to those of some features."""
     for first in range(start, stop, CHUNK):
         last = min(first + CHUNK, stop)
         for i in range(r.shape[0]):
             for j in range(first, last):
-                squares[j] += r[i, j] * r[i, j] + w[i, j] * w[i, j] * Q[i, j]
+                square = w[i, j] * w[i, j]
+                squares[j] += r[i, j] * r[i, j] + square * Q[i, j]
                 information[j] += w[i, j]
+                fisher[j] += square

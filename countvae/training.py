@@ -336,7 +336,8 @@ class _Moments:
         self.n, self.bound = n, zeros((), dtype=widest(decoder.V.device))
         self.z, self.zz = zeros(k), zeros(k, k)
         self.zf, self.ff = zeros(k, p), zeros(p, p)
-        self.squares, self.information, self.of_loadings = zeros(d), zeros(d), zeros(d, k + p)
+        self.squares, self.information, self.fisher = zeros(d), zeros(d), zeros(d)
+        self.of_loadings = zeros(d, k + p)
         self.left_out, self.looked = zeros(k, k), zeros(())
         self.gradient, self.gradient_mu = zeros(0), zeros(0)
 
@@ -348,7 +349,7 @@ class _Moments:
         if f.shape[1]:
             self.zf += z.T @ f
             self.ff += f.T @ f
-        add_squares(noise, Q.detach(), self.squares, self.information)
+        add_squares(noise, Q.detach(), self.squares, self.information, self.fisher)
         if of_loadings:
             square = torch.cat([z.square() + D, f.square()], 1)
             threads = worth(noise.w.numel(), square.device)
@@ -420,17 +421,17 @@ class _Moments:
 
     @torch.no_grad()
     def solve_sigma2(self, decoder: Decoder, shrunk: bool) -> None:
-        """Take one step of the noise's own equation."""
+        """Take one step of Fisher scoring."""
         fitted = 1 if shrunk else 1 + decoder.V.shape[1] + decoder.Theta.shape[1]
         fitted = min(fitted, self.n / 2)  # with as many factors as samples no sigma2 would do
-        squares, information = self.squares + self.information * (fitted / self.n), self.information
-        if decoder.sigma2.ndim:
-            own, common = decoder.sigma2, squares.sum() / information.sum()
-            squares = own * squares + FEATURE_NOISE_SHRINKAGE * common * own.mean() / own
-            information = own * information + FEATURE_NOISE_SHRINKAGE
-            decoder.grow_sigma2(squares / information)
+        score = self.squares + self.information * (fitted / self.n - 1)
+        own, common = decoder.sigma2, score.sum() / self.fisher.sum()
+        if own.ndim:
+            others = FEATURE_NOISE_SHRINKAGE / own.square()
+            step = (score + others * (own.mean() + common - own)) / (self.fisher + others)
         else:
-            decoder.grow_sigma2(squares.sum() / information.sum())
+            step = common
+        decoder.grow_sigma2(1 + step / own)
 
     @torch.no_grad()
     def rescale(self, encoder: Encoder, decoder: Decoder, rotate: bool) -> None:

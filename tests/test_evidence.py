@@ -565,12 +565,14 @@ def test_threads_that_solve_a_block_each_change_nothing(monkeypatch):
 def test_sums_of_squares_and_information_are_those_of_their_definition(dtype):
     m0, Q, x = (part.to(dtype) for part in draw())
     noise = solve_noise(m0, Q, x, torch.tensor(0.5, dtype=dtype))
-    squares, information = torch.ones_like(m0[0]), torch.full_like(m0[0], 2.0)
-    evidence.add_squares(noise, Q, squares, information)
+    squares, information, fisher = (torch.full_like(m0[0], start) for start in (1.0, 2.0, 3.0))
+    evidence.add_squares(noise, Q, squares, information, fisher)
     expected = 1 + (noise.r.double() ** 2 + noise.w.double() ** 2 * Q.double()).sum(0)
     torch.testing.assert_close(squares.double(), expected, rtol=1e-5, atol=1e-5)
     expected = 2 + noise.w.double().sum(0)
     torch.testing.assert_close(information.double(), expected, rtol=1e-5, atol=1e-5)
+    expected = 3 + noise.w.double().square().sum(0)
+    torch.testing.assert_close(fisher.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("Y", [-30.0, -4.1, -3.9, -1.0, 0.0, 1.5, 2.9, 3.1, 8.0, 1e4])

@@ -10,8 +10,8 @@ from scipy.sparse import csr_array
 
 from countvae.decoder import Decoder
 from countvae.encoder import Encoder
-from countvae.evidence import noise_bound, solve_noise
-from countvae.inference import factor_precision, posterior_at
+from countvae.evidence import add_squares, noise_bound, solve_noise
+from countvae.inference import factor_precision, posterior_at, refine
 from countvae.metrics import subspace_error
 from countvae.rows import Rows
 from countvae.shrinkage import Shrinkage
@@ -227,10 +227,46 @@ def test_sigma2_takes_the_degrees_of_freedom_of_centre_and_loadings_into_account
     _, _, decoder = start_on(table.counts)
     for shrunk, n, fitted in ((True, 100, 1), (False, 100, 4), (False, 4, 2)):
         moments = _Moments(decoder, n)
-        moments.squares[:], moments.information[:] = 0.9, 1.0
+        moments.squares[:], moments.information[:], moments.fisher[:] = 0.9, 1.0, 20.0
         before = decoder.sigma2.item()
         moments.solve_sigma2(decoder, shrunk)
-        assert decoder.sigma2.item() / before == pytest.approx(0.9 + fitted / n, rel=1e-5)
+        step = (0.9 + fitted / n - 1) / 20
+        assert decoder.sigma2.item() == pytest.approx(before + step, rel=1e-5)
+
+
+def test_features_that_tell_nothing_take_the_common_noise_and_others_their_own(table):
+    _, _, decoder = start_on(table.counts, by_feature=True)
+    decoder.sigma2.fill_(0.5)
+    moments = _Moments(decoder, 10**9)
+    moments.squares[0], moments.information[0], moments.fisher[0] = 9e6, 8e6, 1e7
+    moments.solve_sigma2(decoder, shrunk=True)
+    torch.testing.assert_close(decoder.sigma2, torch.full_like(decoder.sigma2, 0.6))
+    moments.squares[0] = 7e6
+    moments.squares[1:], moments.information[1:], moments.fisher[1:] = 2e7, 1e7, 1e8
+    moments.solve_sigma2(decoder, shrunk=True)
+    assert decoder.sigma2[0].item() == pytest.approx(0.5, abs=1e-3)
+    torch.testing.assert_close(decoder.sigma2[1:], torch.full_like(decoder.sigma2[1:], 0.7))
+
+
+@pytest.mark.parametrize("reads", [100, 1000, 10_000])
+def test_one_step_of_fisher_scoring_goes_most_of_the_way(reads):
+    truth = simulate(400, 60, 3, reads, design="flat", rng=np.random.default_rng(0))
+    x = torch.from_numpy(truth.counts.toarray()).double()
+    V, mu = torch.from_numpy(truth.V), torch.from_numpy(truth.mu)
+    found = []
+    for start in (0.8 * truth.sigma2, 1.25 * truth.sigma2):
+        decoder = Decoder(V, mu, torch.tensor(start))
+        for _ in range(12):
+            found.append(decoder.sigma2.item())
+            z, D = torch.zeros(len(x), 3).double(), torch.ones(len(x), 3).double()
+            z, D, noise = refine(decoder, x, posterior_at(decoder, x, z, D), 6)
+            moments = _Moments(decoder, len(x))
+            Q = decoder(z, D)[1]
+            add_squares(noise, Q, moments.squares, moments.information, moments.fisher)
+            moments.solve_sigma2(decoder, shrunk=True)
+        end = decoder.sigma2.item()
+        assert abs(math.log(found[-11] / end)) < 0.35 * abs(math.log(found[-12] / end))
+    assert found[11] == pytest.approx(found[23], rel=1e-3)
 
 
 def test_factors_are_scaled_by_their_whole_covariance(table):
