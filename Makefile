@@ -63,6 +63,15 @@ bench-performance: $(BENCH_PERFORMANCE:%=bench-performance-%)
 $(BENCH_PERFORMANCE:%=bench-performance-%): bench-performance-%: venv
 	COUNTVAE_PEERS="$(PEERS)/bin/python" "$(PY)" -m benchmarks.performance.$*
 
+# What people take home, a script a claim.
+BENCH_TAKEHOME := network select score subcomposition finetune
+
+bench-takehome: $(BENCH_TAKEHOME:%=bench-takehome-%)
+
+.PHONY: bench-takehome $(BENCH_TAKEHOME:%=bench-takehome-%)
+$(BENCH_TAKEHOME:%=bench-takehome-%): bench-takehome-%: venv
+	COUNTVAE_PEERS="$(PEERS)/bin/python" "$(PY)" -m benchmarks.takehome.$*
+
 # The peers need packages that countvae must not, so they live in an environment of their own.
 bench-peers: $(PEERS)/.stamp
 

@@ -1,21 +1,32 @@
 """What a fit takes in memory, and what there is."""
 
-import resource
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from countvae.rows import GROUP_ENTRIES
 
+try:
+    import resource
+except ImportError:  # as on Windows
+    resource = None
+
 __all__ = ["available_bytes", "fit_bytes"]
 
-FLOAT = 4
+GROUPS = "/sys/fs/cgroup"
+
 DENSE_BATCHES = 20
 """Arrays of batch x features alive at once, at most: counts, logits, rates, before and after."""
+
+SKETCHES = 6
+"""Arrays of features x (factors and ten) alive at once at the start."""
 
 GROUP_BYTES = 24
 """Bytes a non-zero of a streamed group takes while it is read, sorted and shuffled."""
 
-SLACK = 1.15
+SLACK = 1.4
 """Share by which memory that was given back lies about in pieces."""
+
+ANSWERS = 4
+"""Arrays of samples x factors alive at once, in double precision, when all samples are answered."""
 
 REST = 200 * 2**20
 """Answers in blocks of 2^20 entries, the sample of the start, modules loaded late."""
@@ -30,6 +41,8 @@ def fit_bytes(
     width: int,
     nnz: int,
     streamed: bool,
+    itemsize: int = 4,
+    processes: int = 1,
 ) -> int:
     """Estimate the peak of a fit above what the interpreter has after the import.
 
@@ -45,18 +58,24 @@ def fit_bytes(
         Non-zeros of the table.
     streamed : bool
         Whether the table stays on disk; one in memory is not counted, being there already.
+    itemsize : int
+        Bytes of a number of the fit.
+    processes : int
+        Processes that share the fit; the estimate is of each.
 
     Returns
     -------
     int
-        Bytes. Peaks of four fits, of 2,000 x 1,000 to 300 x 250,000, were 0.4 to 0.92 times that,
-        the lower the smaller the table.
+        Bytes. What was measured beside it is on the page "Performance" of the documentation.
     """
     loadings, encoder = d * k, d * (k + width)
-    parameters = 5 * (loadings + encoder) + 9 * loadings
-    steps = FLOAT * (parameters + DENSE_BATCHES * min(batch_size, n) * d)
+    parameters = 5 * (loadings + encoder) + 9 * loadings + SKETCHES * d * (k + 10)
+    if processes > 1:
+        parameters += 2 * (loadings + encoder)
+    own = -(-min(batch_size, n) // processes)
+    steps = itemsize * (parameters + DENSE_BATCHES * own * d)
     held = 2 * GROUP_BYTES * min(nnz, GROUP_ENTRIES) if streamed else 0
-    return int(SLACK * steps) + held + REST
+    return int(SLACK * steps) + held + ANSWERS * 8 * n * k + REST
 
 
 def available_bytes() -> int | None:
@@ -64,7 +83,7 @@ def available_bytes() -> int | None:
 
     The least of what is free, what the control group leaves and what the address space may grow by.
     """
-    found = [_free(), _left_by_control_group(), _left_by_limit()]
+    found = [_free(), _left_by_control_groups(), _left_by_limit()]
     known = [number for number in found if number is not None]
     return min(known) if known else None
 
@@ -76,14 +95,36 @@ def _free() -> int | None:
     return None
 
 
-def _left_by_control_group() -> int | None:
-    most, used = (
-        next(iter(_lines(f"/sys/fs/cgroup/memory.{name}")), "") for name in ("max", "current")
-    )
-    return int(most) - int(used) if most.isdigit() and used.isdigit() else None
+def _left_by_control_groups() -> int | None:
+    """Return what the groups of this process, of either version, leave it: the least of all."""
+    left = []
+    for line in _lines("/proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, *names = GROUPS, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root = f"{GROUPS}/memory"
+            names = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        group = PurePosixPath(path.lstrip("/"))
+        left += [_left_by_group(f"{root}/{folder}", *names) for folder in (group, *group.parents)]
+    known = [number for number in left if number is not None]
+    return min(known) if known else None
+
+
+def _left_by_group(folder: str, most: str, used: str, cached: str) -> int | None:
+    """Limit less what is used; pages of files that may be dropped at any time do not count."""
+    limit, usage = (next(iter(_lines(f"{folder}/{name}")), "") for name in (most, used))
+    if not (limit.isdigit() and usage.isdigit()):
+        return None
+    of_files = [line.split() for line in _lines(f"{folder}/memory.stat")]
+    return int(limit) - int(usage) + sum(int(size) for name, size in of_files if name == cached)
 
 
 def _left_by_limit() -> int | None:
+    if resource is None:
+        return None
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
     size = next(iter(_lines("/proc/self/statm")), "")
     if most == resource.RLIM_INFINITY or not size:

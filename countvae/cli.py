@@ -26,7 +26,7 @@ from matplotlib import pyplot as plt
 from scipy.sparse import csr_array, vstack
 
 from countvae import demo as demonstration
-from countvae import network, ordination, plots, score, select, store
+from countvae import network, ordination, plots, report, score, select, store
 from countvae.basis import NAMED
 from countvae.budget import available_bytes
 from countvae.checks import CountvaeWarning, InputError, check_depth, check_shape, examples
@@ -42,14 +42,14 @@ from countvae.console import (
     Reads,
     together,
 )
-from countvae.devices import DEVICES
+from countvae.devices import DEVICES, chosen
 from countvae.encoder import ACTIVATIONS
-from countvae.estimator import MultinomialVAE
+from countvae.estimator import OF_MODEL, MultinomialVAE
 from countvae.files import check_writable, holds_only, new_file, new_folder, sha256
-from countvae.processes import Processes, launched
+from countvae.processes import ALONE, Processes, launched
 from countvae.simulate import Design, Simulation, simulate
 from countvae.stream import CountFile
-from countvae.table import CountTable, read, write, write_frame
+from countvae.table import CountTable, read, read_metadata, write, write_frame
 
 Table = CountTable | CountFile
 
@@ -64,6 +64,16 @@ DENOISED = 6
 
 SELECTION = ("selection.tsv", "selection.png")
 NETWORK = ("edges.tsv", "nodes.tsv", "network.graphml")
+OF_RUN = {
+    "started": lambda found: isinstance(found, str),
+    "input": {"sha256": lambda found: isinstance(found, list)},
+    "result": {"bound": lambda found: isinstance(found, int | float)},
+    **{
+        name: lambda found: isinstance(found, dict) for name in ("arguments", "seconds", "versions")
+    },
+}
+"""What of run.json a report needs."""
+
 TRUTH = ("truth.json", "factors.tsv", "loadings.tsv", "proportions.npy")
 """What the folder of the truth behind a simulated table holds."""
 
@@ -88,6 +98,14 @@ reading = together(
     click.option("--drop-empty", is_flag=True, help="Leave out samples without reads."),
     click.option("--allow-fractional", is_flag=True, help="Take values that are not whole."),
     click.option("--stream", is_flag=True, help="Leave the table on disk, and read it as needed."),
+)
+matching = together(
+    setting(
+        "min_overlap",
+        type=click.FloatRange(0, 1),
+        help="Share of features, and of reads, that table and model must have in common.",
+    ),
+    click.option("--zero-fill", is_flag=True, help="Features not in the table were not seen."),
 )
 filtering = together(
     click.option(
@@ -187,6 +205,12 @@ def main() -> None:
     help="Share of the samples held out to watch the fit.",
 )
 @click.option("--patience", type=ONE_OR_MORE, help="Stop after so many epochs without gain.")
+@click.option("--init", "init", type=PATH, help="Folder of a model to go on from.")
+@click.option(
+    "--freeze",
+    type=click.Choice(["decoder", "encoder"]),
+    help="Which half of that model stays as it is.",
+)
 @device_option
 @setting("dtype", type=click.Choice(["float32", "float64"]), help="Precision of the fit.")
 @setting("random_state", "--seed", type=SEED, help="The same seed gives the same bits again.")
@@ -203,6 +227,9 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
     stay on disk as with --stream, which is for BIOM 2.1 and .h5ad. The folder holds the model
     (model.safetensors, config.json), samples.tsv, features.tsv, ordination.txt and run.json.
 
+    With --init a fit goes on from another: the table is brought to the features of that model,
+    whose settings hold, and loadings are expected near its own.
+
     A fit of more than half a minute leaves its state in OUTPUT_DIR.checkpoint until it ends. Under
     torchrun all processes share one fit, and the first of them writes.
     """
@@ -211,11 +238,10 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
         raise click.UsageError("--tree and --basis exclude each other.")
     if tree and not tree.is_file():
         raise InputError(f"{tree}: there is no such file.")
+    chosen(options["device"])
     with launched() as processes:
         options["quiet"] |= processes.rank > 0
-        if processes.rank == 0:
-            rehearse(output, options["force"])
-        else:
+        if processes.rank > 0:
             warnings.simplefilter("ignore", CountvaeWarning)
         model, kept, run = _fitted(ctx, tables, output, options, processes)
         mean, sd = _encoded(model, kept, processes, run["seconds"])
@@ -235,17 +261,30 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
 @click.argument("table", type=PATH)
 @model_option
 @click.option("-o", "--output", type=PATH, required=True, help="A .tsv, .h5ad or .txt file.")
+@click.option("--distances", type=PATH, help="Write the samples' distances too, as a .tsv file.")
+@click.option(
+    "--distance",
+    "kind",
+    type=click.Choice(["latent", "aitchison"]),
+    default="latent",
+    show_default=True,
+    help="By the factors alone, or by all log-ratios.",
+)
 @reading
+@matching
 @device_option
 @force_option
 @quiet_option
 @debug_option
-def transform(table: Path, folder: Path, output: Path, **options: Any) -> None:
+def transform(
+    table: Path, folder: Path, output: Path, distances: Path | None, kind: str, **options: Any
+) -> None:
     """Give the coordinates of samples under a fitted model.
 
     .tsv has coordinates and their standard deviations, .h5ad the whole table with obsm["X_mvae"],
     obsm["X_mvae_sd"], varm["mvae_loadings"] and uns["mvae"], .txt scikit-bio's ordination.
-    Features are matched by id.
+    Features are matched by id. Those that only the model has say nothing unless --zero-fill makes
+    them zeros; those that only the table has are left out.
     """
     if output.resolve() == table.resolve():
         raise InputError(f"{output}: is the table itself; name another output.")
@@ -255,11 +294,19 @@ def transform(table: Path, folder: Path, output: Path, **options: Any) -> None:
         raise click.UsageError(
             "--stream: an .h5ad file would have the whole table; name a .tsv or .txt file."
         )
-    check_writable(output, options["force"])
+    for written in filter(None, (output, distances)):
+        check_writable(written, options["force"])
     model = _loaded(folder, options["device"])
-    counts, aligned = _table_for(model, table, options)
+    answering, counts, aligned = _table_for(model, table, options)
     with renamed({"X:": f"{table}:"}):
-        mean, sd = model.posterior(aligned)
+        mean, sd = answering.posterior(aligned)
+        if distances is not None:
+            if kind == "aitchison":
+                _check_dense(aligned, table)
+            points = mean if kind == "latent" else answering.denoise(aligned)[1]
+            ordination.check_ids(aligned.sample_ids, f"{table}: sample ids")
+            with new_file(distances, options["force"]) as beside:
+                ordination.distances(aligned.sample_ids, points).write(str(beside))
     _write_coordinates(output, options["force"], model, table, counts, mean, sd)
 
 
@@ -343,6 +390,7 @@ def select_command(
     help="Samples drawn from the model at each depth; the least p-value is one over that.",
 )
 @reading
+@matching
 @device_option
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @force_option
@@ -360,7 +408,7 @@ def score_command(
     """
     check_writable(output, force)
     model = _loaded(folder, options["device"])
-    _, aligned = _table_for(model, table, options)
+    model, _, aligned = _table_for(model, table, options)
     with renamed({"X:": f"{table}:"}):
         frame = score.scores(
             model, aligned, reference=options["reference"], random_state=options["seed"]
@@ -381,6 +429,7 @@ def score_command(
 @model_option
 @click.option("-o", "--output", type=PATH, required=True, help="A .biom, .h5ad or .tsv file.")
 @reading
+@matching
 @device_option
 @force_option
 @quiet_option
@@ -393,7 +442,7 @@ def denoise(table: Path, folder: Path, output: Path, force: bool, **options: Any
     """
     check_writable(output, force)
     model = _loaded(folder, options["device"])
-    _, aligned = _table_for(model, table, options)
+    model, _, aligned = _table_for(model, table, options)
     _check_dense(aligned, table)
     with renamed({"X:": f"{table}:"}):
         proportions, clr, clr_sd = model.denoise(aligned)
@@ -412,8 +461,10 @@ def denoise(table: Path, folder: Path, output: Path, force: bool, **options: Any
 @click.option("-o", "--output", type=PATH, required=True, help="A .biom, .h5ad or .tsv file.")
 @click.option("--n-samples", type=ONE_OR_MORE, help="How many.  [default: as many as fitted]")
 @click.option("--like", type=PATH, help="Table whose samples are drawn anew, in turn.")
+@click.option("--design", type=PATH, help="TSV of samples to draw: F1, F2, ..., covariates.")
 @click.option("--depth", type=ONE_OR_MORE, help="Reads.  [default: those fitted, or of the table]")
 @reading
+@matching
 @device_option
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @force_option
@@ -424,6 +475,7 @@ def generate(
     output: Path,
     n_samples: int | None,
     like: Path | None,
+    design: Path | None,
     depth: int | None,
     force: bool,
     seed: int,
@@ -431,20 +483,26 @@ def generate(
 ) -> None:
     """Draw a table from a fitted model.
 
-    Samples are the model's own, or, with --like, drawn from what is believed of the proportions of
-    each sample of a table. An .h5ad file has their coordinates in obsm["X_mvae"].
+    Samples are the model's own; or, with --like, drawn from what is believed of the proportions of
+    each sample of a table; or, with --design, of the coordinates and covariates given, and any
+    where a cell is empty. An .h5ad file has their coordinates in obsm["X_mvae"].
     """
+    if design is not None and (like is not None or n_samples is not None):
+        raise click.UsageError("--design says what to draw: leave out --like and --n-samples.")
     check_writable(output, force)
-    if like is None:
-        model, origin = MultinomialVAE.load(folder), None
-        n = n_samples or len(model.depth_)
-        counts, y = model.sample(n, depth, seed)
+    known: pd.DataFrame | None = None if design is None else read_metadata(design)
+    if known is not None:
+        model = MultinomialVAE.load(folder)
+        with renamed({"design:": f"{design}:", "metadata:": f"{design}:"}):
+            counts, y = model.sample_design(known, depth, seed)
+    elif like is None:
+        model = MultinomialVAE.load(folder)
+        counts, y = model.sample(n_samples or len(model.depth_), depth, seed)
     else:
         model = _loaded(folder, options["device"])
-        _, aligned = _table_for(model, like, options)
+        model, _, aligned = _table_for(model, like, options)
         n = n_samples or aligned.n
         rounds = [np.arange(min(aligned.n, n - i)) for i in range(0, n, aligned.n)]
-        origin = aligned.sample_ids[np.concatenate(rounds)]
         with renamed({"X:": f"{like}:"}):
             drawn = [
                 model.sample_like(aligned.select_samples(some), depth, seed + i)
@@ -452,9 +510,13 @@ def generate(
             ]
         counts = csr_array(vstack([part for part, _ in drawn], format="csr"))
         y = np.concatenate([part for _, part in drawn])
-    ids = np.array([f"generated-{i + 1}" for i in range(n)], dtype=object)
+        known = pd.DataFrame({"like": aligned.sample_ids[np.concatenate(rounds)]})
+    ids = np.array([f"generated-{i + 1}" for i in range(counts.shape[0])], dtype=object)
+    if known is not None and design is None:
+        known = known.set_axis(ids, axis="index")
+    elif known is not None:
+        ids = known.index.to_numpy(dtype=object)
     features = np.array(model.feature_ids_, dtype=object)
-    known = None if origin is None else pd.DataFrame({"like": origin}, index=ids)
     _write_table(CountTable(counts, ids, features, known), output, force, obsm={"X_mvae": y})
 
 
@@ -521,6 +583,42 @@ def network_command(folder: Path, output: Path, as_json: bool, force: bool, **op
     if options["modules"]:
         found["modules"] = int(nodes["module"].max())
     _tell(found, as_json)
+
+
+@main.command(name="report", example="countvae report fitted -o report.html")
+@click.argument("folder", type=PATH, metavar="DIR")
+@click.option("-o", "--output", type=PATH, required=True, help="An .html file.")
+@click.option("--table", type=PATH, help="The table fitted, if it is not where it was.")
+@click.option("--metadata", type=PATH, help="TSV to colour samples by, if not that of the fit.")
+@device_option
+@force_option
+@debug_option
+def report_command(
+    folder: Path,
+    output: Path,
+    table: Path | None,
+    metadata: Path | None,
+    device: str,
+    force: bool,
+) -> None:
+    """Put what a fit found on one page that opens in any browser and fetches nothing.
+
+    The page has what went in and what was dropped, the bound by epoch, samples coloured by their
+    metadata, the features of each factor, a network, and the table beside one that the model draws.
+    """
+    check_writable(output, force)
+    model = MultinomialVAE.load(folder).set_params(device=device)
+    run = _run_of(folder)
+    samples, features = (_tsv(folder / name) for name in ("samples.tsv", "features.tsv"))
+    found, why_none = _table_again(run, samples, table, metadata)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CountvaeWarning)  # said when it was fitted
+        text = report.page(
+            model, samples, run, features, found, title=folder.name, no_table=why_none
+        )
+    with new_file(output, force) as beside:
+        beside.write_text(text, encoding="utf-8")
+    click.echo(f"written   {output}")
 
 
 @main.command(
@@ -612,16 +710,21 @@ def _fitted(
     """Read, filter and fit; return the model, the table it was fitted to, and what happened."""
     say = _say(options["quiet"])
     started, seconds, table = datetime.now(UTC), {}, ", ".join(map(str, tables))
+    first, checkpoint = processes.rank == 0, _beside(output)
+    with processes.in_step():
+        if first:
+            rehearse(output, options["force"])
+            _settle(checkpoint, options, say)
     with timed(seconds, "read"):
-        counts = _read(tables, options)
+        counts = _read(tables, options, processes)
         say(f"{table} ({counts.source}): {size(counts)}")
         kept = _filtered(counts, table, options, say)
         ordination.check_ids(kept.sample_ids, f"{table}: sample ids")
         ordination.check_ids(kept.feature_ids, f"{table}: feature ids")
+        if options["init"]:
+            kept = _going_on(ctx, kept, table, options)
     settings = {name: options[name] for name in options.keys() & DEFAULTS.keys() - {"basis"}}
     basis = options["tree"] or options["basis"]
-    checkpoint = _checkpoint(output, options, say) if processes.rank == 0 else _beside(output)
-    processes.wait()  # for the first to settle what is there
     model = MultinomialVAE(**settings, basis=basis, checkpoint=checkpoint)
     say(f"memory: about {model.estimate_memory(kept) / 2**20:.0f} MiB besides the table")
     with renamed({"X:": f"{table}:", "basis:": f"{basis}:"}), timed(seconds, "fit"):
@@ -633,13 +736,33 @@ def _fitted(
         "processes": processes.count,
         "seed": options["random_state"],
         "started": started.isoformat(timespec="seconds"),
-        "input": {"sha256": [sha256(path) for path in tables], "source": counts.source},
+        "input": {
+            "sha256": [sha256(path) for path in tables] if first else None,
+            "source": counts.source,
+        },
         "before_filters": _shape(counts),
         "after_filters": _shape(kept),
         "result": _result(model),
         "seconds": seconds,
     }
     return model, kept, run
+
+
+def _going_on(ctx: click.Context, table: Table, path: str, options: dict[str, Any]) -> Table:
+    """Take the settings of the model to go on from, and bring the table to its features."""
+    begun = _loaded(options["init"], options["device"])
+    for name in OF_MODEL:
+        if ctx.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            options[name] = getattr(begun, name)
+    options["n_components"] = begun.n_components_
+    with renamed({"table:": f"{path}:"}):
+        aligned, overlap = table.align_features(begun.feature_names_in_)
+    if overlap.missing or overlap.extra:
+        warnings.warn(
+            f"{path}: {overlap} Those that are not are zero.", CountvaeWarning, stacklevel=2
+        )
+    _check_kept(aligned, f"{path}, in the features of the model")
+    return aligned
 
 
 def _encoded(
@@ -659,19 +782,18 @@ def _beside(output: Path) -> Path:
     return output.with_name(f"{output.name}.checkpoint")
 
 
-def _checkpoint(output: Path, options: dict[str, Any], say: Callable[[str], None]) -> Path:
-    """Return where the fit leaves its state, having settled what is there."""
-    folder = _beside(output)
-    if folder.exists() and not options["resume"]:
+def _settle(checkpoint: Path, options: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Refuse, remove or announce the state that a fit has left."""
+    if checkpoint.exists() and not options["resume"]:
         if not options["force"]:
             raise InputError(
-                f"{folder}: a fit was broken off here; --resume goes on with it, --force begins"
+                f"{checkpoint}: a fit was broken off here; --resume goes on with it, --force begins"
                 " anew."
             )
-        MultinomialVAE.forget(folder)
+        MultinomialVAE.forget(checkpoint)
     elif options["resume"]:
-        say(f"{folder}: {'going on from there' if folder.exists() else 'none; beginning anew'}")
-    return folder
+        found = "going on from there" if checkpoint.exists() else "none; beginning anew"
+        say(f"{checkpoint}: {found}")
 
 
 class _Dropped(Exception):
@@ -743,13 +865,68 @@ def _nodes(model: MultinomialVAE, folder: Path, edges: pd.DataFrame) -> pd.DataF
     return nodes.assign(degree=degree.reindex(nodes.index, fill_value=0))
 
 
-def _read(paths: Sequence[Path], options: dict[str, Any]) -> Table:
+def _run_of(folder: Path) -> dict[str, Any]:
+    """Read what a fit said of itself."""
+    path = folder / "run.json"
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read; countvae fit writes it.") from error
+    numbers = ("samples", "features", "reads")
+    of_shape = {name: lambda found: isinstance(found, int | float) for name in numbers}
+    if not _has(run, {"before_filters": of_shape, "after_filters": of_shape} | OF_RUN):
+        raise InputError(f"{path}: is not what countvae fit writes.")
+    return run
+
+
+def _has(found: Any, expected: Any) -> bool:
+    """Whether JSON has the keys of a dict of tests, and passes them."""
+    if callable(expected):
+        return bool(expected(found))
+    return isinstance(found, dict) and all(
+        name in found and _has(found[name], test) for name, test in expected.items()
+    )
+
+
+def _tsv(path: Path) -> pd.DataFrame:
+    """Read a table of coordinates or loadings that a fit wrote, by id."""
+    try:
+        frame = pd.read_csv(path, sep="\t", dtype={0: str}, keep_default_na=False, na_values=[""])
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read; countvae fit writes it.") from error
+    return frame.set_index(frame.columns[0])
+
+
+def _table_again(
+    run: dict[str, Any], samples: pd.DataFrame, table: Path | None, metadata: Path | None
+) -> tuple[Table | None, str]:
+    """Read the table of a fit once more, as it was read then; or say why that cannot be done."""
+    arguments = dict(run["arguments"])
+    paths = [Path(path) for path in arguments["tables"]] if table is None else [table]
+    name = ", ".join(map(str, paths))
+    if table is None:
+        if not all(path.is_file() for path in paths):
+            return None, f"The table, {name}, is not there any more; --table names it."
+        if [sha256(path) for path in paths] != run["input"]["sha256"]:
+            return None, f"The table, {name}, is not what it was when it was fitted."
+    known = metadata or (arguments["metadata"] and Path(arguments["metadata"]))
+    options = arguments | {"metadata": known if metadata or (known and known.is_file()) else None}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CountvaeWarning)  # said when it was fitted
+        kept = _filtered(_read(paths, options), name, options, lambda text: None)
+    if list(map(str, kept.sample_ids)) != list(map(str, samples.index)):
+        raise InputError(f"{name}: its samples are not those that were fitted.")
+    return kept, ""
+
+
+def _read(paths: Sequence[Path], options: dict[str, Any], processes: Processes = ALONE) -> Table:
     """Read a table, or open one that stays on disk."""
     if options["stream"] or len(paths) > 1:
         if options["transpose"]:
             raise click.UsageError("--transpose: a table that stays on disk is read by its rows.")
         names = ("layer", "drop_empty", "allow_fractional")
-        table = CountFile(*paths, **{name: options[name] for name in names})
+        given = {name: options[name] for name in names}
+        table = CountFile(*paths, **given, processes=processes)
         if options["metadata"]:
             table = table.with_metadata(options["metadata"])
     else:
@@ -846,34 +1023,36 @@ def _loaded(folder: Path, device: str) -> MultinomialVAE:
     return model.set_params(device=device)
 
 
-def _table_for(model: MultinomialVAE, path: Path, options: dict[str, Any]) -> tuple[Table, Table]:
-    """Read a table; return it, and the same samples in the features of the model."""
+def _table_for(
+    model: MultinomialVAE, path: Path, options: dict[str, Any]
+) -> tuple[MultinomialVAE, Table, Table]:
+    """Read a table; return a model of the features that both have, the table, and it in these."""
     counts = _read((path,), options)
     _say(options["quiet"])(f"{path} ({counts.source}): {size(counts)}")
-    aligned = _aligned(counts, str(path), model, options["drop_empty"])
-    if aligned.n < counts.n:
-        counts = counts.select_samples(np.isin(counts.sample_ids, aligned.sample_ids))
-    return counts, aligned
-
-
-def _aligned(table: Table, path: str, model: MultinomialVAE, drop_empty: bool) -> Table:
-    try:
-        aligned, overlap = table.align_features(model.feature_names_in_)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    if overlap.missing or overlap.extra:
-        warnings.warn(f"{path}: {overlap}", CountvaeWarning, stacklevel=2)
-    elif list(table.feature_ids) != list(model.feature_names_in_):
+    names, own = model.feature_names_in_, counts.feature_ids
+    with renamed({"table:": f"{path}:"}):
+        if options["zero_fill"]:
+            aligned, overlap = counts.align_features(names)
+            if overlap.missing or overlap.extra:
+                warnings.warn(f"{path}: {overlap}", CountvaeWarning, stacklevel=2)
+        else:
+            model.set_params(min_overlap=options["min_overlap"])
+            model, aligned = model.match(counts, argument=str(path))
+    if len(own) == len(names) == aligned.d and not np.array_equal(own, names):
         warnings.warn(
             f"{path}: its features are in another order than the model's; aligned by id.",
             CountvaeWarning,
             stacklevel=2,
         )
+    if not np.array_equal(aligned.feature_ids, model.feature_names_in_):
+        aligned = aligned.align_features(model.feature_names_in_)[0]
     argument = f"{path}, in the features of the model"
-    if drop_empty:
+    if options["drop_empty"]:
         aligned = aligned.without_empty(argument)
     _check_kept(aligned, argument)
-    return aligned
+    if aligned.n < counts.n:
+        counts = counts.select_samples(np.isin(counts.sample_ids, aligned.sample_ids))
+    return model, counts, aligned
 
 
 def _check_dense(table: Table, path: Path) -> None:

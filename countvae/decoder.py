@@ -4,8 +4,9 @@ The noise is isotropic, so the law of the counts does not depend on which orthon
 chosen: with V = Psi W the logits are mu + V z + eps. Psi is applied at the edges only.
 """
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from countvae.threads import cut, share, worth
@@ -58,6 +59,12 @@ class Decoder(nn.Module):
     def loadings(self) -> Float[Tensor, "d _"]:
         """V and, beside it, Theta: a covariate is a factor that is known."""
         return torch.cat([self.V, self.Theta], 1) if self.Theta.shape[1] else self.V
+
+    def of_features(self, at: Integer[np.ndarray, " m"]) -> "Decoder":
+        """Return the law of the counts on some features, given how many fall on them."""
+        parts = (self.V, self.mu, self.sigma2, self.Theta, self.V_var, self.Theta_var)
+        chosen = (part.detach()[at] if part.ndim else part for part in parts)
+        return Decoder(*chosen).requires_grad_(False)
 
     def given(self, f: Float[Tensor, "b p"]) -> "Decoder | Given":
         """Return the law of samples with these covariates."""

@@ -50,7 +50,7 @@ from countvae.processes import joined
 from countvae.rows import Rows
 from countvae.start import Start, residual_start
 from countvae.stream import CountFile, open_counts
-from countvae.table import CountTable
+from countvae.table import CountTable, Overlap, place_features
 from countvae.threads import one_thread_an_operation
 from countvae.training import Diverged, Kept, Schedule, State, train
 
@@ -65,12 +65,20 @@ RETRIES = 2
 
 PSEUDOCOUNTS = (1e-9, 1e9)
 
-OF_ANSWERS = ("refinement_steps", "whiten")
+WITHOUT_ENCODER = 20
+"""Newton steps at least where an answer begins at the prior."""
+
+OF_ANSWERS = ("refinement_steps", "whiten", "min_overlap")
 """Settings that may change after a fit."""
 
-OF_THIS_RUN = ("basis", "progress", "checkpoint", "device")
+OF_THIS_RUN = ("basis", "progress", "checkpoint", "device", "init", "freeze")
 """Arguments that are no settings of a model; the basis is kept by itself."""
 
+OF_MODEL = (
+    *("n_components", "encoder_depth", "encoder_width", "activation", "pseudocount"),
+    *("formula", "noise", "posterior_variance"),
+)
+"""Settings that a fit shares with the one it goes on from."""
 
 WIDEST_BATCH = 2**23
 """Entries of a batch by default, at most."""
@@ -126,6 +134,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Newton steps after the encoder in every answer; 0 is the purely amortised answer.
     whiten : bool
         Return factors z of unit prior variance instead of coordinates y.
+    min_overlap : float
+        Share of the model's features that a new table must have, and of the table's reads that
+        must be in them, for it to be answered.
     optimizer : {"adam", "sgd"}
         Of the parameters that have no equation of their own.
     learning_rate : float
@@ -150,6 +161,11 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         are in double precision, which Apple's devices ("mps") leave to the processor.
     dtype : {"float32", "float64"}
         Precision of a fit.
+    init : MultinomialVAE or path, optional
+        A fitted model, or its folder, to go on from: of the same features, factors and settings of
+        model and encoder. The prior of the loadings is then centred at those of that model.
+    freeze : {"decoder", "encoder"}, optional
+        Which half of `init` stays as it is.
     checkpoint : path, optional
         Folder in which a fit leaves its state, at most twice a minute, and from which the same
         fit of the same table goes on if it is there. It is removed at the end.
@@ -216,6 +232,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         shrink_loadings=True,
         refinement_steps=2,
         whiten=False,
+        min_overlap=0.5,
         optimizer="adam",
         learning_rate=0.02,
         max_epochs=None,
@@ -226,6 +243,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         progress=None,
         device="auto",
         dtype="float32",
+        init=None,
+        freeze=None,
         checkpoint=None,
     ) -> None:
         self.n_components = n_components
@@ -240,6 +259,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.shrink_loadings = shrink_loadings
         self.refinement_steps = refinement_steps
         self.whiten = whiten
+        self.min_overlap = min_overlap
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.max_epochs = max_epochs
@@ -250,6 +270,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.progress = progress
         self.device = device
         self.dtype = dtype
+        self.init = init
+        self.freeze = freeze
         self.checkpoint = checkpoint
 
     def __sklearn_tags__(self):  # noqa: D105
@@ -282,18 +304,21 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             If no learning rate that was tried kept the bound finite.
         """
         self._check_settings()
-        table = open_counts(X) or X
+        table = open_counts(X, joined()) or X
         counts = self._counts(table, reset=True)
         self.basis_operator_ = make_basis(self.basis, self.feature_ids_)
         self.depth_ = _depth(counts)
+        begun = self._begun()
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._design = None
         if self.formula is not None:
-            self._design = Design.of(self.formula, _metadata(table))
+            learned = Design.of(self.formula, _metadata(table)) if begun is None else begun._design
+            self._design = learned
         fitted, held_out = self._split(counts, self._covariates(table), seed)
-        k = self._feasible_components(*fitted[0].shape)
+        n, d = fitted[0].shape
+        k = self._feasible_components(n, d) if begun is None else begun.n_components_
         with torch.inference_mode(False), torch.enable_grad(), one_thread_an_operation():
-            encoder, decoder, history = self._fit_from_start(fitted, held_out, k, seed)
+            encoder, decoder, history = self._fit_from_start(fitted, held_out, k, seed, begun)
         self.history_ = pd.DataFrame(history)
         self.n_iter_ = len(history)
         self._fitted_settings = self._settings()
@@ -306,7 +331,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Posterior mean coordinates y of each sample, (n, k).
 
         Distances between rows are Aitchison distances between the fitted compositions. Samples
-        do not influence each other. With `whiten`, factors z of unit prior variance instead.
+        do not influence each other. With `whiten`, factors z of unit prior variance instead. A
+        `CountTable` or `CountFile` may lack features: see `match`.
         """
         posteriors = self._posteriors(X, self.refinement_steps)
         means = [posterior.z.cpu().numpy() @ self._rotation for _, _, posterior in posteriors]
@@ -387,6 +413,101 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             shapes += [tail_shape(of_sample) for of_sample in weights.T]
         return np.concatenate(found), np.array(shapes)
 
+    def match(
+        self, X: Any, *, whole: bool = False, argument: str = "X"
+    ) -> tuple["MultinomialVAE", Any]:
+        """Bring a table and the model to the features that both have.
+
+        Features of the table that the model does not know are left out: what falls on the others
+        is multinomial still. If the table lacks some of the model's, the model becomes that of a
+        `subcomposition`; nothing is taken as zero. Either is said by a warning.
+
+        Parameters
+        ----------
+        X : as in `fit`
+            A table; one without feature ids is returned as it is.
+        whole : bool
+            Refuse a table that lacks features.
+        argument : str
+            What to call the table in sentences.
+
+        Returns
+        -------
+        (MultinomialVAE, table)
+            Itself, or the model of a subcomposition, and the table.
+
+        Raises
+        ------
+        InputError
+            If less than `min_overlap` of the features or of the reads is shared.
+        """
+        check_is_fitted(self)
+        table = open_counts(X) or X
+        known = getattr(self, "feature_names_in_", None)
+        if not isinstance(table, CountTable | CountFile) or known is None:
+            return self, table
+        place = place_features(table.feature_ids, known, table.sample_ids)
+        shared = np.unique(place[place >= 0])
+        if len(shared) == len(known) == table.d:
+            return self, table
+        if whole and len(shared) < len(known):
+            missing = np.setdiff1d(np.arange(len(known)), shared)
+            raise InputError(
+                f"{argument}: the table lacks {len(missing)} features that the model was fitted"
+                f" with: {examples(list(known[missing]))}; `match` gives a model of the rest."
+            )
+        matched = table.align_features(known[shared])[0]
+        reads = table.depth.sum()
+        overlap = Overlap.of(place, len(known), matched.depth.sum(), reads)
+        if overlap.least < self.min_overlap or len(shared) < 2:
+            raise InputError(
+                f"{argument}: {overlap} Less than min_overlap={self.min_overlap:g} is shared."
+            )
+        warnings.warn(f"{argument}: {overlap}", CountvaeWarning, stacklevel=2)
+        return (self if len(shared) == len(known) else self.subcomposition(shared)), matched
+
+    def subcomposition(self, features: Any) -> "MultinomialVAE":
+        """Return the model of the counts on some features, given how many fall on these.
+
+        Its coordinates are those of this model, so its `components_` are rows of this model's,
+        centred, and not orthonormal. It has no encoder: answers are the optimum that Newton's
+        steps find from the prior on. Loadings are given in the balanced basis.
+
+        Parameters
+        ----------
+        features : (m,)
+            Feature ids, or positions; at least two.
+
+        Returns
+        -------
+        MultinomialVAE
+            Fitted, and not to be saved.
+
+        Raises
+        ------
+        InputError
+            If a feature is not the model's, or named twice.
+        """
+        check_is_fitted(self)
+        at = np.asarray(features)
+        if at.dtype.kind not in "iu":
+            at = pd.Index(np.asarray(self.feature_ids_, dtype=object)).get_indexer(at)
+        if at.ndim != 1 or len(at) < 2 or len(set(at.tolist())) < len(at):
+            raise InputError("features: expected at least two features, each once.")
+        if (at < 0).any() or (at >= self.n_features_in_).any():
+            wrong = np.asarray(features)[(at < 0) | (at >= self.n_features_in_)]
+            raise InputError(f"features: not among the model's: {examples(list(wrong))}.")
+        part = copy.copy(self)
+        part._encoder, part._decoder = None, self._decoder.of_features(at)
+        part.n_features_in_ = len(at)
+        if hasattr(self, "feature_names_in_"):
+            part.feature_names_in_ = self.feature_names_in_[at]
+        part.basis_operator_ = make_basis("balanced", part.feature_ids_)
+        rows = self.components_[:, at]
+        part.components_ = rows - rows.mean(1, keepdims=True)
+        part._describe()
+        return part
+
     def amortization_gap(self, X: Any) -> np.ndarray:
         """Nats that each sample loses to the encoder, (n,).
 
@@ -394,7 +515,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         answer, before any refinement.
         """
         gaps = []
-        for decoder, x, posterior in self._posteriors(X, 0):
+        for decoder, x, posterior in self._posteriors(X, 0, whole=True):
             best = refine(decoder, x, posterior, OPTIMAL_STEPS, tolerance=EXACT)
             gaps.append((best.bound - posterior.bound).cpu().numpy())
         return np.concatenate(gaps)
@@ -435,16 +556,73 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if not isinstance(n_samples, int | np.integer) or n_samples < 1:
             raise InputError(f"n_samples: expected a whole number >= 1; got {n_samples!r}.")
         rng = check_random_state(self.random_state if random_state is None else random_state)
-        k, d = self.components_.shape
-        depths = self._depths(n_samples, depth, rng)
-        z = rng.standard_normal((n_samples, k))
-        y = z * np.sqrt(self.explained_variance_)
+        return self._sample(np.full((n_samples, self.n_components_), np.nan), 0.0, depth, rng)
+
+    def sample_design(
+        self, design: pd.DataFrame, depth: Any = None, random_state: Any = None
+    ) -> tuple[sp.csr_array, np.ndarray]:
+        """Draw counts of samples of which something is given, noise included.
+
+        Parameters
+        ----------
+        design : DataFrame
+            A row a sample. Columns F1, F2, ... are coordinates, as `transform` gives them; those
+            left out, and empty cells, are drawn from the prior. Of a model with a formula, its
+            covariates are needed too.
+        depth : int or (n_samples,), optional
+            Reads of each sample; by default drawn from those of the fit.
+        random_state : int, RandomState or None
+            By default the estimator's own.
+
+        Returns
+        -------
+        counts : csr_array, (n_samples, d)
+        coordinates : (n_samples, k)
+
+        Raises
+        ------
+        InputError
+            If no column is a factor or covariate, or one does not hold what it should.
+        """
+        check_is_fitted(self)
+        rng = check_random_state(self.random_state if random_state is None else random_state)
+        axes = [f"F{c + 1}" for c in range(self.n_components_)]
+        given = [name for name in axes if name in design.columns]
+        if not given and self._design is None:
+            raise InputError(
+                f"design: expected columns among {examples(axes)}; got"
+                f" {examples([str(name) for name in design.columns])}."
+            )
+        frame = design[given].apply(pd.to_numeric, errors="coerce").reindex(columns=axes)
+        wrong = frame[given].isna() & design[given].notna() | np.isinf(frame[given])
+        if wrong.to_numpy().any():
+            name = next(name for name in given if wrong[name].any())
+            row = wrong.index[wrong[name]][0]
+            raise InputError(
+                f"design: expected numbers; got {design[name][row]!r} in sample {str(row)!r},"
+                f" column {name!r}."
+            )
+        shift: Any = 0.0
+        if self._design is not None:
+            shift = self._design.matrix(design) @ self._decoder.Theta.numpy().T
+        return self._sample(frame.to_numpy(dtype=float), shift, depth, rng)
+
+    def _sample(
+        self, y: np.ndarray, shift: Any, depth: Any, rng: np.random.RandomState
+    ) -> tuple[sp.csr_array, np.ndarray]:
+        """Draw samples whose coordinates are given, or not (NaN), and whose logits are shifted."""
+        n, d = len(y), self.n_features_in_
+        depths = self._depths(n, depth, rng)
+        prior = rng.standard_normal(y.shape) * self._scale
+        y = np.where(np.isnan(y), prior, y)
+        coordinates = y * np.sqrt(self.explained_variance_) if self.whiten else y
+        shifts = np.broadcast_to(shift, (n, d))
         noise_sd = np.sqrt(self.feature_noise_variance_)
         rows = []
-        for yi, N in zip(y, depths, strict=True):
-            logits = self.mean_ + yi @ self.components_ + noise_sd * rng.standard_normal(d)
-            rows.append(_multinomial(N, logits, rng))
-        return sp.csr_array(sp.vstack(rows)), z if self.whiten else y
+        for yi, moved, N in zip(coordinates, shifts, depths, strict=True):
+            logits = self.mean_ + yi @ self.components_ + moved
+            rows.append(_multinomial(N, logits + noise_sd * rng.standard_normal(d), rng))
+        return sp.csr_array(sp.vstack(rows)), y
 
     def denoise(self, X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         r"""What the proportions behind the counts are believed to be.
@@ -464,7 +642,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """
         found = [
             log_ratios(decoder, x, posterior, self._covariance(decoder, posterior))
-            for decoder, x, posterior in self._posteriors(X, self.refinement_steps)
+            for decoder, x, posterior in self._posteriors(X, self.refinement_steps, whole=True)
         ]
         proportions, clr, clr_sd = (
             torch.cat(part).cpu().numpy() for part in zip(*found, strict=True)
@@ -493,7 +671,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """
         check_is_fitted(self)
         rng = check_random_state(self.random_state if random_state is None else random_state)
-        table = open_counts(X) or X
+        _, table = self.match(X, whole=True)
         own = _depth(self._counts(table, reset=False))
         depths = iter(self._depths(len(own), np.rint(own) if depth is None else depth, rng))
         rows, factors = [], []
@@ -555,6 +733,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     ) -> None:
         """Write the model to a new folder of safetensors and JSON, whole or not at all."""
         check_is_fitted(self)
+        if self._encoder is None:
+            raise InputError("path: the model of a subcomposition is not saved; save the whole.")
         settings = self._fitted_settings | {name: self._settings()[name] for name in OF_ANSWERS}
         arrays = {f"basis.{name}": value for name, value in self.basis_operator_.state().items()}
         for room, module in (("encoder", self._encoder), ("decoder", self._decoder)):
@@ -689,6 +869,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             ("posterior_variance", ("per_sample", "shared")),
             ("optimizer", ("adam", "sgd")),
             ("device", DEVICES),
+            ("freeze", (None, "decoder", "encoder")),
             ("dtype", ("float32", "float64")),
         ):
             if getattr(self, name) not in choices:
@@ -710,6 +891,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             raise InputError(
                 f"pseudocount: expected {low:g} to {high:g}; got {self.pseudocount!r}."
             )
+        if not (
+            isinstance(self.min_overlap, int | float | np.number) and 0 <= self.min_overlap <= 1
+        ):
+            raise InputError(f"min_overlap: expected 0 <= share <= 1; got {self.min_overlap!r}.")
         share = self.validation_fraction
         if not (isinstance(share, int | float | np.number) and 0 <= share < 1):
             raise InputError(
@@ -722,8 +907,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if isinstance(table, CountTable | CountFile):
             if reset:
                 self.n_features_in_, self.feature_names_in_ = table.d, table.feature_ids
-            elif hasattr(self, "feature_names_in_"):
-                table = self._aligned(table)
+            elif hasattr(self, "feature_names_in_") and not np.array_equal(
+                table.feature_ids, self.feature_names_in_
+            ):
+                table = table.align_features(self.feature_names_in_)[0]
             if table.d != self.n_features_in_:
                 raise InputError(
                     f"X: the table has {table.d} features; the model was fitted with "
@@ -754,25 +941,6 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if reset and _depth(counts).sum() == 0:
             raise InputError("X: expected counts; every sample is empty.")
         return counts
-
-    def _aligned(self, table: CountTable | CountFile) -> CountTable | CountFile:
-        """Put the features in the order of the fit."""
-        known = set(table.feature_ids)
-        missing = [name for name in self.feature_names_in_ if name not in known]
-        if missing:
-            raise InputError(
-                f"X: the table lacks {len(missing)} features that the model was fitted with: "
-                f"{examples(missing)}."
-            )
-        if table.d > len(self.feature_names_in_):
-            extra = sorted(known - set(self.feature_names_in_))
-            raise InputError(
-                f"X: the table has {len(extra)} features that the model was not fitted with: "
-                f"{examples(extra)}."
-            )
-        if np.array_equal(table.feature_ids, self.feature_names_in_):
-            return table
-        return table.align_features(self.feature_names_in_)[0]
 
     def _feasible_components(self, n: int, d: int) -> int:
         most = most_components(n, d)
@@ -815,12 +983,14 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         held_out: tuple[Any, np.ndarray] | None,
         k: int,
         seed: int,
+        begun: "MultinomialVAE | None" = None,
     ) -> tuple[Encoder, Decoder, list[dict[str, float | int]]]:
         counts, covariates = fitted
         n, d = counts.shape
-        self._check_memory(counts, k)
         size = self._batch_size(n, d)
         dtype, device, processes = getattr(torch, self.dtype), chosen(self.device), joined()
+        with processes.in_step():
+            self._check_memory(counts, k)
         where = size, dtype, device, processes
         rows = Rows(counts, *where, covariates)
         validation = None if held_out is None else Rows(held_out[0], *where, held_out[1])
@@ -830,6 +1000,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             "seed": seed,
             "shape": [n, d],
             "reads of each sample": hashlib.sha256(self.depth_.tobytes()).hexdigest(),
+            "init": begun and hashlib.sha256(begun.clr_loadings_.tobytes()).hexdigest(),
+            "freeze": self.freeze,
         }
         checkpoint = None if self.checkpoint is None else _Checkpoint(self.checkpoint, this_fit)
         writes = rows.processes.rank == 0
@@ -838,7 +1010,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         for attempt in range(tried, RETRIES + 1):
             generator = torch.Generator().manual_seed(seed)
             try:
-                if kept is None:
+                if kept is None and begun is not None:
+                    start = begun._as_start(dtype)
+                elif kept is None:
                     found = residual_start(
                         rows, k, pseudocount=float(self.pseudocount), generator=generator
                     )
@@ -853,6 +1027,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 encoder = self._new_encoder(
                     start.A, start.b, start.log_D, decoder.mu.detach(), generator
                 )
+                if begun is not None and begun._encoder is not None:
+                    encoder.load_state_dict(begun._encoder.state_dict())
+                    decoder.load_state_dict(begun._decoder.state_dict())
                 history = train(
                     rows,
                     encoder.to(device),
@@ -860,6 +1037,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                     Schedule(max_epochs, rate, self.optimizer, self.patience),
                     shrink_loadings=bool(self.shrink_loadings),
                     generator=generator,
+                    going_on=begun is not None,
+                    frozen=self.freeze,
                     validation=validation,
                     refinement_steps=int(self.refinement_steps),
                     progress=self._report(max_epochs, rows),
@@ -880,6 +1059,38 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 )
         raise AssertionError("unreachable")
 
+    def _begun(self) -> "MultinomialVAE | None":
+        """Return the fit to go on from, if there is one, having checked that it can be."""
+        if self.init is None:
+            if self.freeze is not None:
+                raise InputError("freeze: there is nothing to keep without init.")
+            return None
+        begun = (
+            self.init if isinstance(self.init, MultinomialVAE) else MultinomialVAE.load(self.init)
+        )
+        check_is_fitted(begun)
+        if begun._encoder is None:
+            raise InputError("init: the model of a subcomposition has no encoder to go on from.")
+        theirs = begun._fitted_settings | {"n_components": begun.n_components_}
+        for name in OF_MODEL:
+            if theirs[name] != getattr(self, name):
+                raise InputError(
+                    f"init: its {name} is {theirs[name]!r}, not {getattr(self, name)!r}."
+                )
+        if begun.feature_ids_ != self.feature_ids_:
+            raise InputError(
+                f"init: has {begun.n_features_in_} features, and they are not the table's"
+                f" {self.n_features_in_} in their order; `align_features` brings a table to them."
+            )
+        return begun
+
+    def _as_start(self, dtype: torch.dtype) -> Start:
+        """Return a start of the shapes of this fit."""
+        encoder, decoder = self._encoder, self._decoder
+        assert encoder is not None
+        parts = decoder.V, decoder.mu, decoder.sigma2, encoder.A, encoder.b, encoder.log_D
+        return Start(*(part.detach().to(dtype) for part in parts))
+
     def estimate_memory(self, X: Any) -> int:
         """Bytes that `fit` takes at its peak besides the table, estimated; see `budget.fit_bytes`.
 
@@ -899,6 +1110,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             width=int(self.encoder_width) if self.encoder_depth > 1 else 0,
             nnz=int(getattr(counts, "nnz", n * d)),
             streamed=isinstance(counts, CountFile),
+            itemsize=getattr(torch, self.dtype).itemsize,
+            processes=joined().count,
         )
 
     def _check_memory(self, counts: Any, k: int) -> None:
@@ -940,7 +1153,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _identify(self, encoder: Encoder, decoder: Decoder) -> None:
         """Read centre, axes, variances and signs off a trained decoder."""
-        self._encoder = encoder.requires_grad_(False)
+        self._encoder: Encoder | None = encoder.requires_grad_(False)
         self._decoder = decoder.requires_grad_(False)
         U, s, Rt = np.linalg.svd(self._decoder.V.numpy(), full_matrices=False)
         signs = np.sign(U[np.abs(U).argmax(0), np.arange(len(s))])
@@ -949,12 +1162,16 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.components_ = (U * signs).T
         self.explained_variance_ = s**2
         self.n_components_ = len(s)
+        self._describe()
+
+    def _describe(self) -> None:
+        """Read the rest off the decoder, given the axes."""
         self.mean_ = self._decoder.mu.numpy().copy()
         d = len(self.mean_)
         self.feature_noise_variance_ = np.broadcast_to(self._decoder.sigma2.numpy(), (d,)).copy()
         self.noise_variance_ = float(self.feature_noise_variance_.mean())
-        total = self.explained_variance_.sum() + self.noise_variance_ * (d - 1)
-        self.explained_variance_ratio_ = self.explained_variance_ / total
+        along = self.explained_variance_ * np.square(self.components_).sum(1)
+        self.explained_variance_ratio_ = along / (along.sum() + self.noise_variance_ * (d - 1))
         self.loadings_ = self.basis_operator_.adjoint(self.clr_loadings_.T).T
         if self._design is not None:
             scale = np.array(self._design.scale)
@@ -963,17 +1180,20 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             self.coefficients_sd_ = (self._decoder.Theta_var.sqrt().numpy() / scale).T
         self.clr_loadings_sd_ = np.sqrt(self._decoder.V_var.numpy() @ self._rotation**2)
 
-    def _posteriors(self, X: Any, steps: int) -> Iterator[tuple[Law, torch.Tensor, Posterior]]:
+    def _posteriors(
+        self, X: Any, steps: int, *, whole: bool = False
+    ) -> Iterator[tuple[Law, torch.Tensor, Posterior]]:
         """Answer for the samples of a table, some at a time, where the answers are computed."""
         check_is_fitted(self)
         self._check_settings()
-        table = open_counts(X) or X
+        model, table = self.match(X, whole=whole)
         covariates = self._covariates(table)
-        counts = self._counts(table, reset=False)
+        counts = model._counts(table, reset=False)
         device = chosen(self.device)
-        encoder, decoder = self._encoder, self._decoder
+        encoder, decoder = model._encoder, model._decoder
         if device.type == "cuda":
-            encoder, decoder = copy.deepcopy(encoder).to(device), copy.deepcopy(decoder).to(device)
+            encoder, decoder = copy.deepcopy(encoder), copy.deepcopy(decoder).to(device)
+            encoder = encoder and encoder.to(device)
         else:
             device = torch.device("cpu")
         batch_size = max(1, 2**20 // counts.shape[1])
@@ -981,8 +1201,13 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         for x, f in zip(rows.in_order(), rows.covariates_in_order(), strict=True):
             law = decoder.given(f)
             with one_thread_an_operation():
-                posterior = posterior_at(law, x, *encoder(x, f, decoder.Theta), tolerance=EXACT)
-                posterior = refine(law, x, posterior, steps, tolerance=EXACT)
+                if encoder is None:
+                    z = x.new_zeros(len(x), self.n_components_)
+                    begin, further = (z, torch.ones_like(z)), max(steps, WITHOUT_ENCODER)
+                else:
+                    begin, further = encoder(x, f, decoder.Theta), steps
+                posterior = posterior_at(law, x, *begin, tolerance=EXACT)
+                posterior = refine(law, x, posterior, further, tolerance=EXACT)
             yield law, x, posterior
 
 

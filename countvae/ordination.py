@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from jaxtyping import Float, Shaped
-from skbio import OrdinationResults
+from scipy.spatial.distance import pdist, squareform
+from skbio import DistanceMatrix, OrdinationResults
 
 from countvae.checks import InputError
 from countvae.estimator import MultinomialVAE
@@ -20,6 +21,7 @@ __all__ = [
     "axis_names",
     "check_ids",
     "coefficient_frame",
+    "distances",
     "feature_frame",
     "files",
     "ordination",
@@ -164,6 +166,25 @@ def ordination(
     )
 
 
+def distances(sample_ids: Ids, points: Float[np.ndarray, "n p"]) -> DistanceMatrix:
+    """Return scikit-bio's matrix of the distances between samples.
+
+    Parameters
+    ----------
+    sample_ids : sequence of str
+        Names of the samples.
+    points : ndarray, shape (n, p)
+        Coordinates from `MultinomialVAE.transform`, whose distances are Aitchison distances
+        between what the factors say of the samples; or the centred log-ratios of
+        `MultinomialVAE.denoise`, whose distances have the noise of single features as well.
+
+    Returns
+    -------
+    DistanceMatrix
+    """
+    return DistanceMatrix(squareform(pdist(points)), [str(name) for name in sample_ids])
+
+
 def write_ordination(results: OrdinationResults, path: str | Path, force: bool = False) -> None:
     """Write scikit-bio's ordination file, whole or not at all.
 
@@ -272,19 +293,22 @@ def annotate(
     sd: Float[np.ndarray, "n k"],
     *,
     key_added: str | None = None,
+    copy: bool = True,
 ) -> AnnData:
-    """Return a copy of `adata` that carries coordinates, their uncertainty and the loadings.
+    """Return `adata` with coordinates, their uncertainty and the loadings.
 
     Parameters
     ----------
     adata : AnnData
-        n samples; never changed.
+        n samples.
     model : MultinomialVAE
         A fitted model. Features of `adata` that it does not know have missing loadings.
     mean, sd : ndarray, shape (n, k)
         From `MultinomialVAE.posterior`, in the order of `adata`.
     key_added : str, optional
         Used as it stands in place of "X_mvae" and "mvae".
+    copy : bool
+        Whether to leave `adata` itself as it is.
 
     Returns
     -------
@@ -295,7 +319,7 @@ def annotate(
     coordinates, rest = ("X_mvae", "mvae") if key_added is None else (key_added, key_added)
     loadings = pd.DataFrame(model.clr_loadings_, index=pd.Index(model.feature_ids_, dtype=object))
     settings = {k: v for k, v in model.get_params().items() if isinstance(v, int | float | str)}
-    annotated = adata.copy()
+    annotated = adata.copy() if copy else adata
     annotated.obsm[coordinates] = mean
     annotated.obsm[f"{coordinates}_sd"] = sd
     annotated.varm[f"{rest}_loadings"] = loadings.reindex(adata.var_names.astype(object)).to_numpy()

@@ -11,8 +11,18 @@ from matplotlib import patheffects
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from scipy.sparse import csr_array
+from sklearn.isotonic import IsotonicRegression
 
-__all__ = ["agreement", "history", "loadings", "network", "ordination", "predictive", "selection"]
+__all__ = [
+    "agreement",
+    "biplot",
+    "history",
+    "loadings",
+    "network",
+    "ordination",
+    "predictive",
+    "selection",
+]
 
 COLOURS = (
     *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000"),
@@ -82,6 +92,81 @@ def ordination(
     for c, label in zip(axes, (ax.set_xlabel, ax.set_ylabel), strict=True):
         label(f"F{c + 1}" + ("" if ratio is None else f" ({100 * ratio[c]:.0f} % of variance)"))
     return ax
+
+
+def biplot(
+    y: Float[np.ndarray, "n k"],
+    frame: pd.DataFrame,
+    groups: pd.Series | None = None,
+    *,
+    axes: tuple[int, int] = (0, 1),
+    top: int = 10,
+    labels: Mapping[str, str] | None = None,
+    ratio: Float[np.ndarray, " k"] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw samples, and the features with the longest arrows in the same two coordinates.
+
+    Parameters
+    ----------
+    y : ndarray, shape (n, k)
+        Coordinates, as `MultinomialVAE.transform` returns them.
+    frame : DataFrame
+        Loadings by feature id, in columns F1, ..., Fk: see `countvae.ordination.feature_frame`.
+        All arrows are lengthened by one factor, to be seen among the samples.
+    groups, axes, ratio, ax
+        As of `ordination`.
+    top : int
+        How many arrows.
+    labels : mapping, optional
+        What to call a feature in place of its id.
+
+    Returns
+    -------
+    Axes
+    """
+    ax = ordination(y, groups, axes=axes, ratio=ratio, ax=ax)
+    # by unit axes, as scikit-bio draws them: an arrow is what its feature adds to a coordinate
+    V = frame[[f"F{c + 1}" for c in axes]]
+    V = V / np.maximum(np.linalg.norm(V, axis=0), 1e-12)
+    length = np.linalg.norm(V, axis=1)
+    longest = V.iloc[np.argsort(-length, kind="stable")[:top]]
+    reach = np.abs(y[:, list(axes)]).max()
+    tips = longest.to_numpy() * 0.85 * reach / max(length.max(), 1e-12)
+    names = [str((labels or {}).get(str(name), name)) for name in longest.index]
+    for x, z in tips:
+        ax.annotate("", (x, z), (0, 0), arrowprops={"arrowstyle": "->", "lw": 1, "color": "black"})
+    halo = patheffects.withStroke(linewidth=2, foreground="white")
+    for right in (True, False):
+        chosen = [i for i, (x, _) in enumerate(tips) if (x >= 0) == right]
+        heights = _apart(np.array([tips[i][1] for i in chosen]), 0.13 * reach)
+        for i, height in zip(chosen, heights, strict=True):
+            at = ((1.1 if right else -1.1) * reach, height)
+            text = ax.annotate(
+                names[i],
+                tips[i],
+                at,
+                fontsize=8,
+                ha="left" if right else "right",
+                va="center",
+                annotation_clip=False,
+                arrowprops={"arrowstyle": "-", "lw": 0.4, "color": GREY, "shrinkB": 0},
+            )
+            text.set_path_effects([halo])
+    ax.set_aspect("equal", adjustable="box")
+    ax.set_xlim(-1.15 * reach, 1.15 * reach)
+    ax.set_ylim(-1.15 * reach, 1.15 * reach)
+    return ax
+
+
+def _apart(heights: Float[np.ndarray, " m"], gap: float) -> Float[np.ndarray, " m"]:
+    """Move heights as little as need be, in order, until no two are nearer than a gap."""
+    order = np.argsort(heights, kind="stable")
+    level = gap * np.arange(len(heights))
+    placed = np.empty_like(heights)
+    if len(heights):
+        placed[order] = level + IsotonicRegression().fit_transform(level, heights[order] - level)
+    return placed
 
 
 def loadings(
@@ -214,7 +299,7 @@ def network(
     pull = nx.Graph()
     pull.add_nodes_from(graph)
     pull.add_weighted_edges_from((a, b, max(w, 0.02)) for a, b, w in graph.edges.data("weight"))
-    at = nx.spring_layout(pull, seed=0, k=3 / max(1, len(pull)) ** 0.5, iterations=300)
+    at = _laid_out(pull)
     for a, b, weight in graph.edges.data("weight"):
         colour = COLOURS[0] if weight > 0 else COLOURS[1]
         style = {"color": colour, "alpha": 0.4, "linewidth": 1.5 * abs(weight), "zorder": 1}
@@ -238,10 +323,29 @@ def network(
         text.set_path_effects(halo)
     for colour, label in ((COLOURS[0], "together"), (COLOURS[1], "apart")):
         ax.plot([], [], color=colour, label=label)
-    ax.legend(frameon=False, loc="lower right")
+    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2)
     ax.set_axis_off()
     ax.set_aspect("equal")
     return ax
+
+
+def _laid_out(graph: nx.Graph) -> dict[Any, np.ndarray]:
+    """Place nodes: each component by springs, components side by side in rows, largest first."""
+    placed: dict[Any, np.ndarray] = {}
+    components = sorted(nx.connected_components(graph), key=len, reverse=True)
+    row_width = 2.4 * len(graph) ** 0.5
+    left = top = height = 0.0
+    for nodes in components:
+        part = graph.subgraph(sorted(nodes, key=str))
+        radius = len(part) ** 0.5
+        at = nx.spring_layout(part, seed=0, k=3 / radius, iterations=300, scale=radius)
+        if left and left + 2 * radius > row_width:
+            left, top = 0.0, top - height
+        height = max(height, 2 * radius + 1) if left else 2 * radius + 1
+        centre = np.array([left + radius, top - radius])
+        placed |= {node: centre + xy for node, xy in at.items()}
+        left += 2 * radius + 1
+    return placed
 
 
 def predictive(

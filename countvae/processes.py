@@ -8,10 +8,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from countvae.checks import InputError
 
 __all__ = ["ALONE", "ProcessLost", "Processes", "joined", "launched"]
 
@@ -35,9 +38,23 @@ class Processes:
         """Replace each tensor by that of the first process."""
         self._each(lambda part: dist.broadcast(part, 0), parts)
 
-    def wait(self) -> None:
-        """Wait until all processes have come this far."""
-        self.total(torch.zeros(1))
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Let bad input that one process finds in this block stop all of them, by one sentence.
+
+        For work that each does by itself: nobody may be left waiting for a sum inside it.
+        """
+        found = None
+        try:
+            yield
+        except InputError as error:
+            found = error
+        own = None if found is None else str(found)
+        sentences: list[str | None] = [own] * self.count
+        self._each(lambda part: dist.all_gather_object(sentences, part), (own,))
+        for sentence in sentences:
+            if sentence is not None:
+                raise InputError(sentence) from found
 
     def share(self, n: int) -> tuple[int, int]:
         """First of n rows that is this process's, and the one after its last."""
@@ -51,12 +68,14 @@ class Processes:
         self.total(rows)
         return rows
 
-    def _each(self, exchange: Callable[[Tensor], object], parts: tuple[Tensor, ...]) -> None:
+    def _each(self, exchange: Callable[[Any], object], parts: tuple[Any, ...]) -> None:
         if self.count == 1:
             return
         try:
             for part in parts:
                 exchange(part)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise ProcessLost(
                 "another process of the fit has ended; run the same again with --resume to go on"

@@ -21,7 +21,7 @@ from scipy.stats import false_discovery_control
 
 from countvae.checks import InputError
 from countvae.estimator import MultinomialVAE
-from countvae.stream import CountFile, open_counts
+from countvae.stream import CountFile
 from countvae.table import CountTable
 
 __all__ = ["scores"]
@@ -66,7 +66,7 @@ def scores(
     """
     if not isinstance(reference, int | np.integer) or reference < 100:
         raise InputError(f"reference: expected a whole number >= 100; got {reference!r}.")
-    X = open_counts(X) or X
+    model, X = model.match(X)
     depth, evidence = _depth(X), model.score_samples(X)
     at_least_one = np.maximum(depth, 1)
     drawn = _Drawn.at(model, at_least_one, int(reference), random_state)

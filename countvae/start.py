@@ -73,8 +73,11 @@ def start_at(some: Rows, decoder: Decoder, pseudocount: float) -> Start:
 
 def _without_factors(some: Rows) -> tuple[Tensor, Tensor]:
     """Centre by Newton under a weak ridge, noise by moments: Var(r) = w under the model."""
-    sums = [((x / x.sum(1, keepdim=True).clamp_min(1)).sum(0), x.sum()) for x in some.in_order()]
-    shares, reads = (torch.stack(part).sum(0) for part in zip(*sums, strict=True))
+    shares, reads = torch.zeros(some.d, dtype=some.dtype, device=some.device), 0.0
+    for x in some.in_order():
+        depth = x.sum(1, keepdim=True)
+        shares += (x / depth.clamp_min(1)).sum(0)
+        reads += depth.sum().item()
     mu = (shares / some.n + 0.5 / reads).log()
     mu -= mu.mean()
     sigma2 = mu.new_tensor(1.0)

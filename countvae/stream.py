@@ -10,6 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Integer, Num, Shaped
 from scipy.sparse import csr_array, vstack
 
@@ -23,6 +24,7 @@ from countvae.checks import (
     examples,
     samples_with_reads,
 )
+from countvae.processes import ALONE, Processes
 from countvae.table import (
     Overlap,
     Parsed,
@@ -40,6 +42,12 @@ __all__ = ["CountFile"]
 
 PASS_ENTRIES = 1 << 21
 """Non-zeros in memory at once while a file is looked through."""
+
+AT_ONCE = 1 << 20
+"""Non-zeros of one request, about, at most."""
+
+GAP_ENTRIES = 1 << 12
+"""Non-zeros of rows not asked for that are read: skipping them costs a request more."""
 
 
 class CountFile:
@@ -59,6 +67,8 @@ class CountFile:
         Warn of values that are not whole, rather than refuse them.
     drop_empty : bool
         Leave out samples without a read, with a warning that names them.
+    processes : Processes
+        Who shares the looking through: all of them have to open, filter and align alike.
 
     Attributes
     ----------
@@ -91,10 +101,12 @@ class CountFile:
         layer: str | None = None,
         allow_fractional: bool = False,
         drop_empty: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
         if not paths:
             raise InputError("paths: expected at least one file; got none.")
         self.name = ", ".join(str(path) for path in paths)
+        self._processes = processes
         self._parts = [_Part(Path(path), layer) for path in paths]
         first = self._parts[0].stored
         self.feature_ids, self.feature_metadata = first.feature_ids, first.feature_metadata
@@ -160,9 +172,21 @@ class CountFile:
 
     def blocks(self, entries: int = PASS_ENTRIES) -> Iterator[tuple[int, csr_array]]:
         """Read all samples in order, each block with the position of its first sample."""
+        yield from self._blocks(0, self.n, entries)
+
+    def _blocks(self, low: int, high: int, entries: int) -> Iterator[tuple[int, csr_array]]:
         step = self.rows_of(entries)
-        for i in range(0, self.n, step):
-            yield i, self[i : i + step]
+        for i in range(low, high, step):
+            yield i, self[i : min(high, i + step)]
+
+    def _own_blocks(self) -> Iterator[tuple[int, csr_array]]:
+        """Read this process's share of the samples."""
+        yield from self._blocks(*self._processes.share(self.n), PASS_ENTRIES)
+
+    def _depths_of_all(self, own: list[np.ndarray]) -> np.ndarray:
+        """Put together the depths that each process has found of its share."""
+        found = torch.from_numpy(np.concatenate([np.empty(0), *own]))
+        return self._processes.whole(found, self.n).numpy()
 
     def rows_of(self, entries: int) -> int:
         """Rows that hold about so many non-zeros, at least one."""
@@ -189,8 +213,9 @@ class CountFile:
         As `CountTable.filter`, reading the file once a round; two or three rounds are usual.
         """
         samples, features = qualifying(
-            self.blocks,
+            self._own_blocks,
             self.shape,
+            total=lambda *sums: self._processes.total(*map(torch.from_numpy, sums)),
             min_sample_count=min_sample_count,
             min_feature_count=min_feature_count,
             min_feature_samples=min_feature_samples,
@@ -237,7 +262,8 @@ class CountFile:
         chosen._place, chosen.feature_ids, chosen.feature_metadata = known, feature_ids, metadata
         same = len(feature_ids) == self.d and (place >= 0).all()
         if not same:
-            chosen.depth = np.concatenate([_depth(block) for _, block in chosen.blocks()])
+            own = [_depth(block) for _, block in chosen._own_blocks()]
+            chosen.depth = chosen._depths_of_all(own)
         return chosen
 
     def _read(self, at: Integer[np.ndarray, " rows"]) -> csr_array:
@@ -248,7 +274,7 @@ class CountFile:
             part, start = self._parts[number], self._starts[number]
             own = at[part_of == number] - start
             with reading(part.path, "a count table"):
-                pieces += [part.rows(int(run[0]), int(run[-1]) + 1) for run in _runs(own)]
+                pieces += [part.chosen(run) for run in part.runs(own)]
         if not pieces:
             return csr_array((0, self.d))
         counts = pieces[0] if len(pieces) == 1 else csr_array(vstack(pieces, format="csr"))
@@ -256,9 +282,14 @@ class CountFile:
 
     def _checked(self, allow_fractional: bool) -> np.ndarray:
         """Check all counts, a block at a time, and return the depths."""
+        with self._processes.in_step():
+            own = self._own_checked(allow_fractional)
+        return self._depths_of_all(own)
+
+    def _own_checked(self, allow_fractional: bool) -> list[np.ndarray]:
         fractional = "warn" if allow_fractional else "error"
         depths = []
-        for i, block in self.blocks():
+        for i, block in self._own_blocks():
             try:
                 with warnings.catch_warnings(record=True) as noted:
                     warnings.simplefilter("always", CountvaeWarning)
@@ -274,10 +305,10 @@ class CountFile:
                 hint = self._parts[0].stored.hint
                 raise InputError(f"{str(error).rstrip('.')}{hint}.") from None
             for warning in noted:
-                warnings.warn(warning.message, stacklevel=4)
+                warnings.warn(warning.message, stacklevel=5)
                 fractional = "ignore"
             depths.append(_depth(block))
-        return np.concatenate(depths)
+        return depths
 
 
 class _Part:
@@ -343,7 +374,22 @@ class _Part:
         if not np.array_equal(own, feature_ids):
             self.place = place
 
-    def rows(self, start: int, stop: int) -> csr_array:
+    def runs(self, at: np.ndarray) -> list[np.ndarray]:
+        """Cut rising sample numbers into requests: where much lies between, or enough is asked."""
+        begin, end = (
+            number * self.d if self.indptr is None else self.indptr[number]
+            for number in (at, at + 1)
+        )
+        cuts = (begin[1:] - end[:-1] > GAP_ENTRIES) | (np.diff(begin // AT_ONCE) > 0)
+        return np.split(at, np.flatnonzero(cuts) + 1)
+
+    def chosen(self, at: np.ndarray) -> csr_array:
+        """Read samples whose numbers rise, and those between them, and keep the former."""
+        first, last = int(at[0]), int(at[-1])
+        rows = self._rows(first, last + 1)
+        return rows if len(at) == rows.shape[0] else rows[at - first]
+
+    def _rows(self, start: int, stop: int) -> csr_array:
         """Read consecutive samples."""
         if self.indptr is None:
             counts = csr_array(self.matrix[start:stop])
@@ -362,11 +408,6 @@ class _Part:
         return counts if self.place is None else _moved(counts, self.place, self.d)
 
 
-def _runs(at: np.ndarray) -> list[np.ndarray]:
-    """Cut rising numbers where one is left out."""
-    return np.split(at, np.flatnonzero(np.diff(at) != 1) + 1)
-
-
 def _depth(counts: csr_array) -> np.ndarray:
     return np.asarray(counts.sum(axis=1, dtype=np.float64))
 
@@ -383,9 +424,9 @@ def _moved(counts: csr_array, place: np.ndarray, d: int) -> csr_array:
     )
 
 
-def open_counts(given: Any) -> "CountFile | None":
+def open_counts(given: Any, processes: Processes = ALONE) -> "CountFile | None":
     """Open what names files, one or several; None for anything else."""
     paths = given if isinstance(given, list | tuple) else [given]
     if not paths or not all(isinstance(path, str | os.PathLike) for path in paths):
         return None
-    return CountFile(*paths, allow_fractional=True)
+    return CountFile(*paths, allow_fractional=True, processes=processes)

@@ -60,7 +60,7 @@ class Overlap:
     shared : int
         Features in both.
     missing : int
-        Features of the list that the table lacks; they are zero in the aligned table.
+        Features of the list that the table lacks.
     extra : int
         Features of the table that the list lacks; they are left out.
     read_fraction : float
@@ -83,12 +83,17 @@ class Overlap:
             read_fraction=float(shared_reads / reads) if reads else 0.0,
         )
 
+    @property
+    def least(self) -> float:
+        """The share of the list that the table has, or of its reads that count: the less."""
+        return min(self.shared / (self.shared + self.missing), self.read_fraction)
+
     def __str__(self) -> str:
         """Say it in a sentence."""
         return (
             f"{self.shared} of {self.shared + self.missing} features are in the table, with "
-            f"{100 * self.read_fraction:.1f} % of its reads; "
-            f"{self.missing} missing are taken as zero, {self.extra} extra are left out."
+            f"{100 * self.read_fraction:.1f} % of its reads; {self.missing} are not, and "
+            f"{self.extra} others are left out."
         )
 
 
@@ -310,6 +315,7 @@ def qualifying(
     blocks: Callable[[], Iterable[tuple[int, csr_array]]],
     shape: tuple[int, int],
     *,
+    total: Callable[..., None] = lambda *sums: None,
     min_sample_count: int,
     min_feature_count: int,
     min_feature_samples: int,
@@ -322,6 +328,8 @@ def qualifying(
         Gives all samples once, in blocks, each with the position of its first sample.
     shape : (int, int)
         Samples and features.
+    total : callable
+        Given sums over these blocks, adds what other processes have of the table.
 
     Raises
     ------
@@ -330,7 +338,7 @@ def qualifying(
     """
     samples, features = np.ones(shape[0], bool), np.ones(shape[1], bool)
     while True:
-        enough = np.zeros(shape[0], bool)
+        enough = np.zeros(shape[0], np.int8)
         of_feature, seen_in = np.zeros(shape[1]), np.zeros(shape[1])
         for first, block in blocks():
             x = block.astype(np.float64)
@@ -339,7 +347,8 @@ def qualifying(
             weights = samples[own].astype(np.float64)
             of_feature += x.T @ weights
             seen_in += np.bincount(x.indices, _repeated(weights, x), shape[1])
-        kept_samples = samples & enough
+        total(enough, of_feature, seen_in)
+        kept_samples = samples & (enough > 0)
         kept_features = (
             features & (of_feature >= min_feature_count) & (seen_in >= min_feature_samples)
         )
@@ -860,7 +869,7 @@ def with_metadata(
     metadata: Path,
 ) -> pd.DataFrame:
     """Read a metadata file, aligned to the samples of the table at `path`, and add what it has."""
-    frame = _read_metadata(metadata)
+    frame = read_metadata(metadata)
     known = np.isin(sample_ids.astype(str), frame.index.to_numpy(str))
     if not known.any():
         turned = np.isin(feature_ids.astype(str), frame.index.to_numpy(str)).sum()
@@ -882,7 +891,7 @@ def with_metadata(
     return frame
 
 
-def _read_metadata(path: Path) -> pd.DataFrame:
+def read_metadata(path: Path) -> pd.DataFrame:
     """Read metadata by scikit-bio, whatever the column of ids is called."""
     if not path.is_file():
         raise InputError(f"{path}: there is no such file.")

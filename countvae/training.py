@@ -65,6 +65,8 @@ def train(
     *,
     shrink_loadings: bool,
     generator: torch.Generator,
+    going_on: bool = False,
+    frozen: str | None = None,
     validation: Rows | None = None,
     refinement_steps: int = 0,
     progress: Callable[[dict[str, float | int]], None] | None = None,
@@ -85,6 +87,11 @@ def train(
         Put an empirical-Bayes prior on the loadings, and a variance on each: see `Shrinkage`.
     generator : torch.Generator
         Shuffles the rows.
+    going_on : bool
+        Whether encoder and decoder are those of another fit: the prior is then centred at their
+        loadings, from the first epoch on.
+    frozen : {"encoder", "decoder"}, optional
+        Which of the two stays as it is, an encoder but for following the factors to unit variance.
     refinement_steps : int
         Newton steps after the encoder in the validation bound.
     progress : callable, optional
@@ -108,13 +115,18 @@ def train(
     optimizer = _optimizer(rows, encoder, decoder, schedule)
     steps_an_epoch = math.ceil(rows.n / rows.batch_size)
     state = State(encoder, decoder, optimizer, generator, rows)
+    if going_on and shrink_loadings:
+        loadings = decoder.loadings.detach().clone()
+        state.shrinkage = Shrinkage(loadings, around=loadings)
+    encoder.requires_grad_(frozen != "encoder")
+    of_decoder = schedule.max_epochs * (1 if frozen == "encoder" else FINISH_FROM)
     if kept is not None:
         state.restore(kept)
     for epoch in range(len(state.history), schedule.max_epochs):
         if state.stopped:
             break
-        finishing = epoch >= FINISH_FROM * schedule.max_epochs
-        settling = not finishing and epoch + 1 >= FINISH_FROM * schedule.max_epochs
+        finishing = frozen == "decoder" or epoch >= of_decoder
+        settling = not finishing and epoch + 1 >= of_decoder
         if finishing:
             state.shrinkage = None
             decoder.requires_grad_(False)
@@ -159,7 +171,8 @@ def train(
             raise Diverged(f"the factors are not finite after epoch {epoch + 1}")
         reached = moments.mean_bound(shrinkage)
         early = epoch < PRIOR_FROM * schedule.max_epochs
-        begins = shrink_loadings and early and epoch + 1 >= PRIOR_FROM * schedule.max_epochs
+        begins = epoch + 1 >= PRIOR_FROM * schedule.max_epochs
+        begins = begins and early and shrink_loadings and not going_on
         if not finishing:
             if settling:
                 moments.settle(decoder, shrinkage)
@@ -167,7 +180,9 @@ def train(
                 shrinkage.update(decoder.loadings.detach(), moments.of_loadings)
                 decoder.keep_variances(shrinkage.U)
             moments.solve_sigma2(decoder, shrunk=shrinkage is not None)
-            moments.rescale(encoder, decoder, rotate=early)
+            root = moments.rescale(encoder, decoder, rotate=early and not going_on)
+            if shrinkage is not None:
+                shrinkage.rescale(root)
             if begins:
                 state.shrinkage = Shrinkage(decoder.loadings.detach())
         state.log_scale = log_scale
@@ -252,7 +267,8 @@ class State:
         for i, of_one in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{name}": value for name, value in of_one.items()}
         if self.shrinkage is not None:
-            tensors |= {f"shrinkage.{name}": t for name, t in vars(self.shrinkage).items()}
+            parts = vars(self.shrinkage).items()
+            tensors |= {f"shrinkage.{name}": t for name, t in parts if t is not None}
         settings = {
             "history": self.history,
             "best_bound": None if self.best_bound == -math.inf else self.best_bound,
@@ -434,10 +450,10 @@ class _Moments:
         decoder.grow_sigma2(1 + step / own)
 
     @torch.no_grad()
-    def rescale(self, encoder: Encoder, decoder: Decoder, rotate: bool) -> None:
+    def rescale(self, encoder: Encoder, decoder: Decoder, rotate: bool) -> Tensor:
         """Give the factors mean 0 and covariance I; turn them to the axes of the information.
 
-        What covariates tell of the factors goes to Theta.
+        What covariates tell of the factors goes to Theta. Returns A of z = A u.
         """
         mean, slope = self.z / self.n, None
         left_out = self.left_out / self.looked.clamp_min(1)
@@ -454,6 +470,7 @@ class _Moments:
         decoder.rescale(root, mean, slope)
         encoder.rescale(root, mean)
         encoder.recentre(decoder.mu.detach())
+        return root
 
 
 def _optimizer(

@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from scipy.sparse import csr_array
-from skbio import OrdinationResults
+from skbio import DistanceMatrix, OrdinationResults
 
 from countvae import MultinomialVAE, cli, demo
 from countvae.checks import InputError
@@ -143,7 +143,7 @@ def test_every_default_of_fit_is_the_estimators_own():
     options = {p.name: p for p in main.commands["fit"].params}
     shared_names = options.keys() & MultinomialVAE().get_params().keys()
     assert {"n_components", "learning_rate", "random_state", "basis"} <= shared_names
-    for name in shared_names - {"patience", "formula"}:
+    for name in shared_names - {"patience", "formula", "init", "freeze"}:
         default = MultinomialVAE().get_params()[name]
         spelt = default.replace("_", "-") if isinstance(default, str) else default
         assert options[name].default == spelt, name
@@ -431,8 +431,38 @@ def test_features_are_matched_by_id_and_what_does_not_match_is_reported(
     write_tsv(tmp_path / "other.tsv", counts, features=[*FEATURES[:-1], "new"])
     result = run("transform", "other.tsv", *arguments, "other.out.tsv")
     assert "5 of 6 features are in the table" in result.stderr
-    assert "1 missing are taken as zero, 1 extra are left out" in result.stderr
+    assert "1 are not, and 1 others are left out" in result.stderr
     assert len((tmp_path / "other.out.tsv").read_text().splitlines()) == 21
+    run("transform", "other.tsv", *arguments, "filled.tsv", "--zero-fill")
+    model = cli.MultinomialVAE.load(shared / "model")
+    zeros = np.c_[counts[:, :-1], np.zeros(20, int)]
+    filled = pd.read_csv(tmp_path / "filled.tsv", sep="\t").iloc[:, 1:3]
+    expected = model.transform(CountTable(csr_array(zeros), SAMPLES, FEATURES))
+    np.testing.assert_allclose(filled, expected, atol=1e-12)
+    left_out = pd.read_csv(tmp_path / "other.out.tsv", sep="\t").iloc[:, 1:3]
+    known = CountTable(csr_array(counts[:, :-1]), SAMPLES, FEATURES[:-1])
+    expected = model.subcomposition(FEATURES[:-1]).transform(known)
+    np.testing.assert_allclose(left_out, expected, atol=1e-12)
+    refusal = run("transform", "other.tsv", *arguments, "o.tsv", "--min-overlap", 0.9, code=3)
+    assert "Less than min_overlap=0.9 is shared" in refusal.stderr
+    run("denoise", "other.tsv", *arguments, "denoised.tsv")
+    assert (tmp_path / "denoised.tsv").read_text().splitlines()[0].split("\t")[1:] == list(
+        FEATURES[:-1]
+    )
+    run("score", "other.tsv", *arguments, "scores.tsv", "--reference", 100)
+    assert np.isfinite(pd.read_csv(tmp_path / "scores.tsv", sep="\t")["t"]).all()
+
+
+@pytest.mark.parametrize("kind", ["latent", "aitchison"])
+def test_distances_are_written_for_scikit_bio(run, shared, tmp_path, kind):
+    table = shared / "table.biom"
+    run("transform", table, "--model", shared / "model", "-o", "y.tsv", "--quiet",
+        "--distances", "d.tsv", "--distance", kind)  # fmt: skip
+    found = DistanceMatrix.read(str(tmp_path / "d.tsv"))
+    assert list(found.ids) == list(SAMPLES)
+    model, counts = cli.MultinomialVAE.load(shared / "model"), read(table)
+    points = model.transform(counts) if kind == "latent" else model.denoise(counts)[1]
+    assert found["007", "s5"] == pytest.approx(np.linalg.norm(points[0] - points[8]))
 
 
 def test_a_table_without_one_of_the_models_features_is_refused(run, shared, tmp_path, counts):
@@ -901,3 +931,54 @@ def test_what_would_not_fit_into_memory_is_not_denoised(shared, run, monkeypatch
     given = shared / "table.biom", "--model", shared / "model"
     result = run("denoise", *given, "-o", "d.biom", "--quiet", code=3)
     refused(result, "table.biom", "denoise fewer samples")
+
+
+def test_generate_draws_what_a_design_asks_for(shared, run, tmp_path):
+    model = cli.MultinomialVAE.load(shared / "model")
+    Path("design.tsv").write_text("id\tF1\tsite\nlow\t-1.5\ta\nhigh\t1.5\tb\nfree\t\tb\n")
+    arguments = (
+        "generate",
+        "--model",
+        shared / "model",
+        "--design",
+        "design.tsv",
+        "--depth",
+        10**6,
+    )
+    run(*arguments, "-o", "d.h5ad", "--quiet")
+    drawn = anndata.read_h5ad("d.h5ad")
+    assert list(drawn.obs_names) == ["low", "high", "free"]
+    assert list(drawn.obs["site"]) == ["a", "b", "b"]
+    np.testing.assert_allclose(drawn.obsm["X_mvae"][:2, 0], [-1.5, 1.5])
+    assert drawn.obsm["X_mvae"][2, 0] not in (0, -1.5, 1.5)
+    again = model.transform(read("d.h5ad"))
+    assert (again[:2, 0] * [-1, 1] > 0).all()
+    Path("design.tsv").write_text("id\tF1\nlow\tmuch\n")
+    said = run(*arguments, "-o", "e.h5ad", "--quiet", code=3).stderr
+    assert "design.tsv: expected numbers; got 'much' in sample 'low', column 'F1'" in said
+    Path("design.tsv").write_text("id\tf1\nlow\t1\n")
+    assert "expected columns among 'F1'" in run(*arguments, "-o", "e.h5ad", code=3).stderr
+    run(*arguments, "-o", "e.h5ad", "--n-samples", 3, code=2)
+    assert not Path("e.h5ad").exists()
+
+
+def test_a_fit_goes_on_from_a_model_by_its_settings_and_features(shared, run, tmp_path, counts):
+    write_tsv(
+        tmp_path / "small.tsv", counts[:12, ::-1], features=FEATURES[::-1], samples=SAMPLES[:12]
+    )
+    said = run("fit", "small.tsv", "-o", "further", "--init", shared / "model", "--quiet").stdout
+    assert "further" in said
+    begun, further = (cli.MultinomialVAE.load(p) for p in (shared / "model", "further"))
+    assert further.feature_ids_ == begun.feature_ids_
+    assert further.encoder_width == begun.encoder_width
+    assert not np.array_equal(further.components_, begun.components_)
+    write_tsv(tmp_path / "less.tsv", counts[:, :5], features=FEATURES[:5])
+    result = run("fit", "less.tsv", "-o", "kept", "--init", shared / "model", "--freeze", "decoder")
+    assert "5 of 6 features are in the table" in result.stderr
+    assert "Those that are not are zero" in result.stderr
+    kept = cli.MultinomialVAE.load("kept")
+    np.testing.assert_allclose(kept.components_, begun.components_, atol=1e-6)
+    refusal = run(
+        "fit", "less.tsv", "-o", "o", "--init", shared / "model", "--encoder-width", 9, code=3
+    )
+    assert "init: its encoder_width is" in refusal.stderr

@@ -157,3 +157,16 @@ def test_the_command_line_takes_a_formula_and_writes_effects(drawn, tmp_path):
     refused = run(*fit, "--formula", "~ weight", "-o", tmp_path / "n", code=3)
     assert "there is no column 'weight'" in refused.stderr
     assert not (tmp_path / "n").exists()
+
+
+def test_a_design_moves_what_is_drawn_as_the_effects_say(adjusted):
+    design = pd.DataFrame({"age": [2.0, 8.0], "batch": ["one", "one"], "F1": [0.0, 0.0]})
+    design = pd.concat([design] * 150, ignore_index=True)
+    counts, y = adjusted.sample_design(design, depth=10**6, random_state=0)
+    assert not y[:, 0].any() and y[:, 1].std() > 0
+    logs = np.log(counts.toarray() + 0.5)
+    clr = logs - logs.mean(1, keepdims=True)
+    moved = clr[1::2].mean(0) - clr[::2].mean(0)
+    assert np.corrcoef(moved, 6 * adjusted.coefficients_[0])[0, 1] > 0.95
+    with pytest.raises(InputError, match=r"'three' in sample '0', which the model was not fitted"):
+        adjusted.sample_design(design.assign(batch="three"))

@@ -421,13 +421,94 @@ def test_names_of_features_are_kept_and_reordered_ones_are_aligned(named):
     np.testing.assert_array_equal(model.score_samples(shuffled), model.score_samples(named))
 
 
-def test_missing_and_extra_features_are_named(named):
+def test_features_that_are_missing_or_unknown_are_told_by_number_and_reads(named):
+    model = MultinomialVAE(**SMALL).fit(named.select_features(np.delete(np.arange(20), 5)))
+    lacking = named.select_features(np.delete(np.arange(20), [3, 7]))
+    with pytest.warns(CountvaeWarning, match=r"^X: 17 of 19 .*; 2 are not, and 1 others are left"):
+        y = model.transform(lacking)
+    part = model.subcomposition([j for j in range(19) if j not in (3, 6)])
+    known = lacking.select_features(np.delete(np.arange(18), 4))
+    np.testing.assert_allclose(part.transform(known), y, atol=1e-12)
+    for answer in (model.denoise, model.amortization_gap, model.sample_like):
+        with pytest.raises(
+            InputError, match=r"^X: the table lacks 2 features .* 'f3', 'f7'; `match`"
+        ):
+            answer(lacking)
+
+
+def test_too_small_an_overlap_is_refused_unless_told(named):
     model = MultinomialVAE(**SMALL).fit(named)
-    with pytest.raises(InputError, match=r"lacks 2 features .* 'f3', 'f7'"):
-        model.transform(named.select_features(np.delete(np.arange(20), [3, 7])))
-    with pytest.raises(InputError, match=r"has 1 features .* 'f5'"):
-        smaller = MultinomialVAE(**SMALL).fit(named.select_features(np.delete(np.arange(20), 5)))
-        smaller.transform(named)
+    few = named.select_features(np.arange(6))
+    with pytest.raises(InputError, match=r"^X: 6 of 20 .* Less than min_overlap=0.5 is shared"):
+        model.transform(few)
+    with pytest.warns(CountvaeWarning, match="6 of 20"):
+        assert model.set_params(min_overlap=0.3).transform(few).shape == (few.n, 3)
+    with pytest.raises(InputError, match="none of its features"):
+        renamed = CountTable(few.counts, few.sample_ids, np.array(list("uvwxyz"), dtype=object))
+        model.transform(renamed)
+
+
+@pytest.mark.parametrize("noise", ["isotropic", "by_feature"])
+def test_a_subcomposition_is_the_law_of_the_counts_given_how_many_fall_on_it(named, noise):
+    model = MultinomialVAE(**SMALL, noise=noise).fit(named)
+    at = np.array([4, 0, 11, 17, 9, 2])
+    part = model.subcomposition(named.feature_ids[at])
+    assert part.feature_ids_ == [f"f{j}" for j in at]
+    y = model.transform(named)[:7]
+    whole = model.inverse_transform(y)[:, at]
+    closed = whole / whole.sum(1, keepdims=True)
+    np.testing.assert_allclose(part.inverse_transform(y), closed, rtol=1e-10)
+    np.testing.assert_array_equal(part.feature_noise_variance_, model.feature_noise_variance_[at])
+    # log-ratios among these features vary as they do in the whole
+    for law, features in ((part, np.arange(6)), (model, at)):
+        C = law.get_covariance()[np.ix_(features, features)]
+        ratios = np.diag(C)[:, None] + np.diag(C) - 2 * C
+        if law is part:
+            expected = ratios
+    np.testing.assert_allclose(ratios, expected, rtol=1e-9, atol=1e-9)
+    counts, drawn = part.sample(5, 200, random_state=0)
+    assert counts.shape == (5, 6) and drawn.shape == (5, 3)
+    with pytest.raises(InputError, match="is not saved"):
+        part.save("nowhere")
+
+
+def test_without_an_encoder_answers_are_the_optimum(named):
+    model = MultinomialVAE(**SMALL, refinement_steps=30).fit(named)
+    part = model.subcomposition(np.arange(20))
+    np.testing.assert_allclose(part.transform(named), model.transform(named), atol=1e-5)
+    np.testing.assert_allclose(part.score_samples(named), model.score_samples(named), atol=1e-6)
+    np.testing.assert_allclose(part.loadings_, model.loadings_, atol=1e-10)
+
+
+def test_features_that_were_not_measured_mislead_less_when_left_out_than_as_zeros():
+    truth = simulate(400, 60, 3, 2000, design="flat", rng=np.random.default_rng(2))
+    ids = (
+        np.array([f"{x}{i}" for i in range(n)], dtype=object) for x, n in (("s", 400), ("f", 60))
+    )
+    table = CountTable(truth.counts, *ids)
+    model = MultinomialVAE(3, max_epochs=20).fit(table)
+    whole = model.transform(table)
+    half = table.select_features(np.arange(0, 60, 2))
+    with pytest.warns(CountvaeWarning, match="30 of 60"):
+        left_out = model.set_params(min_overlap=0.3).transform(half)
+    zeros = model.transform(half.align_features(table.feature_ids)[0])
+    error = [np.square(y - whole).mean() for y in (left_out, zeros)]
+    assert error[0] < 0.25 * error[1]
+    assert error[0] < 0.1 * np.square(whole).mean()
+
+
+@pytest.mark.parametrize(
+    ("features", "sentence"),
+    [
+        ([1], "at least two features, each once"),
+        ([1, 1], "at least two features, each once"),
+        (["f1", "x"], "not among the model's: 'x'"),
+        ([1, 20], "not among the model's: 20"),
+    ],
+)
+def test_features_of_a_subcomposition_are_the_models(named, features, sentence):
+    with pytest.raises(InputError, match=f"^features: .*{sentence}"):
+        MultinomialVAE(**SMALL).fit(named).subcomposition(features)
 
 
 def test_a_table_of_another_width_is_refused_when_the_model_knows_no_names(model, named):
@@ -972,3 +1053,61 @@ def test_a_model_from_before_the_deviations_were_kept_is_still_read(model, tmp_p
     old = MultinomialVAE.load(tmp_path / "old")
     np.testing.assert_array_equal(old.components_, model.components_)
     assert not old.clr_loadings_sd_.any()
+
+
+# --- going on from another fit -------------------------------------------------------------------
+
+
+@pytest.fixture(name="cohorts", scope="module")
+def a_large_cohort_and_a_small_one():
+    truth = simulate(640, 40, 3, 1000, rng=np.random.default_rng(4))
+    return truth.counts[:400], truth.counts[400:440], truth.counts[440:]
+
+
+@pytest.fixture(name="begun", scope="module")
+def fit_of_the_large_cohort(cohorts):
+    return MultinomialVAE(3, max_epochs=20).fit(cohorts[0])
+
+
+def test_a_fit_that_goes_on_beats_one_from_scratch_on_a_small_cohort(cohorts, begun, tmp_path):
+    _, few, new = cohorts
+    begun.save(tmp_path / "m")
+    further = MultinomialVAE(3, init=tmp_path / "m").fit(few)
+    assert further.score(new) > MultinomialVAE(3).fit(few).score(new) + 0.5
+    assert not np.array_equal(further.clr_loadings_, begun.clr_loadings_)
+    again = MultinomialVAE(3, init=begun).fit(few)
+    np.testing.assert_array_equal(again.components_, further.components_)
+
+
+def test_what_is_frozen_stays(cohorts, begun):
+    _, few, _ = cohorts
+    kept = MultinomialVAE(3, init=begun, freeze="decoder", max_epochs=6).fit(few)
+    for name in ("components_", "mean_", "noise_variance_", "explained_variance_"):
+        np.testing.assert_allclose(getattr(kept, name), getattr(begun, name), rtol=1e-5, atol=1e-6)
+    assert kept.amortization_gap(few).mean() < begun.amortization_gap(few).mean()
+    kept = MultinomialVAE(3, init=begun, freeze="encoder", max_epochs=6).fit(few)
+    assert not np.allclose(kept.components_, begun.components_, atol=1e-4)
+    # the directions that the encoder reads are the same, whatever the units of the factors
+    A, B = (np.linalg.qr(m._encoder.A.numpy())[0] for m in (kept, begun))
+    np.testing.assert_allclose(A @ A.T, B @ B.T, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"n_components": 2}, "init: its n_components is 3, not 2"),
+        ({"encoder_width": 9}, "init: its encoder_width is 128, not 9"),
+        ({"init": None, "freeze": "decoder"}, "freeze: there is nothing to keep without init"),
+        ({"freeze": "both"}, "freeze: expected one of"),
+    ],
+)
+def test_a_fit_goes_on_only_from_one_of_its_kind(cohorts, begun, settings, sentence):
+    with pytest.raises(InputError, match=sentence):
+        MultinomialVAE(**{"n_components": 3, "init": begun} | settings).fit(cohorts[1])
+
+
+def test_a_fit_goes_on_only_with_the_same_features(cohorts, begun):
+    with pytest.raises(InputError, match="init: has 40 features, and they are not the table's 39"):
+        MultinomialVAE(3, init=begun).fit(cohorts[1][:, :39])
+    with pytest.raises(InputError, match="no encoder to go on from"):
+        MultinomialVAE(3, init=begun.subcomposition(np.arange(30))).fit(cohorts[1][:, :30])

@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.sparse import csr_array
-from skbio import OrdinationResults
+from skbio import DistanceMatrix, OrdinationResults
 from skbio.metadata import SampleMetadata
 
 from countvae import MultinomialVAE
@@ -11,6 +11,7 @@ from countvae.checks import InputError
 from countvae.ordination import (
     annotate,
     check_ids,
+    distances,
     feature_frame,
     files,
     ordination,
@@ -18,6 +19,7 @@ from countvae.ordination import (
     write_ordination,
 )
 from countvae.table import CountTable
+from countvae.tl import mvae
 
 SAMPLES = np.array(["007", "2538.1001130", "1e5", *(f"s{i}" for i in range(21))], dtype=object)
 FEATURES = np.array(["1.10", "NA", "True", "d", "e f", "g"], dtype=object)
@@ -122,3 +124,40 @@ def test_key_added_is_used_as_it_stands(model, posterior):
     assert set(annotated.obsm) == {"foo", "foo_sd"}
     assert set(annotated.varm) == {"foo_loadings"}
     assert set(annotated.uns) == {"foo"}
+
+
+def test_distances_are_those_between_fitted_compositions_and_read_back(tmp_path, model, posterior):
+    mean, _ = posterior
+    found = distances(SAMPLES, mean)
+    clr = np.log(model.inverse_transform(mean))
+    clr -= clr.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(found["007", "s3"], np.linalg.norm(clr[0] - clr[6]), rtol=1e-10)
+    found.write(str(tmp_path / "d.tsv"))
+    again = DistanceMatrix.read(str(tmp_path / "d.tsv"))
+    assert list(again.ids) == list(SAMPLES)
+    np.testing.assert_allclose(again.data, found.data, rtol=1e-12)
+
+
+@pytest.fixture(name="adata")
+def counts_with_logs_in_x(table):
+    frames = pd.DataFrame(index=list(SAMPLES)), pd.DataFrame(index=list(FEATURES))
+    return anndata.AnnData(
+        np.log1p(table.counts.toarray()), *frames, layers={"counts": table.counts}
+    )
+
+
+def test_a_tool_fits_the_counts_of_an_anndata_and_writes_its_keys(adata, model, posterior):
+    assert mvae(adata, 2, max_epochs=2, encoder_width=4) is None
+    np.testing.assert_array_equal(adata.obsm["X_mvae"], posterior[0])
+    np.testing.assert_array_equal(adata.obsm["X_mvae_sd"], posterior[1])
+    np.testing.assert_array_equal(adata.varm["mvae_loadings"], model.clr_loadings_)
+    copied = mvae(adata, 2, max_epochs=2, encoder_width=4, key_added="again", copy=True)
+    assert "again" in copied.obsm and "again" not in adata.obsm
+
+
+def test_a_tool_says_which_layers_there_are(adata):
+    with pytest.raises(InputError, match=r"^layer: adata has no layer 'raw'; its layers: 'counts'"):
+        mvae(adata, 2, layer="raw")
+    with pytest.raises(InputError, match="log-normalised"):
+        mvae(adata, 2, layer="X")
+    assert not adata.obsm

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from scipy.sparse import csr_array
 
 from countvae import plots
@@ -111,3 +112,30 @@ def test_drawn_tables_are_shown_beside_the_observed():
     observed, drawn = axes[0].lines
     np.testing.assert_array_equal(observed.get_xdata(), drawn.get_xdata())
     assert len(axes) == 3
+
+
+def test_a_biplot_has_the_longest_arrows_and_no_two_labels_on_one_another():
+    rng = np.random.default_rng(0)
+    V = rng.standard_normal((60, 3)) * np.r_[np.full(12, 3.0), np.ones(48)][:, None]
+    V[:12, 1] = 3 + 0.01 * rng.standard_normal(12)  # all of them point the same way
+    frame = pd.DataFrame(V, [f"feature {j}" for j in range(60)], ["F1", "F2", "F3"])
+    ax = plots.biplot(Y, frame, top=10, labels={"feature 0": "first"}, ax=plt.figure().subplots())
+    texts = [text for text in ax.texts if text.get_text()]
+    unit = frame / np.linalg.norm(frame, axis=0)
+    longest = np.linalg.norm(unit[["F1", "F2"]], axis=1).argsort()[::-1][:10]
+    names = {"first" if j == 0 else f"feature {j}" for j in longest}
+    assert {text.get_text() for text in texts} == names
+    ax.figure.canvas.draw()
+    boxes = [Text.get_window_extent(text) for text in texts]  # without its arrow
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    plt.close(ax.figure)
+
+
+@pytest.mark.parametrize("heights", [[], [1.0], [0.0, 0.0, 0.0], [3.0, 1.0, 1.1, 1.2, -4.0]])
+def test_labels_move_apart_as_little_as_need_be(heights):
+    placed = plots._apart(np.array(heights), 0.5)
+    assert (np.diff(np.sort(placed)) >= 0.5 - 1e-9).all()
+    assert list(np.argsort(placed, kind="stable")) == list(np.argsort(heights, kind="stable"))
+    assert np.sum(placed) == pytest.approx(np.sum(heights))
+    if len(heights) == 5:
+        np.testing.assert_allclose(placed, [3.0, 0.6, 1.1, 1.6, -4.0])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +21,7 @@ from countvae.rows import Rows
 from countvae.simulate import simulate
 from countvae.table import CountTable, write
 
-SETTINGS = ["-k", "3", "--stream", "--seed", "1"]
+SETTINGS = ["-k", "3", "--stream", "--seed", "1", "--min-feature-samples", "20"]
 ALWAYS_KEEP = """
 import countvae.estimator, countvae.cli
 countvae.estimator.SECONDS_BETWEEN_CHECKPOINTS = 0.0
@@ -81,8 +82,8 @@ def folder_with_a_table(tmp_path_factory):
     return folder
 
 
-def launch(folder, *arguments, count):
-    program = [str(folder / "program.py"), "fit", str(folder / "table.h5ad"), *SETTINGS, *arguments]
+def launch(folder, *arguments, count, table="table.h5ad"):
+    program = [str(folder / "program.py"), "fit", str(folder / table), *SETTINGS, *arguments]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     return subprocess.Popen(
         [sys.executable, *(launcher if count > 1 else []), *program],
@@ -107,6 +108,25 @@ def test_two_processes_find_what_one_finds_and_one_writes(folder):
     tables = [pd.read_csv(folder / name / "samples.tsv", sep="\t") for name in ("by1", "by2")]
     assert list(tables[0]["sample-id"]) == list(tables[1]["sample-id"])
     assert not list(folder.glob("*.checkpoint"))
+
+
+def test_bad_input_stops_all_by_one_sentence(folder):
+    (folder / "taken").mkdir()
+    (folder / "taken" / "notes.txt").write_text("mine")
+    process = launch(folder, "-o", "taken", count=2)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert said.count("Error: taken: ") == 2 and "--resume" not in said
+    truth = simulate(300, 40, 3, 1000, rng=np.random.default_rng(0))
+    counts = truth.counts.toarray().astype(float)
+    counts[290, 7] = -1  # in the second process's share
+    path = folder / "broken.h5ad"
+    frames = (pd.DataFrame(index=list(ids)) for ids in (truth.sample_ids, truth.feature_ids))
+    anndata.AnnData(csr_array(counts), *frames).write_h5ad(path)
+    process = launch(folder, "-o", "none", count=2, table="broken.h5ad")
+    said, _ = process.communicate(timeout=120)
+    assert said.count("Error: ") >= 2 and "--resume" not in said
+    assert said.count(str(truth.sample_ids[290])) == 2
 
 
 def children(pid):
@@ -139,3 +159,8 @@ def test_when_one_is_killed_the_rest_say_so_and_the_fit_goes_on_from_its_checkpo
     assert len(model.history_) == 80
     assert list(model.history_["epoch"]) == list(range(1, 81))
     assert not checkpoint.exists()
+    unbroken = launch(folder, "-o", "unbroken", "--max-epochs", "80", count=2)
+    said, _ = unbroken.communicate(timeout=300)
+    assert unbroken.returncode == 0, said
+    bits = [(folder / name / "model.safetensors").read_bytes() for name in ("broken", "unbroken")]
+    assert bits[0] == bits[1]

@@ -68,3 +68,21 @@ def test_the_gradient_added_is_that_of_the_prior():
     gradient = torch.ones(2, 2)
     prior.add_gradient(V.detach(), gradient, 0.3)
     torch.testing.assert_close(gradient, 1 + V.grad)
+
+
+def test_around_other_loadings_the_prior_is_that_of_what_differs():
+    V, V0 = torch.randn(30, 2).double(), torch.randn(30, 2).double()
+    information = torch.rand(30, 2).double() + 0.5
+    plain, moved = Shrinkage(V), Shrinkage(V0 + V, around=V0)
+    moved.tau2, moved.prior_var = plain.tau2, plain.prior_var
+    for prior, at in ((plain, V), (moved, V0 + V)):
+        prior.update(at, information)
+    torch.testing.assert_close(moved.tau2, plain.tau2)
+    torch.testing.assert_close(moved.prior_var, plain.prior_var)
+    gradients = torch.zeros(30, 2).double(), torch.zeros(30, 2).double()
+    plain.add_gradient(V, gradients[0], 2.0)
+    moved.add_gradient(V0 + V, gradients[1], 2.0)
+    torch.testing.assert_close(*gradients)
+    A = torch.randn(2, 2).double()
+    moved.rescale(A)
+    torch.testing.assert_close(moved.around, V0 @ A)

@@ -64,6 +64,26 @@ def test_any_rows_are_those_of_the_table_in_the_order_asked_for(table, files, ki
             np.testing.assert_array_equal(streamed[rows].toarray(), table.counts[rows].toarray())
 
 
+@pytest.mark.parametrize(("gap", "at_once"), [(0, 1 << 20), (40, 1 << 20), (40, 90)])
+def test_rows_that_lie_apart_are_read_alone_and_near_ones_together(
+    table, files, monkeypatch, gap, at_once
+):
+    monkeypatch.setattr("countvae.stream.GAP_ENTRIES", gap)
+    monkeypatch.setattr("countvae.stream.AT_ONCE", at_once)
+    at = np.array([0, 1, 3, 4, 9, 11, 17])
+    for path in files.values():
+        stored = CountFile(path)
+        np.testing.assert_array_equal(stored[at].toarray(), table.counts[at].toarray())
+        pieces = [piece.tolist() for piece in stored._parts[0].runs(at)]
+        assert [row for piece in pieces for row in piece] == at.tolist()
+        if gap == 0:
+            assert pieces == [[0, 1], [3, 4], [9], [11], [17]]
+        elif at_once == 1 << 20:
+            assert pieces[0][:4] == [0, 1, 3, 4] and len(pieces) < 4
+        else:
+            assert len(pieces) > 2
+
+
 def test_blocks_are_the_whole_table_in_order(table, files):
     with CountFile(files["table.biom"]) as streamed:
         blocks = dict(streamed.blocks(entries=100))

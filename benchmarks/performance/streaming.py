@@ -1,6 +1,7 @@
 """A table on disk against the same in memory: `python -m benchmarks.performance.streaming`.
 
-Fits alternate; each has the same epochs, of which the first is left out.
+Fits alternate; each has the same epochs, of which the first is left out. In the last case a fifth
+of the samples is held out, so that the rest lie scattered in the file.
 """
 
 from benchmarks.core.common import arguments, tell
@@ -9,21 +10,27 @@ from benchmarks.performance.tables import write as write_table
 from countvae.metrics import subspace_error
 from countvae.table import read
 
-SIZES = ((20_000, 10_000, 0.02), (20_000, 2000, 0.1), (10_000, 5000, 0.25))
+SIZES = (
+    (20_000, 10_000, 0.02, 0.0),
+    (20_000, 2000, 0.1, 0.0),
+    (10_000, 5000, 0.25, 0.0),
+    (20_000, 10_000, 0.02, 0.2),
+)
 K, EPOCHS = 16, 6
 
 
 if __name__ == "__main__":
     rows, repeats = [], arguments(__doc__ or "", 3).seeds
     with scratch() as folder:
-        for n, d, nonzero in SIZES:
+        for n, d, nonzero, held_out in SIZES:
             path = folder / "table.h5ad"
             write_table(path, n, d, 16, nonzero, 0)
             table = read(path)
             for repeat in range(repeats):
-                held = Watched(table, K, max_epochs=EPOCHS)
-                streamed = Watched(path, K, max_epochs=EPOCHS)
-                other = Watched(table, K, max_epochs=EPOCHS, random_state=1)
+                settings = {"max_epochs": EPOCHS, "validation_fraction": held_out}
+                held = Watched(table, K, **settings)
+                streamed = Watched(path, K, **settings)
+                other = Watched(table, K, **settings, random_state=1)
                 V, V_streamed, V_other = (
                     fit.model.components_.T for fit in (held, streamed, other)
                 )
@@ -32,6 +39,7 @@ if __name__ == "__main__":
                         "n": n,
                         "d": d,
                         "nonzero": nonzero,
+                        "held_out": held_out,
                         "repeat": repeat,
                         "in_memory_s": held.epoch,
                         "streamed_s": streamed.epoch,

@@ -1,0 +1,99 @@
+"""Whether spoilt samples are found: `python -m benchmarks.takehome.score`.
+
+A model is fitted to some samples of a table; others are scored, half of them spoilt: a third of the
+reads taken from the features in another order ("contaminated"), or all features in another order
+among those of like abundance ("swapped"). Simulated tables have depths from 100 to 10,000; ecam its
+own. The area under the ROC curve of -t, the share of untouched samples with p <= 0.05, and the rank
+correlation of p with the depth among these.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_array
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
+
+from benchmarks.core.common import DATA, arguments, show, tell, write
+from countvae import MultinomialVAE
+from countvae.score import scores
+from countvae.simulate import simulate
+from countvae.table import read
+
+N, D, K = 600, 150, 5
+SCORED = 200
+NEIGHBOURS = 10
+SPOILT = ("contaminated", "swapped")
+
+
+def contaminated(counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Replace a third of the reads by some in another order."""
+    foreign = rng.permutation(counts)
+    return rng.binomial(counts, 2 / 3) + rng.binomial(foreign, 1 / 3)
+
+
+def swapped(counts: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Permute features within groups of neighbours in abundance: a shallower trace."""
+    changed = counts.copy()
+    for first in range(0, len(order), NEIGHBOURS):
+        group = order[first : first + NEIGHBOURS]
+        changed[group] = counts[rng.permutation(group)]
+    return changed
+
+
+def measure(table: str, seed: int) -> list[dict[str, object]]:
+    """Fit, spoil and score."""
+    rng = np.random.default_rng(seed)
+    if table == "ecam":
+        counts = read(DATA / "ecam/table.biom").filter(min_feature_samples=20).counts
+        k = 10
+    else:
+        depths = np.exp(rng.uniform(np.log(100), np.log(10_000), N))
+        counts = simulate(N, D, K, 10_000, design=table, rng=rng).counts
+        share = depths / np.asarray(counts.sum(axis=1))
+        counts = csr_array(
+            rng.binomial(counts.toarray().astype(int), np.minimum(1, share)[:, None])
+        )
+        k = K
+    order = rng.permutation(counts.shape[0])
+    model = MultinomialVAE(k, random_state=seed).fit(counts[order[SCORED:]])
+    new = counts[order[:SCORED]].toarray().astype(int)
+    by_abundance = np.argsort(np.asarray(counts.sum(axis=0)))
+    rows = []
+    for kind in SPOILT:
+        is_spoilt = np.arange(SCORED) % 2 == 0
+        given = new.copy()
+        for i in np.flatnonzero(is_spoilt):
+            own = (
+                contaminated(new[i], rng)
+                if kind == SPOILT[0]
+                else swapped(new[i], by_abundance, rng)
+            )
+            given[i] = own
+        found = scores(model, csr_array(given), random_state=seed)
+        untouched = found[~is_spoilt]
+        rows.append(
+            {
+                "table": table,
+                "spoilt": kind,
+                "seed": seed,
+                "area": roc_auc_score(is_spoilt, -found["t"]),
+                "untouched_at_5_percent": float((untouched["p_value"] <= 0.05).mean()),
+                "p_with_depth": spearmanr(untouched["p_value"], untouched["depth"])[0],
+            }
+        )
+        tell(rows[-1])
+    return rows
+
+
+if __name__ == "__main__":
+    seeds = arguments(__doc__ or "", 5).seeds
+    tables = ("flat", "wide", "ecam")
+    frame = pd.DataFrame(
+        [row for table in tables for seed in range(seeds) for row in measure(table, seed)]
+    )
+    for (table, kind), some in frame.groupby(["table", "spoilt"], sort=False):
+        for name in ("area", "untouched_at_5_percent", "p_with_depth"):
+            show(f"{table}, {kind}: {name}", some[name])
+    write("score", frame, Path(__file__).parent)

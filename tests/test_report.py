@@ -1,0 +1,198 @@
+"""The page about a model: complete, harmless whatever the names are, and alive in a browser."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from countvae import MultinomialVAE
+from countvae.cli import main
+from countvae.simulate import simulate
+from countvae.table import CountTable, write
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+HOSTILE = '<script>document.title="taken"</script>&"\''
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(main, list(map(str, arguments)))
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture(name="folder", scope="module")
+def folder_with_a_fit(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    truth = simulate(120, 30, 3, 1000, rng=np.random.default_rng(0))
+    ids = truth.sample_ids.astype(object)
+    features = truth.feature_ids.astype(object)
+    ids[0], features[0] = f"s{HOSTILE}", f"f{HOSTILE}"
+    metadata = pd.DataFrame(
+        {
+            "site": np.where(truth.z[:, 0] > 0, f"gut{HOSTILE}", "skin"),
+            "age": np.where(np.arange(120) % 10 == 0, np.nan, truth.z[:, 1]),
+            "barcode": [f"b{i}" for i in range(120)],
+        },
+        index=ids,
+    )
+    taxonomy = pd.DataFrame({"taxonomy": [f"k__A; g__{j}{HOSTILE}" for j in range(30)]}, features)
+    table = CountTable(truth.counts, ids, features, metadata, taxonomy)
+    write(table, folder / "table.h5ad")
+    run("fit", folder / "table.h5ad", "-o", folder / "model", "-k", 3, "--max-epochs", 8,
+        "--min-feature-samples", 110, "--quiet")  # fmt: skip
+    run("report", folder / "model", "-o", folder / "report.html")
+    return folder
+
+
+@pytest.fixture(name="page", scope="module")
+def page_of_the_fit(folder):
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def data_of(page):
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    return json.loads(found[1])
+
+
+def test_it_says_what_went_in_and_what_was_dropped(folder, page):
+    made = json.loads((folder / "model" / "run.json").read_text())
+    for shape in (made["before_filters"], made["after_filters"]):
+        assert f'<td class="number">{shape["features"]:,}</td>' in page
+    assert "Filters left out 0 samples and" in page
+    assert made["input"]["sha256"][0] in page
+    assert made["versions"]["torch"] in page
+    assert len(page) < 5_000_000
+
+
+def test_it_fetches_nothing(page):
+    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page)
+    assert "@import" not in page and "url(" not in page.replace("url(#", "")
+
+
+def test_names_are_text_never_markup(page):
+    assert "<script>document" not in page
+    assert page.count("&lt;script&gt;document") > 1
+    assert data_of(page)["samples"][0] == f"s{HOSTILE}"
+
+
+def test_samples_can_be_coloured_by_groups_and_numbers_but_not_by_what_each_has_alone(folder, page):
+    columns = {column["name"]: column for column in data_of(page)["columns"]}
+    assert set(columns) == {"site", "age"}
+    assert columns["age"]["values"].count(None) == 12
+    assert set(columns["site"]["levels"]) == {f"gut{HOSTILE}", "skin"}
+    coordinates = np.array(data_of(page)["coordinates"])
+    written = pd.read_csv(folder / "model" / "samples.tsv", sep="\t")[["F1", "F2", "F3"]]
+    np.testing.assert_allclose(coordinates.T, written, rtol=1e-3, atol=1e-6)
+
+
+def test_each_factor_shows_its_longest_loadings(folder, page):
+    features = pd.read_csv(folder / "model" / "features.tsv", sep="\t", index_col=0)
+    for c in ("F1", "F2", "F3"):
+        assert f"{features[c][features[c].abs().idxmax()]:+.2f}" in page
+    assert page.count("<details") >= 3 and "g__" in page
+
+
+def test_without_its_table_it_says_so_and_shows_the_rest(folder, tmp_path):
+    table = folder / "table.h5ad"
+    arguments = ("report", folder / "model", "-o", tmp_path / "r.html", "--force")
+    table.rename(tmp_path / "moved.h5ad")
+    try:
+        run(*arguments)
+        page = (tmp_path / "r.html").read_text()
+        assert "is not there any more; --table names it" in page
+        assert "There are no metadata" in page and data_of(page)["columns"] == []
+        table.write_text("another")
+        run(*arguments)
+        assert "is not what it was when it was fitted" in (tmp_path / "r.html").read_text()
+        run(*arguments, "--table", tmp_path / "moved.h5ad")
+        assert data_of((tmp_path / "r.html").read_text())["columns"]
+    finally:
+        (tmp_path / "moved.h5ad").rename(table)
+
+
+def test_another_table_or_a_spoilt_folder_is_refused(folder, tmp_path):
+    truth = simulate(150, 30, 3, 10**5, rng=np.random.default_rng(1))
+    write(CountTable(truth.counts, truth.sample_ids, truth.feature_ids), tmp_path / "t.biom")
+    arguments = ("report", folder / "model", "-o", tmp_path / "r.html")
+    said = run(*arguments, "--table", tmp_path / "t.biom", code=3)
+    assert "its samples are not those that were fitted" in said
+    shutil.copytree(folder / "model", tmp_path / "model")
+    (tmp_path / "model" / "run.json").write_text("{}")
+    said = run("report", tmp_path / "model", "-o", tmp_path / "r.html", code=3)
+    assert "does not match the SHA-256" in said
+    MultinomialVAE.load(folder / "model").save(tmp_path / "alone")
+    said = run("report", tmp_path / "alone", "-o", tmp_path / "r.html", code=3)
+    assert "run.json: cannot be read; countvae fit writes it" in said
+    extra = {"run.json": lambda path: path.write_text(json.dumps({"command": "fit"}))}
+    MultinomialVAE.load(folder / "model").save(tmp_path / "odd", extra_files=extra)
+    said = run("report", tmp_path / "odd", "-o", tmp_path / "r.html", code=3)
+    assert "run.json: is not what countvae fit writes" in said
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_the_static_part_has_a_picture_of_the_samples_where_scripts_are_off(page):
+    without = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert '<div id="ordination" hidden>' in without
+    still = re.search(r"<noscript>(.*?)</noscript>", without, re.DOTALL)[1]
+    assert 'src="data:image/png;base64,' in still and "first two factors" in still
+    assert without.count("<img") >= 4 and without.count("<svg") >= 2
+
+
+PROBE = """<script>
+const change = (id, value) => {
+  const select = document.getElementById(id);
+  select.value = value;
+  select.dispatchEvent(new Event("change"));
+};
+const seen = () => [...document.querySelectorAll("#plot circle")].map((c) => [
+  c.getAttribute("cx"), c.getAttribute("fill")]);
+const before = seen();
+change("x", "2");
+const moved = seen().some((point, i) => point[0] !== before[i][0]);
+change("colour", "1");
+const legend = [...document.querySelectorAll("#legend li")].map((li) => li.textContent);
+const recoloured = seen().some((point, i) => point[1] !== before[i][1]);
+document.querySelector("#plot circle").dispatchEvent(new Event("click"));
+const out = document.createElement("pre");
+out.id = "probe";
+out.textContent = JSON.stringify({
+  points: before.length, moved, recoloured, legend, title: document.title,
+  said: document.getElementById("said").textContent,
+  wide: document.documentElement.scrollWidth - window.innerWidth,
+});
+document.body.append(out);
+</script></body>"""
+
+
+def browse(path, *flags):
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+         "--virtual-time-budget=5000", *flags, "--dump-dom", path.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
+    return done.stdout
+
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium to look with")
+
+
+@needs_chromium
+@pytest.mark.parametrize("window", ["1280,900", "390,844"])
+def test_controls_work_in_a_browser_at_the_width_of_desk_and_phone(page, tmp_path, window):
+    (tmp_path / "probed.html").write_text(page.replace("</body>", PROBE), encoding="utf-8")
+    shown = browse(tmp_path / "probed.html", f"--window-size={window}")
+    found = json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', shown)[1]))
+    assert found["points"] == 120
+    assert found["moved"] and found["recoloured"]
+    assert found["legend"][-1] == "missing"
+    assert found["said"].startswith(f"s{HOSTILE}; age: missing")
+    assert found["title"] == "model"
+    assert found["wide"] <= 0
