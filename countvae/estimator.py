@@ -202,8 +202,6 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Factors and epochs used, features seen.
     feature_names_in_ : (d,)
         Feature ids, where the table had any.
-    feature_ids_ : list of str
-        The same as text, or the features' numbers.
     depth_ : (n,)
         Reads of each sample fitted.
 

@@ -153,8 +153,14 @@ def biplot(
                 arrowprops={"arrowstyle": "-", "lw": 0.4, "color": GREY, "shrinkB": 0},
             )
             text.set_path_effects([halo])
+    if ax.get_legend():
+        # where `ordination` puts it there are labels
+        title = None if groups is None else groups.name
+        ax.legend(
+            title=title, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3
+        )
     ax.set_aspect("equal", adjustable="box")
-    ax.set_xlim(-1.15 * reach, 1.15 * reach)
+    ax.set_xlim(-1.9 * reach, 1.9 * reach)
     ax.set_ylim(-1.15 * reach, 1.15 * reach)
     return ax
 
