@@ -70,6 +70,7 @@ def fit_bytes(
     """
     loadings, encoder = d * k, d * (k + width)
     parameters = 5 * (loadings + encoder) + 9 * loadings + SKETCHES * d * (k + 10)
+    parameters += 3 * (loadings + encoder)  # the state of the last whole epoch
     if processes > 1:
         parameters += 2 * (loadings + encoder)
     own = -(-min(batch_size, n) // processes)

@@ -6,6 +6,7 @@ Exit codes are those of `console`; nothing is written in any case but the first.
 import inspect
 import json
 import platform
+import shlex
 import sys
 import time
 import warnings
@@ -728,7 +729,15 @@ def _fitted(
     model = MultinomialVAE(**settings, basis=basis, checkpoint=checkpoint)
     say(f"memory: about {model.estimate_memory(kept) / 2**20:.0f} MiB besides the table")
     with renamed({"X:": f"{table}:", "basis:": f"{basis}:"}), timed(seconds, "fit"):
-        _with_progress(options["quiet"], model, kept)
+        try:
+            _with_progress(options["quiet"], model, kept)
+        except KeyboardInterrupt:
+            if not checkpoint.exists():
+                raise
+            again = sys.argv[1:] + ["--resume"] * ("--resume" not in sys.argv)
+            raise KeyboardInterrupt(
+                f"interrupted; it goes on by: {shlex.join(['countvae', *again])}"
+            ) from None
     run = {
         "command": "fit",
         "arguments": {name: _plain(value) for name, value in sorted(ctx.params.items())},

@@ -15,10 +15,13 @@ exit code  meaning
 """
 
 import io
+import signal
+import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TextIO
@@ -98,7 +101,7 @@ class Program(Exemplary, click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; say what went wrong on stderr."""
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _terminating_as_interrupting():
                 warnings.simplefilter("always", CountvaeWarning)
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
@@ -110,6 +113,19 @@ class Program(Exemplary, click.Group):
                 traceback.print_exc()
             click.echo(f"Error: {sentence}", err=True)
             ctx.exit(code)
+
+
+@contextmanager
+def _terminating_as_interrupting() -> Iterator[None]:
+    """Let SIGTERM, by which clusters end a job, do what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def explain(error: BaseException) -> tuple[int, str]:

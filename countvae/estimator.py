@@ -167,8 +167,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     freeze : {"decoder", "encoder"}, optional
         Which half of `init` stays as it is.
     checkpoint : path, optional
-        Folder in which a fit leaves its state, at most twice a minute, and from which the same
-        fit of the same table goes on if it is there. It is removed at the end.
+        Folder in which a fit leaves its state, at most twice a minute and when it is interrupted,
+        and from which the same fit of the same table goes on if it is there. It is removed at the
+        end.
 
     Attributes
     ----------
@@ -1046,6 +1047,12 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 if checkpoint and writes:
                     checkpoint.forget()
                 return encoder.cpu(), decoder.cpu(), history
+            except KeyboardInterrupt:
+                if checkpoint and writes and checkpoint.leave():
+                    raise KeyboardInterrupt(
+                        f"interrupted; {checkpoint.folder} has the last whole epoch."
+                    ) from None
+                raise
             except (Diverged, torch.linalg.LinAlgError) as error:  # pyright: ignore
                 if attempt == RETRIES:
                     raise Diverged(str(error)) from error
@@ -1216,6 +1223,7 @@ class _Checkpoint:
         self.folder = Path(folder)
         self.this_fit = this_fit
         self._written = time.monotonic()
+        self._latest: tuple[int, Kept] | None = None
 
     def found(self) -> tuple[Kept | None, int]:
         """Return the state that is there, and how often the rate was lowered."""
@@ -1231,16 +1239,24 @@ class _Checkpoint:
         return Kept(arrays, settings["state"]), settings["attempt"]
 
     def keep(self, attempt: int) -> Callable[[State], None]:
-        """Return what writes a state, if the last one was written long enough ago."""
+        """Return what holds a state, and writes it if the last was written long enough ago."""
 
-        def write(state: State) -> None:
+        def hold(state: State) -> None:
+            self._latest = attempt, state.kept()
             if time.monotonic() - self._written >= SECONDS_BETWEEN_CHECKPOINTS:
-                kept = state.kept()
-                settings = {"fit": self.this_fit, "attempt": attempt, "state": kept.settings}
-                store.save(self.folder, kept.arrays, settings, force=True)
-                self._written = time.monotonic()
+                self.leave()
 
-        return write
+        return hold
+
+    def leave(self) -> bool:
+        """Write the state held last, and say whether there was one."""
+        if self._latest is None:
+            return False
+        attempt, kept = self._latest
+        settings = {"fit": self.this_fit, "attempt": attempt, "state": kept.settings}
+        store.save(self.folder, kept.arrays, settings, force=True)
+        self._written = time.monotonic()
+        return True
 
     def forget(self) -> None:
         """Remove the folder if it is a checkpoint."""

@@ -270,7 +270,7 @@ class State:
             parts = vars(self.shrinkage).items()
             tensors |= {f"shrinkage.{name}": t for name, t in parts if t is not None}
         settings = {
-            "history": self.history,
+            "history": list(self.history),
             "best_bound": None if self.best_bound == -math.inf else self.best_bound,
             "best_epoch": self.best_epoch,
             "stopped": self.stopped,

@@ -1,6 +1,7 @@
 """Several processes share one fit: the same answer, one writer, and a way on when one is killed."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,6 +26,21 @@ SETTINGS = ["-k", "3", "--stream", "--seed", "1", "--min-feature-samples", "20"]
 ALWAYS_KEEP = """
 import countvae.estimator, countvae.cli
 countvae.estimator.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+countvae.cli.main()
+"""
+
+INTERRUPTED = """
+import os, signal, sys
+import countvae.cli
+from countvae.console import Progress
+# a shell ignores interrupts for what it runs in the background, and children inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
+call, how = Progress.__call__, getattr(signal, sys.argv.pop())
+def tell(self, row):
+    call(self, row)
+    if row["epoch"] == 7:
+        os.kill(os.getpid(), how)
+Progress.__call__ = tell
 countvae.cli.main()
 """
 
@@ -127,6 +143,28 @@ def test_bad_input_stops_all_by_one_sentence(folder):
     said, _ = process.communicate(timeout=120)
     assert said.count("Error: ") >= 2 and "--resume" not in said
     assert said.count(str(truth.sample_ids[290])) == 2
+
+
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_fit_says_how_to_go_on_and_ends_with_the_same_bits(folder, how):
+    (folder / "interrupted.py").write_text(INTERRUPTED)
+    arguments = ["fit", "table.h5ad", "-o", f"by {how}", "-k", "2", "--max-epochs", "12"]
+
+    def run(*program):
+        command = [sys.executable, *program]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+    done = run("interrupted.py", *arguments, how)
+    assert done.returncode == 130, done.stderr
+    again = f"countvae fit table.h5ad -o 'by {how}' -k 2 --max-epochs 12 --resume"
+    assert done.stderr.endswith(f"Error: interrupted; it goes on by: {again}\n")
+    assert not (folder / f"by {how}").exists()
+    done = run("-m", *shlex.split(again))
+    assert done.returncode == 0, done.stderr
+    arguments[3] = f"without {how}"
+    assert run("-m", "countvae", *arguments).returncode == 0
+    bits = [(folder / f"{name} {how}" / "model.safetensors") for name in ("by", "without")]
+    assert bits[0].read_bytes() == bits[1].read_bytes()
 
 
 def children(pid):
