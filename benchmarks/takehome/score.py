@@ -3,8 +3,8 @@
 A model is fitted to some samples of a table; others are scored, half of them spoilt: a third of the
 reads taken from the features in another order ("contaminated"), or all features in another order
 among those of like abundance ("swapped"). Simulated tables have depths from 100 to 10,000; ecam its
-own. The area under the ROC curve of -t, the share of untouched samples with p <= 0.05, and the rank
-correlation of p with the depth among these.
+own. The area under the ROC curve of -t, and of |t|; the share of untouched samples with p <= 0.05,
+and the rank correlation of p with the depth among these.
 """
 
 from pathlib import Path
@@ -79,6 +79,7 @@ def measure(table: str, seed: int) -> list[dict[str, object]]:
                 "spoilt": kind,
                 "seed": seed,
                 "area": roc_auc_score(is_spoilt, -found["t"]),
+                "area_of_both_tails": roc_auc_score(is_spoilt, found["t"].abs()),
                 "untouched_at_5_percent": float((untouched["p_value"] <= 0.05).mean()),
                 "p_with_depth": spearmanr(untouched["p_value"], untouched["depth"])[0],
             }
@@ -94,6 +95,6 @@ if __name__ == "__main__":
         [row for table in tables for seed in range(seeds) for row in measure(table, seed)]
     )
     for (table, kind), some in frame.groupby(["table", "spoilt"], sort=False):
-        for name in ("area", "untouched_at_5_percent", "p_with_depth"):
+        for name in ("area", "area_of_both_tails", "untouched_at_5_percent", "p_with_depth"):
             show(f"{table}, {kind}: {name}", some[name])
     write("score", frame, Path(__file__).parent)
