@@ -61,6 +61,7 @@ def benchmark(
     quiet: bool,
 ) -> None:
     """Run simulations whose truth is known, and say what they show."""
+    output.mkdir(parents=True, exist_ok=True)
     if page_file is not None and not page_file.parent.is_dir():
         raise InputError(f"--page: there is no folder '{page_file.parent}'.")
     found = {}

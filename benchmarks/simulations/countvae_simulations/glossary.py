@@ -33,6 +33,7 @@ def glossary(cells: Iterable[Cell]) -> str:
 
 def _methods(cells: Iterable[Cell]) -> Iterator[tuple[str, str]]:
     for cell in cells:
+        yield cell.method, _first(sys.modules[METHODS[cell.method].__module__].__doc__)
         if cell.method == "peer":
             name = cell.settings["name"]
             script = (SCRIPTS / f"{name}.py").read_text(encoding="utf-8")
@@ -40,9 +41,6 @@ def _methods(cells: Iterable[Cell]) -> Iterator[tuple[str, str]]:
         elif cell.method == "ablation":
             part = cell.settings["part"]
             yield part, _first(ABLATIONS[part].__doc__)
-        else:
-            module = sys.modules[METHODS[cell.method].__module__]
-            yield cell.method, _first(module.__doc__)
 
 
 def _prose(docstring: str | None) -> str:
