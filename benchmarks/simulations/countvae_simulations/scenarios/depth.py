@@ -80,7 +80,7 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         *falls,
         *_by_heart(ours),
         *_refined(ours),
-        *(f"At L = {DEFAULT_DEPTH}, pseudocount 1: {said}" for said in of_intervals),
+        *(f"Intervals at L = {DEFAULT_DEPTH}, pseudocount 1. {said}" for said in of_intervals),
         *(_spread(design, N, span) for (design, N), span in spans.iterrows()),
         *_learned(rows, ours),
     ]

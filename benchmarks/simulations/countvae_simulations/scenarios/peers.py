@@ -74,7 +74,7 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         f"is {'met' if met.all() else 'missed'} (met on {met.sum()} of {len(met)} tables). "
         f"{_winners(tables)} Our error on common features is {ours['VV_common'].min():.2g} to "
         f"{ours['VV_common'].max():.2g} times that of the best other method, in "
-        f"{ours['seconds'].min():.2g} to {ours['seconds'].max():.2g} times its time. All tables "
+        f"{ours['seconds'].min():.3g} to {ours['seconds'].max():.3g} times its time. All tables "
         "are drawn from our generative model."
         + (f" Not run here: {', '.join(sorted(absent))}." if absent else ""),
         *_unconverged(rows),
