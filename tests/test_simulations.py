@@ -3,6 +3,8 @@
 import csv
 import itertools
 import os
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -18,13 +20,16 @@ import pytest
 from click.testing import CliRunner
 from countvae_simulations import measures, runner, tables
 from countvae_simulations.exact import exact_posterior
+from countvae_simulations.glossary import glossary
 from countvae_simulations.methods import METHODS, base, ours, peer
 from countvae_simulations.methods.base import Found
-from countvae_simulations.page import page, write_results
+from countvae_simulations.page import Ran, page, write_results
 from countvae_simulations.runner import Cell, read_store, run, run_cell
 from countvae_simulations.scenarios import SCENARIOS
+from countvae_simulations.scenarios import base as base_of_scenarios
 
 from countvae import training
+from countvae.checks import InputError
 from countvae.cli import main
 
 TABLE = {"n": 60, "d": 20, "k": 2, "reads": 300}
@@ -68,6 +73,18 @@ def test_outliers_are_as_many_as_asked_and_keep_their_depth():
     other = np.asarray((plain.counts != mixed.counts).sum(axis=1)).ravel() > 0
     assert other.sum() == 6
     np.testing.assert_array_equal(plain.counts.sum(axis=1), mixed.counts.sum(axis=1))
+    np.testing.assert_array_equal(np.isnan(mixed.z).any(axis=1), other)
+
+
+def test_proportions_of_outliers_are_those_that_their_counts_were_drawn_from():
+    plain, mixed = (
+        tables.draw({"n": 60, "d": 20, "k": 2, "reads": 1e6} | more, 0)[0]
+        for more in ({}, {"outliers": 0.1})
+    )
+    counts = mixed.counts.toarray()
+    seen = counts / counts.sum(axis=1, keepdims=True)
+    assert np.abs(seen - mixed.proportions).max() < 0.01
+    assert np.abs(seen - plain.proportions).max() > 0.1
 
 
 @pytest.mark.parametrize("tree", ["caterpillar", "phylogeny"])
@@ -156,13 +173,31 @@ def test_the_gap_closes_with_newton_steps_and_bounds_stay_below_the_oracle(drawn
     assert bound["bound_a_read"] < bound["oracle_a_read"]
 
 
-def test_coverage_is_near_nominal_where_the_model_is_the_truth():
-    table = {"n": 500, "d": 50, "k": 2, "reads": 2000}
-    truth, held_out = tables.draw(table, 0)
-    found = METHODS["truth_start"](truth, 2, 0)
+def test_the_yardstick_is_our_own_bound_at_our_fit_and_lower_at_a_wrong_centre(drawn, fitted):
+    truth, held_out = drawn
+    bound = measures.held_out_bound(truth, held_out, fitted)
+    assert bound["yardstick_a_read"] == pytest.approx(bound["bound_a_read"], abs=0.002)
+    wrong = Found(fitted.V, fitted.mu[::-1].copy())
+    there = measures.held_out_bound(truth, held_out, wrong)
+    assert there["yardstick_a_read"] < bound["yardstick_a_read"] - 0.01
+    assert "bound_a_read" not in there
+    assert "yardstick_a_read" not in measures.held_out_bound(truth, held_out, Found(fitted.V))
+
+
+def test_coverage_is_near_nominal_where_the_model_is_the_truth(monkeypatch):
+    truth, held_out = tables.draw({"n": 5000, "d": 50, "k": 4, "reads": 2000}, 0)
+    found = METHODS["truth_start"](truth, 4, 0)
     said = measures.coverage(truth, held_out, found)
-    # 200 coordinates: a standard error of 3.5 and 2.1 points
-    assert abs(said["coverage_50"] - 0.5) < 0.12 and abs(said["coverage_90"] - 0.9) < 0.07
+    # 4,000 coordinates: a standard error of 0.8 and 0.5 points
+    assert abs(said["coverage_50"] - 0.5) < 0.03 and abs(said["coverage_90"] - 0.9) < 0.03
+    plain = measures._posterior
+
+    def too_sure(found, counts, steps):
+        mean, sd = plain(found, counts, steps)
+        return mean, 0.85 * sd
+
+    monkeypatch.setattr(measures, "_posterior", too_sure)
+    assert measures.coverage(truth, held_out, found)["coverage_50"] < 0.47
 
 
 def test_the_exact_posterior_is_that_of_quadrature():
@@ -190,8 +225,9 @@ def test_the_exact_posterior_is_that_of_quadrature():
 def test_the_refined_answer_is_the_exact_posterior_mean_and_the_encoder_is_not():
     truth, held_out = tables.draw({"n": 200, "d": 40, "k": 2, "reads": 300, "design": "flat"}, 0)
     said = measures.exact(truth, held_out, METHODS["ours"](truth, 2, 0, max_epochs=20))
-    assert said["exact_error_0"] > 3 * said["exact_noise"]
-    assert said["exact_error_2"] < 0.25 and said["exact_error_2"] < 0.5 * said["exact_error_0"]
+    assert said["exact_excess_0"] > 9 * said["exact_noise_square"]
+    assert abs(said["exact_excess_2"]) < 0.06
+    assert abs(said["exact_excess_2"]) < 0.25 * said["exact_excess_0"]
     assert said["effective"] > 0.2 and 0.8 < said["sd_ratio"] < 1.1
 
 
@@ -225,8 +261,8 @@ def test_an_encoder_moved_by_a_standard_deviation_is_seen_as_that(drawn, fitted,
 
     monkeypatch.setattr(measures, "_posterior", moved)
     there = measures.factors(*drawn, fitted)
-    for name in ("z_bias", "held_z_bias"):
-        assert there[name] == pytest.approx(5, abs=here[name] + 0.5)
+    for name in ("z_bias_square", "held_z_bias_square"):
+        assert there[name] == pytest.approx(25, abs=5 + 10 * abs(here[name]))
 
 
 def test_chance_is_taken_off_the_bias_and_shrinkage_is_its_own_number():
@@ -235,8 +271,15 @@ def test_chance_is_taken_off_the_bias_and_shrinkage_is_its_own_number():
     best -= best.mean(axis=0)
     noise = 0.3 * rng.standard_normal((400, 50))
     said = measures._deviations("z", noise - 0.2 * best, best, sd)
+    off = [
+        measures._deviations("z", away, best, sd)["z_bias_square"]
+        for away in 0.3 * rng.standard_normal((40, 400, 50))
+    ]
+    assert min(off) < 0 < max(off)
+    chance = 0.3**2 / 0.5**2 / 400
+    # of 40 means over 50 squares of normal numbers
+    assert abs(np.mean(off)) < 4 * chance * np.sqrt(2 / 2000)
     assert said["z_error"] == pytest.approx(np.hypot(0.3, 0.2) / 0.5, rel=0.03)
-    assert said["z_bias"] < 0.018  # chance alone gives 0.036
     assert said["z_slope"] == pytest.approx(0.2, abs=0.02)
 
 
@@ -249,7 +292,7 @@ def test_seconds_and_memory_are_of_the_fit():
     found = base.timed(fit, None, 1, 0)
     assert found.seconds >= 0.15
     if Path("/proc/self/statm").exists():
-        assert 190 < found.peak_mb < 260
+        assert found.before_mb > 50 and 190 < found.peak_mb - found.before_mb < 260
 
 
 # ---- methods
@@ -296,6 +339,20 @@ def test_a_peer_gets_counts_and_settings_and_gives_centred_loadings(drawn, peers
     expected = 3.0 * drawn[0].counts.toarray()[:2].T
     np.testing.assert_allclose(found.V, expected - expected.mean(axis=0))
     assert found.sigma2 == 7 and found.mu is None and 0 <= found.seconds < 5
+    if Path("/proc/self/statm").exists():
+        assert 0 < found.before_mb <= found.peak_mb
+
+
+def test_what_a_peer_compiles_is_told_apart_from_its_seconds(drawn, peers):
+    peers(
+        "jit",
+        "import time; time.sleep(0.2); "
+        "return {'loadings': counts[:rank].T, 'compile_seconds': 0.15, 'r_hat': 1.5}",
+    )
+    found = METHODS["peer"](drawn[0], 2, 0, name="jit")
+    assert found.seconds >= 0.05 - 1e-9 and found.more == {"compile_seconds": 0.15, "r_hat": 1.5}
+    said = measures.effort(*drawn, found)
+    assert said["compile_seconds"] == 0.15 and said["r_hat"] == 1.5
 
 
 def test_a_peer_that_fails_is_left_out_and_says_why(tmp_path, peers):
@@ -384,6 +441,7 @@ def test_noise_shared_by_a_minibatch_is_seen_in_sigma2_and_the_covariance(monkey
 
 def test_a_key_is_of_all_that_decides_the_result(monkeypatch):
     cell = cells(1)[0]
+    before = cell.key
     others = [
         Cell(TABLE | {"reads": 301}, "log_ppca", 2, 0, {}, cell.measures),
         Cell(TABLE, "log_pca", 2, 0, {}, cell.measures),
@@ -395,7 +453,7 @@ def test_a_key_is_of_all_that_decides_the_result(monkeypatch):
     assert len({c.key for c in [cell, *others]}) == 7
     assert Cell(dict(reversed(TABLE.items())), "log_ppca", 2, 0, {}, cell.measures).key == cell.key
     monkeypatch.setattr(runner, "versions", lambda: {"countvae": "next"})
-    assert cells(1)[0].key not in {c.key for c in others}
+    assert cell.key != before
 
 
 def test_finished_cells_are_not_redone_and_a_cut_one_is(tmp_path, monkeypatch):
@@ -466,6 +524,87 @@ def test_a_cell_that_cannot_be_fitted_is_left_out_and_the_others_go_on(tmp_path,
         assert list(run(grid, tmp_path / "s.csv")["seed"]) == [0, 2]
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("no room")])
+def test_a_cell_that_wants_too_much_memory_is_left_out(tmp_path, monkeypatch, error):
+    def fail(truth, k, seed):
+        raise error
+
+    monkeypatch.setitem(METHODS, "log_pca", fail)
+    with pytest.warns(UserWarning, match="log_pca with seed 0: (MemoryError|no room)"):
+        assert run([Cell(TABLE, "log_pca", 2, 0)], tmp_path / "s.csv").empty
+
+
+def test_a_timed_cell_whose_process_is_killed_is_left_out_and_the_others_go_on(tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import os, sys, warnings\n"
+        "from pathlib import Path\n"
+        "from countvae_simulations.methods import METHODS\n"
+        "from countvae_simulations.runner import Cell, run\n"
+        "def fit(truth, k, seed):\n"
+        "    if seed == 0:\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    return METHODS['log_ppca'](truth, k, seed)\n"
+        "METHODS['log_pca'] = fit\n"
+        "if __name__ == '__main__':\n"
+        f"    grid = [Cell({TABLE}, 'log_pca', 2, seed) for seed in range(2)]\n"
+        f"    rows = run(grid, Path({str(tmp_path / 's.csv')!r}), fresh=True)\n"
+        "    print(list(rows['seed']))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[1]", done.stderr
+    assert "left out: log_pca with seed 0: its process was killed" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
+def test_a_run_that_is_killed_takes_its_timed_cell_and_the_peer_with_it(tmp_path):
+    alive, script = tmp_path / "alive", tmp_path / "main.py"
+    os.mkfifo(alive)
+    (tmp_path / "common.py").write_text((PEER_SCRIPTS / "common.py").read_text())
+    (tmp_path / "slow.py").write_text(
+        "import os, time\n"
+        "from common import run\n"
+        "def fit(counts, rank, seed):\n"
+        f"    held = open({str(alive)!r}, 'w')\n"
+        "    print(os.getpid(), file=held, flush=True)\n"
+        "    time.sleep(600)\n"
+        "run(fit)\n"
+    )
+    script.write_text(
+        "from pathlib import Path\n"
+        "from countvae_simulations.methods import peer\n"
+        "from countvae_simulations.runner import Cell, run\n"
+        f"peer.SCRIPTS = Path({str(tmp_path)!r})\n"
+        "if __name__ == '__main__':\n"
+        f"    cell = Cell({TABLE}, 'peer', 2, 0, {{'name': 'slow'}})\n"
+        f"    run([cell], Path({str(tmp_path / 's.csv')!r}), fresh=True)\n"
+    )
+    environment = os.environ | {"COUNTVAE_PEERS": sys.executable}
+    main_process = subprocess.Popen([sys.executable, script], env=environment)
+    with alive.open() as pipe:
+        pid = int(pipe.readline())
+        main_process.kill()
+        main_process.wait()
+        # it ends when the last process that holds it does
+        ended, _, _ = select.select([pipe], [], [], 30)
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+        assert ended and pipe.read() == ""
+
+
+def test_a_second_run_on_a_store_is_refused_in_a_sentence(tmp_path):
+    store, refused = tmp_path / "s.csv", []
+
+    def again(done, total):
+        with pytest.raises(InputError, match="another run is writing to it"):
+            run(cells(1), store)
+        refused.append(done)
+
+    run(cells(1), store, progress=again)
+    assert refused == [1]
+    assert len(run(cells(1), store)) == 1
+
+
 def test_threads_of_one_process_take_turns(monkeypatch):
     inside = []
 
@@ -519,11 +658,52 @@ def test_every_scenario_has_its_say_on_the_page(tmp_path, name, full):
     scenario = SCENARIOS[name]
     rows = made_up(scenario, full, 0.1)
     write_results(scenario, rows, tmp_path)
-    text = page({name: rows}, "results", "countvae benchmark")
+    text = page({name: Ran(rows, full, len(rows) + 3)}, "results", "countvae benchmark")
     assert f"## {scenario.question}" in text and "nan" not in text
+    assert f"The {'whole' if full else 'small'} grid: {len(rows):,} of" in text
+    assert "cells were run, 3 left out; " in text
     assert len(scenario.conclude(rows)) >= 2
     assert f"![{scenario.question}](results/{name}.svg)" in text
     assert (tmp_path / f"{name}.svg").stat().st_size > 10_000
+
+
+def test_summaries_are_numbers_and_only_averages_of_squares_have_roots(tmp_path):
+    scenario = SCENARIOS["depth"]
+    rows = made_up(scenario, False, 1.0)
+    rows["z_bias_square"] = np.where(rows["seed"] % 2, 0.04, -0.02)
+    rows["held_z_bias_square"] = np.where(rows["seed"] % 2, 0.02, -0.04)
+    write_results(scenario, rows, tmp_path)
+    summary = pd.read_csv(tmp_path / "depth.csv")
+    ten = summary[summary["seeds"] == 10]
+    assert {"gap_0_min", "gap_0_median", "gap_0_max"} <= set(summary.columns)
+    assert all(summary[name].dtype == float for name in summary if name.startswith("gap_0"))
+    assert (ten["gap_0_min"] < ten["gap_0_median"]).all()
+    np.testing.assert_allclose(ten["z_bias_square_mean"], 0.01)
+    np.testing.assert_allclose(ten["held_z_bias_square_min"], -0.04)
+    shown = base_of_scenarios.shown(rows, scenario)
+    shown = shown[shown["seeds"] == 10]
+    assert set(shown["root of z_bias_square"]) == {"0.1"}
+    assert set(shown["root of held_z_bias_square"]) == {"none beyond chance"}
+
+
+def test_only_scenarios_that_are_timed_publish_seconds():
+    for scenario in SCENARIOS.values():
+        assert scenario.timed == ("seconds" in scenario.measures)
+
+
+def test_the_glossary_defines_every_measure_and_method():
+    defined = " ".join(measure.__doc__ for measure in measures.MEASURES.values())
+    for scenario in SCENARIOS.values():
+        for name in scenario.measures:
+            spellings = {name, *(re.sub(r"\d+$", letter, name) for letter in "sp")}
+            assert any(f"`{spelling}`" in defined for spelling in spellings), name
+        grid = scenario.cells(True)
+        text = glossary(grid)
+        for cell in grid:
+            own = cell.settings.get("name", cell.settings.get("part", cell.method))
+            assert f"- `{own}`: " in text
+            for name in cell.measures:
+                assert " ".join(measures.MEASURES[name].__doc__.split()) in text
 
 
 def test_where_a_peer_wins_it_is_said_first():
@@ -531,20 +711,45 @@ def test_where_a_peer_wins_it_is_said_first():
     rows = made_up(scenario, False, 0.1)
     lost = rows["table.reads"] == 10_000
     rows.loc[lost & (rows["method"] == "ours"), "VV_common"] = 5.0
-    answer, lost_on, *_, won_on = scenario.conclude(rows)
-    assert answer.startswith("On 1 of 2 tables another has a lower error.")
-    assert "10,000 reads" in lost_on and "has the lower error" in lost_on
-    assert " 1,000 reads" in won_on and "has the lower error" not in won_on
-    assert "another" not in scenario.conclude(made_up(scenario, False, 0.1))[0]
+    rows["converged"], rows["seconds"] = np.nan, 1.0
+    rows.loc[rows["method"] == "log_pca", "seconds"] = 0.25
+    answer, lost_on, won_on = scenario.conclude(rows)
+    assert "the goal is missed (met on 0 of 2 tables). Others with a lower error: " in answer
+    assert "PlnPCA in common features" in answer
+    assert "Others that are quicker: PCA (2 of 2 tables, in 0.25 times our time at best)." in answer
+    assert "10,000 reads" in lost_on and "a lower error than ours has" in lost_on
+    assert " 1,000 reads" in won_on and "a lower error" not in won_on
+    assert "Others with a lower error: none." in scenario.conclude(made_up(scenario, False, 0.1))[0]
+
+
+def test_a_goal_that_is_met_is_said_to_be():
+    scenario = SCENARIOS["peers"]
+    rows = made_up(scenario, False, 0.1)
+    rows["seconds"] = np.where(rows["method"] == "ours", 1.0, 4.0)
+    answer = scenario.conclude(rows)[0]
+    assert "the goal is met (met on 2 of 2 tables)" in answer
+    assert "Others that are quicker: none." in answer
+
+
+def test_a_peer_that_had_not_converged_by_its_own_account_is_named():
+    scenario = SCENARIOS["peers"]
+    rows = made_up(scenario, False, 0.1)
+    is_pln = rows["settings.name"] == "plnpca"
+    rows["converged"] = np.where(is_pln, rows["table.reads"] == 1000, np.nan)
+    said = scenario.conclude(rows)[1]
+    assert said.startswith("PlnPCA had not converged, by its own account, in 1 of 2 fits")
+    rows.loc[is_pln, "converged"] = 1.0
+    assert "not converged" not in " ".join(scenario.conclude(rows))
 
 
 def test_a_peer_that_wins_over_all_features_alone_is_a_peer_that_wins():
     scenario = SCENARIOS["peers"]
     rows = made_up(scenario, False, 0.1)
     rows.loc[rows["settings.name"] == "rpca", "VV"] = 1e-3
+    rows["converged"] = np.nan
     answer, *tables_ = scenario.conclude(rows)
-    assert answer.startswith("On 2 of 2 tables another has a lower error.")
-    assert all("RPCA in all features has the lower error" in table for table in tables_)
+    assert "Others with a lower error: RPCA in all features." in answer
+    assert all("a lower error than ours has RPCA in all features" in table for table in tables_)
 
 
 def test_a_peer_that_was_not_run_is_named():
@@ -558,19 +763,84 @@ def test_a_peer_that_was_not_run_is_named():
 def test_a_gap_that_does_not_fall_is_not_said_to():
     scenario = SCENARIOS["depth"]
     rows = made_up(scenario, False, 1.0)
-    assert "fitted to, no:" in scenario.conclude(rows)[0]
-    assert "The bar of 10 times is met by 0 of 3 pseudocounts." in " ".join(scenario.conclude(rows))
-    rows.loc[rows["settings.encoder_depth"] == 3, "gap_0"] /= 20
-    assert "fitted to, yes:" in scenario.conclude(rows)[0]
+    rows["gap_0"] = rows["held_gap_0"] = 1.0
+    said = " ".join(scenario.conclude(rows))
+    assert ": met" not in said and said.count(": missed") == 4
+    assert "met in sample at 0 of 3 pseudocounts, held out at 0 of 3 pseudocounts" in said
+    assert "by heart" not in said
+    deep = rows["settings.encoder_depth"] == 3
+    rows.loc[deep, "gap_0"] /= 20
+    rows.loc[deep & (rows["table.design"] == "flat"), "held_gap_0"] *= 1.5
+    rows.loc[deep & (rows["table.design"] == "wide"), "held_gap_0"] /= 5
+    answer, *more = scenario.conclude(rows)
+    assert (
+        "In sample, on flat tables it falls 20 times, from 1 to 0.05 nats: met; on wide tables it "
+        "falls 20 times, from 1 to 0.05 nats: met. Held out, on flat tables it grows by 50 %, from "
+        "1 to 1.5 nats: missed; on wide tables it falls 5 times, from 1 to 0.2 nats: missed."
+    ) in answer
+    (by_heart,) = (sentence for sentence in more if "by heart" in sentence)
+    assert "flat tables of 1,000 reads" in by_heart and "wide" not in by_heart
 
 
-def test_coverage_that_is_off_is_said_to_be():
-    scenario = SCENARIOS["wrong"]
+def test_a_pseudocount_that_still_matters_is_said_where_it_does():
+    scenario = SCENARIOS["depth"]
     rows = made_up(scenario, False, 1.0)
-    rows["coverage_50"], rows["coverage_90"] = 0.52, 0.88
-    assert "the bar of 3 points is met" in scenario.conclude(rows)[1]
-    rows["coverage_90"] = 0.86
-    assert "the bar of 3 points is not met" in scenario.conclude(rows)[1]
+    c, deep = rows["settings.pseudocount"], rows["settings.encoder_depth"] >= 2
+    rows["covariance"] = 0.5 + np.where(deep, 0.01, 0.1) * c
+    rows.loc[rows["method"] == "log_ppca", "covariance"] = 0.5 + 0.2 * c
+    of_all = "less than a quarter of what it does for PCA at 6 of 6 settings and of what it does at"
+    assert f"{of_all} L = 1 at 6 of 6 settings." in scenario.conclude(rows)[0]
+    there = deep & (rows["table.design"] == "wide") & (rows["table.reads"] == 100)
+    rows.loc[there, "covariance"] = 0.5 + 0.04 * c
+    assert (
+        f"{of_all} L = 1 at 5 of 6 settings (not wide tables of 100 reads)."
+        in scenario.conclude(rows)[0]
+    )
+
+
+def test_an_error_that_chance_explains_is_not_given_a_size():
+    scenario = SCENARIOS["depth"]
+    rows = made_up(scenario, False, 1.0)
+    rows["exact_excess_0"], rows["exact_excess_2"] = 0.04, -1e-4
+    rows["exact_noise_square"] = 0.01
+    rows.loc[rows["table.reads"] == 100, "exact_excess_2"] = np.nan
+    (said,) = (s for s in scenario.conclude(rows) if s.startswith("Importance weights"))
+    assert "flat tables of 100 reads 0 of 9, flat tables of 1,000 reads 90 of 90" in said
+    assert "from it is none beyond chance, that of the encoder's own 0.2 " in said
+    assert said.endswith("Monte-Carlo error, 0.1).")
+
+
+@pytest.mark.parametrize("name", ["wrong", "depth"])
+def test_coverage_that_is_off_where_the_model_is_right_is_said_first(name):
+    scenario = SCENARIOS[name]
+    rows = made_up(scenario, False, 1.0)
+    rows["coverage_50"], rows["coverage_90"], rows["told"] = 0.52, 0.88, 10.0
+    if name == "wrong":
+        count, case = 4, "factors move clades of a phylogeny"
+        lost = rows["table.tree"] == "phylogeny"
+    else:
+        count, case = 6, "wide tables of 100 reads"
+        lost = (rows["table.design"] == "wide") & (rows["table.reads"] == 100)
+    answer = scenario.conclude(rows)[0]
+    assert (
+        f"the bar of ±3 points is met by intervals of 50 and 90 % at {count} of {count}" in answer
+    )
+    rows.loc[lost, "coverage_90"] = 0.86
+    answer, *more = scenario.conclude(rows)
+    assert f"at {count - 1} of {count} settings, missed most with {case} (4 points)." in answer
+    missed, met = (s for s in more if "The bar of ±3 points is" in s)
+    assert "is missed" in missed and f"{case} 52.0" in missed and "and 86.0" in missed
+    assert "is met" in met and case not in met
+
+
+def test_factors_of_which_the_data_tell_nothing_are_not_judged():
+    scenario = SCENARIOS["depth"]
+    rows = made_up(scenario, False, 1.0)
+    silent = (rows["table.design"] == "flat") & (rows["table.reads"] == 100)
+    rows.loc[silent, ["coverage_50", "coverage_90"]] = np.nan
+    said = scenario.conclude(rows)
+    assert "at 0 of 5 settings" in said[0]
+    assert any("the data tell of no factor: flat tables of 100 reads." in s for s in said)
 
 
 def test_nuts_that_never_reaches_our_error_is_said_not_to():
@@ -578,9 +848,26 @@ def test_nuts_that_never_reaches_our_error_is_said_not_to():
     rows = made_up(scenario, False, 1.0)
     rows.loc[rows["method"] == "peer", "covariance"] = 5.0
     said = scenario.conclude(rows)
+    assert said[0].startswith("With its largest budget NUTS has the lower error on 0 of 2 tables. ")
     assert "on 2 of 2 tables it had not reached it" in said[0]
     alone = rows[rows["method"] == "ours"].drop(columns="settings.draws")
     assert scenario.conclude(alone) == ["NUTS was not run."]
+
+
+def test_compilation_is_left_out_of_the_time_of_nuts_and_told_in_brackets():
+    scenario = SCENARIOS["mcmc"]
+    rows = made_up(scenario, False, 1.0)
+    by_nuts = rows["method"] == "peer"
+    rows["covariance"] = np.where(by_nuts & (rows["settings.draws"] < 50), 0.6, 0.5)
+    rows.loc[by_nuts & (rows["settings.draws"] == 200), "covariance"] = 0.4
+    rows["seconds"] = np.where(by_nuts, 3.0, 2.0)
+    rows["compile_seconds"] = np.where(by_nuts, 7.0, np.nan)
+    rows["r_hat"] = np.where(by_nuts, 1.25, np.nan)
+    answer, *more = scenario.conclude(rows)
+    assert answer.startswith("With its largest budget NUTS has the lower error on 1 of 2 tables: ")
+    assert "(0.4 against 0.5, R-hat 1.25, in 1.5 times our time)" in answer
+    assert "1.5 to 1.5 times our time without compilation (5 to 5 times with it)" in answer
+    assert "with 50 draws a chain: error 0.5, R-hat 1.25, in 3 s (10 s with" in more[0]
 
 
 def test_the_command_runs_a_scenario_and_says_what_it_shows(tmp_path, monkeypatch):
@@ -617,28 +904,43 @@ def test_the_command_runs_a_scenario_and_says_what_it_shows(tmp_path, monkeypatc
     assert result.exit_code == 0, result.output
     again = CliRunner().invoke(main, command)
     assert "6 cells." in again.stdout  # the whole grid is there: it is shown
-    assert "What happens where the model is wrong?\n  6 cells." in result.stdout
+    assert f"{scenario.question}\n  6 cells." in result.stdout
     assert "wrong: 6 of 6 cells" in result.stderr
     assert {"wrong.csv", "wrong.svg", "cells"} == {f.name for f in tmp_path.iterdir()}
 
 
 # ---- a cluster
 
+HELD = """
+import os
+import time
+from pathlib import Path
+
+from countvae_simulations.methods import METHODS
+
+FOLDER = Path({folder!r})
+
+
+def fit(truth, k, seed):
+    (FOLDER / f"{{seed}} begun by {{os.getpid()}}").touch()
+    while (FOLDER / f"hold {{os.getpid()}}").exists():
+        time.sleep(0.02)
+    return METHODS["log_ppca"](truth, k, seed)
+
+
+METHODS["held"] = fit
+"""
+"""A method for workers: one that is told to hold never ends a fit."""
+
 
 @pytest.fixture
-def cluster():
+def cluster(tmp_path):
     """A real Dask scheduler and two workers, each a process; its address and the workers."""
+    held = tmp_path / "held.py"
+    held.write_text(HELD.format(folder=str(tmp_path)))
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
     scheduler = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "distributed.cli.dask_scheduler",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            "0",
-            "--no-dashboard",
-        ],
+        [*dask, "--host", "127.0.0.1", "--port", "0", "--no-dashboard"],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -649,18 +951,10 @@ def cluster():
             address = line[line.index("tcp://") :].split()[0].strip("'\"")
             break
     assert address is not None
+    dask = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "2"]
     workers = [
         subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "distributed.cli.dask_worker",
-                address,
-                "--nthreads",
-                "2",
-                "--no-nanny",
-                "--no-dashboard",
-            ],
+            [*dask, "--no-nanny", "--no-dashboard", "--preload", str(held)],
             stderr=subprocess.DEVNULL,
         )
         for _ in range(2)
@@ -672,21 +966,34 @@ def cluster():
     scheduler.stderr.close()
 
 
-def test_a_worker_killed_half_way_loses_nothing_and_doubles_nothing(tmp_path, cluster):
+def test_a_worker_killed_half_way_loses_nothing_and_doubles_nothing(tmp_path, cluster, monkeypatch):
     address, workers = cluster
-    grid = [Cell(TABLE, "ours", 2, seed, QUICK, ("covariance",)) for seed in range(12)]
+    monkeypatch.setitem(METHODS, "held", METHODS["log_ppca"])
+    grid = [Cell(TABLE, "held", 2, seed, {}, ("covariance",)) for seed in range(12)]
+    killed, other = (worker.pid for worker in workers)
+    (tmp_path / f"hold {killed}").touch()
+    lost = set()
+
+    def begun_by(pid):
+        return {int(file.name.split()[0]) for file in tmp_path.glob(f"* begun by {pid}")}
 
     def kill_one(done, total):
         if done == 3:
-            os.kill(workers[0].pid, signal.SIGKILL)
+            deadline = time.monotonic() + 60
+            while not begun_by(killed):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            workers[0].kill()
+            workers[0].wait()
+            lost.update(begun_by(killed))
 
     store = tmp_path / "store.csv"
     rows = run(grid, store, cluster=address, progress=kill_one)
     assert workers[0].wait(10) == -signal.SIGKILL
+    assert lost and lost <= begun_by(other) == set(range(12))
     assert list(rows["seed"]) == list(range(12))
     with store.open(newline="") as file:
         ended = [row[0] for row in csv.reader(file) if row[1] == "end"]
     assert sorted(ended) == sorted(cell.key for cell in grid)
     alone = run(grid, tmp_path / "alone.csv")
-    # to rounding, which fits of a few epochs magnify: workers have other threads
-    np.testing.assert_allclose(rows["covariance"], alone["covariance"], rtol=2e-3)
+    np.testing.assert_allclose(rows["covariance"], alone["covariance"], rtol=1e-6)

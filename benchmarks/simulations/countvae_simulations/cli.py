@@ -10,7 +10,7 @@ import click
 from countvae.checks import InputError
 from countvae.cli import debug_option
 from countvae.console import Exemplary
-from countvae_simulations.page import page, write_results
+from countvae_simulations.page import Ran, page, write_results
 from countvae_simulations.runner import read_store, run
 from countvae_simulations.scenarios import SCENARIOS
 from countvae_simulations.scenarios.base import Scenario
@@ -61,6 +61,7 @@ def benchmark(
     quiet: bool,
 ) -> None:
     """Run simulations whose truth is known, and say what they show."""
+    output.mkdir(parents=True, exist_ok=True)
     if page_file is not None and not page_file.parent.is_dir():
         raise InputError(f"--page: there is no folder '{page_file.parent}'.")
     found = {}
@@ -74,7 +75,8 @@ def benchmark(
                 click.echo(f"{name}: {done} of {total} cells, {minutes:.1f} min", err=True)
 
         store = output / STORES / f"{name}.csv"
-        grid = scenario.cells(full or _whole(scenario, store))
+        whole = full or _whole(scenario, store)
+        grid = scenario.cells(whole)
         try:
             rows = run(
                 grid,
@@ -93,7 +95,7 @@ def benchmark(
             click.echo(f"{scenario.question}\n  No cell could be run.")
             continue
         write_results(scenario, rows, output)
-        found[name] = rows
+        found[name] = Ran(rows, whole, len(grid))
         click.echo(scenario.question)
         for sentence in scenario.conclude(rows):
             click.echo(f"  {sentence}")

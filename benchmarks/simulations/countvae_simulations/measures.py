@@ -5,16 +5,18 @@ found; it returns named numbers, or nothing where the method does not say what i
 """
 
 from collections.abc import Callable
+from zlib import crc32
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array
-from scipy.special import log_softmax
 from scipy.stats import norm, spearmanr
 from sklearn.metrics import roc_auc_score
 
+from countvae.decoder import Decoder
 from countvae.estimator import OPTIMAL_STEPS, MultinomialVAE
-from countvae.evidence import log_coefficient
+from countvae.evidence import add_squares, log_coefficient
+from countvae.inference import posterior_at, refine
 from countvae.metrics import common_features, covariance_error, subspace_error
 from countvae.rows import Rows
 from countvae.simulate import Simulation
@@ -32,6 +34,34 @@ EFFECTIVE = 0.05
 TOLD = 0.5
 """A factor of which the data tell leaves less than this share of its prior variance, on average."""
 
+FITTED, HELD_OUT, SWEEPS, STEPS_A_SWEEP = 200, 200, 10, 2
+"""Samples of the yardstick, and how its sigma2 is found."""
+
+SQUARES = (
+    "exact_excess_0",
+    "exact_excess_2",
+    "exact_noise_square",
+    "z_bias_square",
+    "held_z_bias_square",
+)
+"""Squares less what chance gives them, so that some are negative: roots are for averages only."""
+
+
+def effort(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
+    """What the fit took and how it ended, by its own account.
+
+    `seconds`, without the `compile_seconds` where a method says what compiling took; resident
+    memory of the process before the fit (`before_mb`, with imports and data) and the largest
+    during it (`peak_mb`); whether it stopped by itself rather than at its limit (`converged`, 0 or
+    1, or a share of the seeds); for MCMC the median over features of R-hat of the variance of a
+    log-ratio (`r_hat`).
+    """
+    del truth, held_out
+    said = {"seconds": found.seconds, "before_mb": found.before_mb, "peak_mb": found.peak_mb}
+    if found.converged is not None:
+        said["converged"] = float(found.converged)
+    return said | dict(found.more)
+
 
 def table(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
     """Share of the entries that are not zero (`nonzero`)."""
@@ -42,8 +72,8 @@ def table(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, fl
 def covariance(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
     """‖Ĉ − C‖_F / ‖C‖_F of the CLR covariance, with noise (`covariance`) and of VVᵀ alone (`VV`).
 
-    `_common` is the same over features above median abundance. With noise only where a method
-    has a noise variance.
+    `covariance_common` and `VV_common` are the same over features above median abundance. With
+    noise only where a method has a noise variance.
     """
     del held_out
     common = common_features(truth.counts)
@@ -61,7 +91,8 @@ def covariance(truth: Simulation, held_out: Simulation, found: Found) -> dict[st
 def loadings(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
     """Share of the true factor space that is missed (`subspace`), and mean |cosine| of its axes.
 
-    `axis` pairs the axes of VVᵀ and of its estimate by rank, weighing each by its variance.
+    `subspace_common` is the same over features above median abundance. `axis` pairs the axes of
+    VVᵀ and of its estimate by rank, weighing each by its variance.
     """
     del held_out
     U, s, _ = np.linalg.svd(truth.V, full_matrices=False)
@@ -88,7 +119,10 @@ def noise_and_centre(truth: Simulation, held_out: Simulation, found: Found) -> d
 
 
 def log_ratio_variances(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
-    """Spearman correlation of Var log(p_i/p_j), true and estimated, over pairs of features."""
+    """Spearman correlation of Var log(p_i/p_j), true and estimated (`log_ratio_variances`).
+
+    Over pairs of features, noise left out.
+    """
     del held_out
     rng = np.random.default_rng(0)
     i, j = rng.integers(len(truth.V), size=(2, PAIRS))
@@ -121,8 +155,8 @@ def balances(truth: Simulation, held_out: Simulation, found: Found) -> dict[str,
 def gap(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
     """Nats a sample that the answer is short of the optimised bound: the bias of the pseudocount.
 
-    `gap_0` is the encoder's own, `gap_s` that after s Newton steps, in sample; `held_gap_s` that
-    of samples held out.
+    A mean over samples. `gap_0` is the encoder's own, `gap_s` that after s Newton steps, in sample;
+    `held_gap_s` that of samples held out.
     """
     if found.model is None:
         return {}
@@ -140,10 +174,11 @@ def factors(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, 
     """The encoder's ẑ against the optimum of the bound, and the optimum against the true factors.
 
     In posterior standard deviations: root mean square of ẑ − ẑ* over samples and factors
-    (`z_error`), and of its mean over samples, less what chance gives that mean (`z_bias`), on
-    samples fitted and held out (`held_`). `z_slope` is the root mean square over factors of the
-    slope of ẑ − ẑ* on ẑ*: how much the encoder shrinks or stretches. `z_r2` is the share of the
-    variance of the true factors held out that a linear map of ẑ* explains.
+    (`z_error`), and the mean square over factors of its mean over samples, less what chance gives
+    that square (`z_bias_square`, of either sign). `z_slope` is the root mean square over factors
+    of the slope of ẑ − ẑ* on ẑ*: how much the encoder shrinks or stretches. `held_z_error`,
+    `held_z_bias_square` and `held_z_slope` are those of samples held out. `z_r2` is the share of
+    the variance of the true factors held out that a linear map of ẑ* explains.
     """
     if found.model is None:
         return {}
@@ -163,11 +198,12 @@ def factors(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, 
 def exact(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
     """Held-out answers against the exact posterior mean at the fitted decoder, by importance.
 
-    Root mean square over samples and factors, in exact posterior standard deviations, of the
-    encoder's ẑ (`exact_error_0`) and of that after two Newton steps (`exact_error_2`), less the
-    Monte-Carlo error of the exact means (`exact_noise`); `sd_ratio` the mean of the reported over
-    the exact standard deviation; `effective` the least effective share of the draws of a sample.
-    Where that is below a twentieth the weights are too uneven for the others, which are left out.
+    Mean square over samples and factors, in exact posterior variances, of the error of the
+    encoder's ẑ (`exact_excess_0`) and of that after two Newton steps (`exact_excess_2`), less that
+    of the exact means by Monte Carlo (`exact_noise_square`), so of either sign; `sd_ratio` the mean
+    of the reported over the exact standard deviation; `effective` the least effective share of the
+    draws of a sample. Where that is below a twentieth the weights are too uneven for the others,
+    which are left out.
     """
     del truth
     if found.model is None:
@@ -176,26 +212,26 @@ def exact(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, fl
     scale = _sd_of_factors(model)
     best, sd = (part / scale for part in _posterior(found, counts, OPTIMAL_STEPS))
     given = (counts.toarray(), found.V, model.mean_, model.noise_variance_, best, sd)
-    first, second = (exact_posterior(*given, seed=seed) for seed in (0, 1))
+    first, second = (exact_posterior(*given, seed=seed) for seed in _seeds(counts, found.V))
     middle = (first.mean + second.mean) / 2
     effective = float(min(first.effective.min(), second.effective.min()))
     if effective < EFFECTIVE:
         return {"effective": effective}
-    noise = _rms((first.mean - second.mean) / 2 / first.sd)
-    said = {"effective": effective, "exact_noise": noise}
+    noise = _rms((first.mean - second.mean) / 2 / first.sd) ** 2
+    said = {"effective": effective, "exact_noise_square": noise}
     said["sd_ratio"] = float((sd / first.sd).mean())
     for steps in (0, 2):
         here = _posterior(found, counts, steps)[0] / scale
-        apart = _rms((here - middle) / first.sd)
-        said[f"exact_error_{steps}"] = float(np.sqrt(max(apart**2 - noise**2, 0)))
+        said[f"exact_excess_{steps}"] = _rms((here - middle) / first.sd) ** 2 - noise
     return said
 
 
 def by_mcmc(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
     """The same against long chains of NUTS at the fitted decoder, in their standard deviations.
 
-    `mcmc_error_2` of the answer after two Newton steps, `mcmc_exact` of the importance-sampled
-    mean, `mcmc_sd_ratio` the reported over the chains' standard deviation.
+    Root mean square of the difference: `mcmc_error_2` of the answer after two Newton steps,
+    `mcmc_exact` of the importance-sampled mean. `mcmc_sd_ratio` is the reported over the chains'
+    standard deviation, `mcmc_r_hat` the worst R-hat of a factor.
     """
     del truth
     if found.model is None:
@@ -206,7 +242,8 @@ def by_mcmc(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, 
     decoder = {"V": V, "mu": mu, "sigma2": np.array(sigma2)}
     chain = call("nuts", V.shape[1], 0, counts=counts.toarray(), draws=4000, **decoder)
     mean, sd = (part / scale for part in _posterior(found, counts, 2))
-    sampled = exact_posterior(counts.toarray(), V, mu, sigma2, mean, sd)
+    seed, _ = _seeds(counts, V)
+    sampled = exact_posterior(counts.toarray(), V, mu, sigma2, mean, sd, seed=seed)
     return {
         "mcmc_error_2": _rms((mean - chain["z"]) / chain["z_sd"]),
         "mcmc_exact": _rms((sampled.mean - chain["z"]) / chain["z_sd"]),
@@ -219,8 +256,9 @@ def coverage(truth: Simulation, held_out: Simulation, found: Found) -> dict[str,
     """Share of the true coordinates within central intervals of 50 and 90 %, held out.
 
     The truth of a sample in the fitted axes is the projection of its true CLR without noise.
-    `coverage_p` is over the factors of which the data tell, `told` in number, and
-    `coverage_all_p` over all: an axis that the data say nothing of points anywhere.
+    `coverage_p` is over the factors of which the data tell, those that leave less than half of a
+    factor's prior variance, `told` in number; `coverage_all_p` is over all: an axis that the data
+    say nothing of points anywhere.
     """
     del truth
     if found.model is None:
@@ -241,11 +279,15 @@ def coverage(truth: Simulation, held_out: Simulation, found: Found) -> dict[str,
 
 
 def held_out_bound(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
-    """Nats a read on held-out samples, multinomial coefficient left out (`bound_a_read`).
+    """Nats a read of held-out samples, multinomial coefficient left out.
 
-    `oracle_a_read` is the log-likelihood at the true proportions: nothing beats it on average.
+    `bound_a_read` is our fit's own bound after two Newton steps. `yardstick_a_read` asks the same
+    of any method with loadings and a centre: the bound of our model at these, with the factors of
+    every sample at their optimum and σ² at its own fixed point on fitted samples, so that none is
+    favoured for its encoder or its noise variance. `oracle_a_read` is the log-likelihood at the
+    proportions that a sample was drawn from, which a prediction is not told: it lies above what
+    any can reach on average.
     """
-    del truth
     x, reads = held_out.counts, held_out.counts.sum()
     assert held_out.proportions is not None
     true = np.log(np.maximum(held_out.proportions, 1e-300))
@@ -253,16 +295,38 @@ def held_out_bound(truth: Simulation, held_out: Simulation, found: Found) -> dic
     if found.model is not None:
         nats = _scores(found, x, 2).sum() - coefficients(x).sum()
         found_here["bound_a_read"] = float(nats / reads)
-    elif found.reconstruct is not None:
-        logits = log_softmax(found.reconstruct(x), axis=1)
-        found_here["plug_in_a_read"] = float(x.multiply(logits).sum() / reads)
+    if found.mu is not None:
+        found_here["yardstick_a_read"] = held_out_nats_a_read(found, truth, held_out)
     return found_here
+
+
+@torch.no_grad()
+def held_out_nats_a_read(found: Found, truth: Simulation, held_out: Simulation) -> float:
+    """Bound of our model at the loadings and centre of any method: see `held_out_bound`."""
+    if found.mu is None or np.isnan(found.V).any():
+        return float("nan")
+    V, mu = torch.from_numpy(found.V).double(), torch.from_numpy(found.mu).double()
+    decoder = Decoder(V, mu, torch.tensor(0.5, dtype=torch.float64))
+    x = torch.from_numpy(truth.counts[:FITTED].toarray()).double()
+    new = torch.from_numpy(held_out.counts[:HELD_OUT].toarray()).double()
+    z = torch.zeros(len(x), V.shape[1], dtype=V.dtype)
+    D = torch.ones_like(z)
+    for _ in range(SWEEPS):
+        z, D, noise = refine(decoder, x, posterior_at(decoder, x, z, D), STEPS_A_SWEEP)
+        A, C, F = (torch.zeros_like(mu) for _ in range(3))
+        add_squares(noise, decoder(z, D)[1], A, C, F)
+        decoder.grow_sigma2(1 + (A - C).sum() / F.sum() / decoder.sigma2)
+    z = torch.zeros(len(new), V.shape[1], dtype=V.dtype)
+    start = posterior_at(decoder, new, z, torch.ones_like(z))
+    best = refine(decoder, new, start, OPTIMAL_STEPS)
+    return float(best.bound.sum() / new.sum())
 
 
 Measure = Callable[[Simulation, Simulation, Found], dict[str, float]]
 MEASURES: dict[str, Measure] = {
     measure.__name__: measure
     for measure in (
+        effort,
         table,
         covariance,
         loadings,
@@ -294,6 +358,12 @@ def _sd_of_factors(model: MultinomialVAE) -> np.ndarray:
     return np.sqrt(np.maximum(model.explained_variance_, 1e-12))
 
 
+def _seeds(counts: csr_array, V: np.ndarray) -> list[int]:
+    """Two seeds of this table and fit, so that no two fits share their draws."""
+    digest = crc32(np.ascontiguousarray(V), crc32(counts.toarray()))
+    return [int(seed) for seed in np.random.SeedSequence(digest).generate_state(2)]
+
+
 def _rms(deviation: np.ndarray) -> float:
     return float(np.sqrt((deviation**2).mean()))
 
@@ -306,7 +376,7 @@ def _deviations(name: str, away: np.ndarray, best: np.ndarray, sd: np.ndarray) -
     slope = (away * centred).sum(axis=0) / np.maximum((centred**2).sum(axis=0), 1e-300)
     return {
         f"{name}_error": _rms(deviation),
-        f"{name}_bias": float(np.sqrt(max(square, 0))),
+        f"{name}_bias_square": float(square),
         f"{name}_slope": _rms(slope),
     }
 

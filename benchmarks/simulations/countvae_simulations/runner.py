@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +22,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 
 import countvae
 import countvae_simulations
@@ -33,11 +35,11 @@ from countvae_simulations.methods.peer import versions as peer_versions
 from countvae_simulations.tables import draw
 
 PACKAGES = ("countvae", "torch", "numpy", "scipy", "scikit-learn", "numba")
-OF_RESULTS = ("scenarios", "page.py", "cli.py", "runner.py")
+NOT_OF_RESULTS = ("scenarios", "page.py", "glossary.py", "cli.py", "runner.py")
 """Files that order, keep or read results, and do not make them."""
 
 COLUMNS = 3
-TIMINGS = ("seconds", "peak_mb")
+TIMINGS = ("seconds", "compile_seconds", "before_mb", "peak_mb")
 """Measures that a second run does not repeat to the bit."""
 
 
@@ -102,7 +104,7 @@ def _code() -> str:
     for package in (countvae, countvae_simulations):
         folder = Path(str(package.__file__)).parent
         for file in sorted(folder.rglob("*.py")):
-            if file.relative_to(folder).parts[0] not in OF_RESULTS:
+            if file.relative_to(folder).parts[0] not in NOT_OF_RESULTS:
                 digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -123,10 +125,8 @@ def _run_alone(cell: Cell, threads: int) -> dict[str, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CountvaeWarning)
         found = timed(METHODS[cell.method], truth, cell.k, cell.seed, **cell.settings)
-        measured = {"seconds": found.seconds, "peak_mb": found.peak_mb}
-        if found.converged is not None:
-            measured["converged"] = float(found.converged)
-        for name in cell.measures:
+        measured = {}
+        for name in ("effort", *cell.measures):
             measured |= MEASURES[name](truth, held_out, found)
     return measured
 
@@ -170,7 +170,25 @@ def run(
     -------
     DataFrame
         One row a cell: `table.*`, `settings.*`, method, k, seed, and every measure.
+
+    Raises
+    ------
+    InputError
+        If another run holds the store.
     """
+    with _held(store):
+        return _run(cells, store, jobs, threads, fresh, cluster, progress)
+
+
+def _run(
+    cells: Sequence[Cell],
+    store: Path,
+    jobs: int,
+    threads: int,
+    fresh: bool,
+    cluster: str | None,
+    progress: Callable[[int, int], None] | None,
+) -> pd.DataFrame:
     done = read_store(store)
     todo = {cell.key: cell for cell in cells if cell.key not in done}
     finished = len({cell.key for cell in cells}) - len(todo)
@@ -183,7 +201,7 @@ def run(
         tasks = (joblib.delayed(do)(key, cell, threads) for key, cell in todo.items())
         for key, measured in parallel(tasks):
             if isinstance(measured, str):
-                warnings.warn(f"left out: {measured}", CountvaeWarning, stacklevel=2)
+                warnings.warn(f"left out: {measured}", CountvaeWarning, stacklevel=3)
             else:
                 append(todo[key], measured)
                 done[key] = measured
@@ -233,9 +251,18 @@ def read_store(store: Path) -> dict[str, dict[str, float]]:
 
 
 @contextmanager
+def _held(store: Path) -> Iterator[None]:
+    store.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{store}.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise InputError(f"'{store}': another run is writing to it.") from error
+
+
+@contextmanager
 def store_for_appending(store: Path) -> Iterator[Callable[[Cell, dict[str, float]], None]]:
     """Append a cell at a time, each on the disk before the next."""
-    store.parent.mkdir(parents=True, exist_ok=True)
     cut = store.exists() and not store.read_bytes().endswith(b"\n")
     with store.open("a", newline="") as file:
         if cut:
@@ -257,13 +284,33 @@ def _keyed(key: str, cell: Cell, threads: int) -> tuple[str, dict[str, float] | 
         return key, run_cell(cell, threads)
     except PeerMissing as error:
         return key, str(error)
-    except (ArithmeticError, np.linalg.LinAlgError) as error:
-        return key, f"{cell.method} with seed {cell.seed}: {error}"
+    except (ArithmeticError, np.linalg.LinAlgError, MemoryError, RuntimeError) as error:
+        return key, f"{_short(cell)}: {str(error) or type(error).__name__}"
+
+
+def _short(cell: Cell) -> str:
+    return f"{cell.method} with seed {cell.seed}"
 
 
 def _in_fresh_process(key: str, cell: Cell, threads: int) -> tuple[str, dict[str, float] | str]:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_keyed, key, cell, threads).result()
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=_end_with_parent) as pool:
+        try:
+            return pool.submit(_keyed, key, cell, threads).result()
+        except BrokenProcessPool:
+            return key, f"{_short(cell)}: its process was killed, perhaps for want of memory"
+
+
+def _end_with_parent() -> None:
+    """Follow the run into death, however it dies: a cell may have hours to go."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 @contextmanager

@@ -84,12 +84,17 @@ def rows(drawn: Simulation, which: slice) -> Simulation:
 
 
 def with_outliers(drawn: Simulation, share: float, rng: np.random.Generator) -> Simulation:
-    """Replace a share of the samples by ones that have nothing to do with the others."""
-    counts = drawn.counts.toarray()
+    """Replace a share of the samples by ones that have nothing to do with the others.
+
+    Their proportions are those that they are drawn from; factors they have none.
+    """
+    assert drawn.proportions is not None
+    counts, proportions, z = drawn.counts.toarray(), drawn.proportions.copy(), drawn.z.copy()
     for i in rng.choice(len(counts), round(share * len(counts)), replace=False):
         p = np.exp(3.0 * rng.standard_normal(counts.shape[1]))
-        counts[i] = rng.multinomial(drawn.depth[i], p / p.sum())
-    return replace(drawn, counts=csr_array(counts))
+        proportions[i], z[i] = p / p.sum(), np.nan
+        counts[i] = rng.multinomial(drawn.depth[i], proportions[i])
+    return replace(drawn, counts=csr_array(counts), proportions=proportions, z=z)
 
 
 def with_lost_counts(drawn: Simulation, share: float, rng: np.random.Generator) -> Simulation:

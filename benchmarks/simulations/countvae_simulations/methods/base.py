@@ -1,11 +1,10 @@
 """What a method finds, and how it is timed."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from countvae import MultinomialVAE
 from countvae.simulate import Simulation
@@ -26,22 +25,25 @@ class Found:
         Noise variance, where a method has one.
     model : MultinomialVAE or None
         The fitted model, where it is one of ours.
-    reconstruct : callable or None
-        From counts to the logits that a method without a likelihood would plug in.
     converged : bool or None
         Whether it stopped by itself rather than at its limit, where a method says so.
-    seconds, peak_mb : float
-        What the fit took; memory above what was in use before it.
+    seconds : float
+        What the fit took, without compilation where a method says what that took.
+    before_mb, peak_mb : float
+        Resident memory of the process before the fit, and the largest during it.
+    more : mapping
+        What else a method says of its run, numbers by name.
     """
 
     V: np.ndarray
     mu: np.ndarray | None = None
     sigma2: float | None = None
     model: MultinomialVAE | None = None
-    reconstruct: Callable[[csr_array], np.ndarray] | None = None
     converged: bool | None = None
     seconds: float = field(default=float("nan"))
+    before_mb: float = field(default=float("nan"))
     peak_mb: float = field(default=float("nan"))
+    more: Mapping[str, float] = field(default_factory=dict)
 
 
 Fit = Callable[..., Found]
@@ -56,10 +58,10 @@ def of_model(model: MultinomialVAE) -> Found:
 def timed(fit: Fit, truth: Simulation, k: int, seed: int, **settings: object) -> Found:
     """Fit with a clock, and a watch on the memory, unless the method brought its own figures."""
     begun = time.perf_counter()
-    with watched_memory() as peak:
+    with watched_memory() as memory:
         found = fit(truth, k, seed, **settings)
     if np.isnan(found.seconds):
         found.seconds = time.perf_counter() - begun
     if np.isnan(found.peak_mb):
-        found.peak_mb = peak[0]
+        found.before_mb, found.peak_mb = memory.before_mb, memory.peak_mb
     return found

@@ -15,12 +15,14 @@ from countvae_simulations.methods.base import Found
 
 SCRIPTS = Path(__file__).parent / "peer_scripts"
 
-
 VERSIONS = """
 import importlib.metadata as m, json
 names = ("pyPLNmodels", "scvi-tools", "gemelli", "glmpca", "numpyro", "jax", "torch", "numpy")
 print(json.dumps({name: m.version(name) for name in names}))
 """
+
+
+MORE = ("compile_seconds", "r_hat")
 
 
 class PeerMissing(RuntimeError):
@@ -49,7 +51,14 @@ def call(name: str, k: int, seed: int, **arrays: Any) -> dict[str, np.ndarray]:
         given, written = Path(folder, "given.npz"), Path(folder, "found.npz")
         np.savez(given, **arrays)
         command = [python(), SCRIPTS / f"{name}.py", given, written, "--rank", k, "--seed", seed]
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        read, held = os.pipe()
+        try:
+            done = subprocess.run(
+                [str(part) for part in command], stdin=read, capture_output=True, text=True
+            )
+        finally:
+            os.close(read)
+            os.close(held)
         if done.returncode:
             said = done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"]
             raise PeerMissing(f"{name}: {said[-1]}")
@@ -68,5 +77,7 @@ def fit(truth: Simulation, k: int, seed: int, *, name: str, **settings: Any) -> 
         float(found["sigma2"]) if "sigma2" in found else None,
         converged=bool(found["converged"]) if "converged" in found else None,
         seconds=float(found["seconds"]),
+        before_mb=float(found["before_mb"]),
         peak_mb=float(found["peak_mb"]),
+        more={name: float(found[name]) for name in MORE if name in found},
     )

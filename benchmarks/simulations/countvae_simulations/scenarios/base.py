@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,10 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from countvae_simulations.measures import SQUARES
 from countvae_simulations.runner import Cell
+
+STATISTICS = ("min", "median", "max")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,15 @@ class Scenario:
     page_measures: Sequence[str] | None = None
 
 
+NO_BIAS = "none beyond chance"
+
+
+def root(squares: pd.Series) -> str:
+    """Root of the average of squares that are less what chance gives them."""
+    average = squares.mean()
+    return f"{np.sqrt(average):.2g}" if average > 0 else NO_BIAS
+
+
 def spread(values: pd.Series) -> str:
     """Minimum / median / maximum, or the one value there is."""
     values = values.dropna()
@@ -59,14 +72,35 @@ def spread(values: pd.Series) -> str:
     return " / ".join(f"{value:.4g}" for value in np.quantile(values, [0, 0.5, 1]))
 
 
-def summary(
+def summary(rows: pd.DataFrame, scenario: Scenario) -> pd.DataFrame:
+    """The table behind the figure: one line a group of seeds, in numbers."""
+    grouped = groups(rows, scenario)
+    measures = [column for column in scenario.measures if column in rows]
+    how = {name: [*STATISTICS, *(["mean"] if name in SQUARES else [])] for name in measures}
+    table = grouped.agg(how)
+    table.columns = ["_".join(column) for column in table.columns]
+    return table.assign(seeds=grouped["seed"].nunique()).reset_index()
+
+
+def shown(
     rows: pd.DataFrame, scenario: Scenario, measures: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """The table behind the figure: one line a group of seeds."""
-    by = [column for column in scenario.by if column in rows]
+    """Show a line a group of seeds: minimum / median / maximum, of squares the average's root."""
+    grouped = groups(rows, scenario)
     measures = [column for column in measures or scenario.measures if column in rows]
-    grouped = rows.groupby(by, sort=False, dropna=False)
-    return grouped[measures].agg(spread).assign(seeds=grouped["seed"].nunique()).reset_index()
+    how = {name: _root_or_none if name in SQUARES else spread for name in measures}
+    table = grouped.agg(how).rename(columns={name: f"root of {name}" for name in SQUARES})
+    return table.assign(seeds=grouped["seed"].nunique()).reset_index()
+
+
+def groups(rows: pd.DataFrame, scenario: Scenario) -> Any:
+    """The rows by setting: those of a group differ in their seed."""
+    by = [column for column in scenario.by if column in rows]
+    return rows.groupby(by, sort=False, dropna=False)
+
+
+def _root_or_none(squares: pd.Series) -> str:
+    return "-" if squares.isna().all() else root(squares)
 
 
 def named(rows: pd.DataFrame) -> pd.Series:

@@ -86,7 +86,7 @@ SCENARIO = Scenario(
     "How wide must the encoder be?",
     cells,
     ("table.design", "settings.encoder_depth", "settings.encoder_width"),
-    ("gap_0", "held_gap_0", "held_gap_2", "held_z_error", "covariance", "seconds"),
+    ("gap_0", "held_gap_0", "held_gap_2", "held_z_error", "covariance"),
     conclude,
     draw,
 )

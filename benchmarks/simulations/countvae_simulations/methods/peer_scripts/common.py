@@ -1,20 +1,26 @@
 """What the peers' scripts share: counts in, loadings, seconds and memory out.
 
 python SCRIPT.py GIVEN.npz FOUND.npz --rank K --seed S
+
+A script ends when its standard input does, so that it does not outlive who started it.
 """
 
 import argparse
-import resource
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 Fit = Callable[..., dict[str, np.ndarray | bool]]
-"""fit(counts, rank, seed, **more): `loadings` and, where known, `centre`, `sigma2`, `converged`."""
+"""fit(counts, rank, seed, **more): `loadings` and, where known, `centre`, `sigma2`, `converged`.
+
+`compile_seconds`, where a fit compiles, are taken off its seconds.
+"""
 
 
 def with_covariance(
@@ -44,45 +50,62 @@ def on_all_features(
 
 
 def run(fit: Fit) -> None:
-    """Fit the counts of an npz, with a clock and a look at the memory above that of the imports."""
+    """Fit the counts of an npz, with a clock and a watch on the memory."""
     parser = argparse.ArgumentParser()
     parser.add_argument("given")
     parser.add_argument("found")
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    threading.Thread(target=_end_with_input, daemon=True).start()
     arrays = dict(np.load(given.given))
     counts = arrays.pop("counts")
-    with watched_memory() as peak:
+    with watched_memory() as memory:
         begun = time.perf_counter()
         found = fit(counts, given.rank, given.seed, **arrays)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - begun - found.get("compile_seconds", 0.0)
     if "loadings" in found:
         found["loadings"] = found["loadings"] - found["loadings"].mean(axis=0)
-    np.savez(given.found, seconds=seconds, peak_mb=peak[0], **found)
+    memory_mb = {"before_mb": memory.before_mb, "peak_mb": memory.peak_mb}
+    np.savez(given.found, seconds=seconds, **memory_mb, **found)
+
+
+def _end_with_input() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+@dataclass
+class Memory:
+    """Resident memory of the process in MB: at the start, and the largest since."""
+
+    before_mb: float = float("nan")
+    peak_mb: float = float("nan")
 
 
 @contextmanager
-def watched_memory() -> Iterator[list[float]]:
-    """Largest resident memory above that at the start, in MB, looked at every 10 ms (Linux)."""
-    statm, page = Path("/proc/self/statm"), resource.getpagesize()
+def watched_memory() -> Iterator[Memory]:
+    """Look at the resident memory every 10 ms (Linux; elsewhere it is not known)."""
+    statm = Path("/proc/self/statm")
     if not statm.exists():
-        yield [float("nan")]
+        yield Memory()
         return
+    page = os.sysconf("SC_PAGE_SIZE")
 
     def resident() -> float:
         return int(statm.read_text().split()[1]) * page / 2**20
 
-    first, peak, done = resident(), [0.0], threading.Event()
+    memory, done = Memory(resident(), resident()), threading.Event()
 
     def watch() -> None:
         while not done.wait(0.01):
-            peak[0] = max(peak[0], resident() - first)
+            memory.peak_mb = max(memory.peak_mb, resident())
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield peak
+        yield memory
     finally:
         done.set()
         watcher.join()

@@ -1,5 +1,7 @@
 """NUTS (numpyro) on the same model; runs in the peers' environment.
 
+It compiles at every run; what that takes is counted as jax reports it, and told apart.
+
 With `V`, `mu` and `sigma2` given, the posterior of the factors at that decoder; else that of
 everything: loadings normal, each factor with a scale of its own, and wide priors above.
 """
@@ -8,14 +10,15 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from common import run
+from jax import monitoring, random
 from jax import numpy as jnp
-from jax import random
 from numpyro.diagnostics import summary
 from numpyro.infer import MCMC, NUTS
 
 numpyro.set_host_device_count(2)
 numpyro.enable_x64()
 CHAINS = 2
+COMPILES = "/jax/core/compile/"
 
 
 def model(counts: np.ndarray, rank: int, V=None, mu=None, sigma2=None) -> None:
@@ -37,6 +40,10 @@ def model(counts: np.ndarray, rank: int, V=None, mu=None, sigma2=None) -> None:
 
 def fit(counts: np.ndarray, rank: int, seed: int, draws: np.ndarray, **decoder: np.ndarray) -> dict:
     """Two chains side by side, as many draws to warm up as to keep."""
+    compiled = []
+    monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **more: compiled.append(seconds * event.startswith(COMPILES))
+    )
     sampler = MCMC(
         NUTS(model),
         num_warmup=int(draws),
@@ -63,6 +70,7 @@ def fit(counts: np.ndarray, rank: int, seed: int, draws: np.ndarray, **decoder: 
         "centre": mu - mu.mean(),
         "sigma2": (drawn["sigma"] ** 2).mean(),
         "r_hat": np.median(summary({"c": np.asarray(of_ratios)})["c"]["r_hat"]),
+        "compile_seconds": sum(compiled),
     }
 
 
