@@ -142,9 +142,13 @@ def origin() -> list[str]:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    def told(*command: str) -> str:
+        git = ["git", "-C", str(ROOT), *command]
+        return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+
+    # results that other scripts have just written change no figure
+    changed = told("diff", "HEAD", "--name-only", "--", ".", ":!benchmarks/*/results")
+    return (told("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
 def _processor() -> str:
