@@ -147,7 +147,7 @@ def _commit() -> str:
         return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
     # results that other scripts have just written change no figure
-    changed = told("diff", "HEAD", "--name-only", "--", ".", ":!benchmarks/*/results")
+    changed = told("diff", "HEAD", "--name-only", "--", ".", ":!benchmarks/*/results/*")
     return (told("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
