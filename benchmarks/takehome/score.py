@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.core.common import DATA, arguments, show, tell, write
+from benchmarks.core.common import DATA, arguments, tell, write
 from countvae import MultinomialVAE
 from countvae.score import scores
 from countvae.simulate import simulate
@@ -94,7 +94,5 @@ if __name__ == "__main__":
     frame = pd.DataFrame(
         [row for table in tables for seed in range(seeds) for row in measure(table, seed)]
     )
-    for (table, kind), some in frame.groupby(["table", "spoilt"], sort=False):
-        for name in ("area", "area_of_both_tails", "untouched_at_5_percent", "p_with_depth"):
-            show(f"{table}, {kind}: {name}", some[name])
+    print(frame.drop(columns="seed").groupby(["table", "spoilt"], sort=False).median().to_string())
     write("score", frame, Path(__file__).parent)
