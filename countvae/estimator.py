@@ -7,6 +7,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ from countvae.processes import joined
 from countvae.rows import Rows
 from countvae.start import Start, residual_start
 from countvae.stream import CountFile, open_counts
-from countvae.table import CountTable, Overlap, place_features
+from countvae.table import CountTable, place_features
 from countvae.threads import one_thread_an_operation
 from countvae.training import Diverged, Kept, Schedule, State, train
 
@@ -415,7 +416,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def match(
         self, X: Any, *, whole: bool = False, argument: str = "X"
     ) -> tuple["MultinomialVAE", Any]:
-        """Bring a table and the model to the features that both have.
+        """Bring a table and the model to the features that both have, in the order of the model.
 
         Features of the table that the model does not know are left out: what falls on the others
         is multinomial still. If the table lacks some of the model's, the model becomes that of a
@@ -445,19 +446,20 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         known = getattr(self, "feature_names_in_", None)
         if not isinstance(table, CountTable | CountFile) or known is None:
             return self, table
+        if np.array_equal(table.feature_ids, known):
+            return self, table
         place = place_features(table.feature_ids, known, table.sample_ids)
         shared = np.unique(place[place >= 0])
-        if len(shared) == len(known) == table.d:
-            return self, table
         if whole and len(shared) < len(known):
             missing = np.setdiff1d(np.arange(len(known)), shared)
             raise InputError(
                 f"{argument}: the table lacks {len(missing)} features that the model was fitted"
                 f" with: {examples(list(known[missing]))}; `match` gives a model of the rest."
             )
-        matched = table.align_features(known[shared])[0]
-        reads = table.depth.sum()
-        overlap = Overlap.of(place, len(known), matched.depth.sum(), reads)
+        matched, overlap = table.align_features(known[shared])
+        if len(shared) == len(known) == table.d:
+            return self, matched
+        overlap = replace(overlap, missing=len(known) - len(shared))
         if overlap.least < self.min_overlap or len(shared) < 2:
             raise InputError(
                 f"{argument}: {overlap} Less than min_overlap={self.min_overlap:g} is shared."
@@ -527,9 +529,13 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             raise InputError(
                 f"X: expected coordinates of shape (n, {self.n_components_}); got {y.shape}."
             )
+        return softmax(self._clr_at(y), axis=1)
+
+    def _clr_at(self, y: np.ndarray) -> np.ndarray:
+        """Centred log-ratios at coordinates y (or z, with `whiten`), without noise."""
         if self.whiten:
             y = y * np.sqrt(self.explained_variance_)
-        return softmax(self.mean_ + y @ self.components_, axis=1)
+        return self.mean_ + y @ self.components_
 
     def sample(
         self, n_samples: int = 1, depth: Any = None, random_state: Any = None
@@ -614,12 +620,11 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         depths = self._depths(n, depth, rng)
         prior = rng.standard_normal(y.shape) * self._scale
         y = np.where(np.isnan(y), prior, y)
-        coordinates = y * np.sqrt(self.explained_variance_) if self.whiten else y
         shifts = np.broadcast_to(shift, (n, d))
         noise_sd = np.sqrt(self.feature_noise_variance_)
         rows = []
-        for yi, moved, N in zip(coordinates, shifts, depths, strict=True):
-            logits = self.mean_ + yi @ self.components_ + moved
+        for yi, moved, N in zip(y, shifts, depths, strict=True):
+            logits = self._clr_at(yi) + moved
             rows.append(_multinomial(N, logits + noise_sd * rng.standard_normal(d), rng))
         return sp.csr_array(sp.vstack(rows)), y
 
@@ -901,15 +906,11 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             )
 
     def _counts(self, X: Any, *, reset: bool) -> sp.csr_array | CountFile:
-        """Check a table; return its counts as CSR or on disk, features in the order of the fit."""
+        """Check a table, which `match` has brought to the model; return its counts."""
         table = open_counts(X) or X
         if isinstance(table, CountTable | CountFile):
             if reset:
                 self.n_features_in_, self.feature_names_in_ = table.d, table.feature_ids
-            elif hasattr(self, "feature_names_in_") and not np.array_equal(
-                table.feature_ids, self.feature_names_in_
-            ):
-                table = table.align_features(self.feature_names_in_)[0]
             if table.d != self.n_features_in_:
                 raise InputError(
                     f"X: the table has {table.d} features; the model was fitted with "
