@@ -65,15 +65,16 @@ DENOISED = 6
 
 SELECTION = ("selection.tsv", "selection.png")
 NETWORK = ("edges.tsv", "nodes.tsv", "network.graphml")
+OF_TABLE = dict.fromkeys(("samples", "features", "reads"), int | float)
 OF_RUN = {
-    "started": lambda found: isinstance(found, str),
-    "input": {"sha256": lambda found: isinstance(found, list)},
-    "result": {"bound": lambda found: isinstance(found, int | float)},
-    **{
-        name: lambda found: isinstance(found, dict) for name in ("arguments", "seconds", "versions")
-    },
+    "started": str,
+    "input": {"sha256": list},
+    "before_filters": OF_TABLE,
+    "after_filters": OF_TABLE,
+    "result": {"bound": int | float},
+    **dict.fromkeys(("arguments", "seconds", "versions"), dict),
 }
-"""What of run.json a report needs."""
+"""What of run.json a report needs, by type."""
 
 TRUTH = ("truth.json", "factors.tsv", "loadings.tsv", "proportions.npy")
 """What the folder of the truth behind a simulated table holds."""
@@ -881,19 +882,17 @@ def _run_of(folder: Path) -> dict[str, Any]:
         run = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read; countvae fit writes it.") from error
-    numbers = ("samples", "features", "reads")
-    of_shape = {name: lambda found: isinstance(found, int | float) for name in numbers}
-    if not _has(run, {"before_filters": of_shape, "after_filters": of_shape} | OF_RUN):
+    if not _has(run, OF_RUN):
         raise InputError(f"{path}: is not what countvae fit writes.")
     return run
 
 
 def _has(found: Any, expected: Any) -> bool:
-    """Whether JSON has the keys of a dict of tests, and passes them."""
-    if callable(expected):
-        return bool(expected(found))
+    """Whether JSON is of a type, or has the keys of a dict of types."""
+    if not isinstance(expected, dict):
+        return isinstance(found, expected)
     return isinstance(found, dict) and all(
-        name in found and _has(found[name], test) for name, test in expected.items()
+        name in found and _has(found[name], of) for name, of in expected.items()
     )
 
 
@@ -1053,8 +1052,6 @@ def _table_for(
             CountvaeWarning,
             stacklevel=2,
         )
-    if not np.array_equal(aligned.feature_ids, model.feature_names_in_):
-        aligned = aligned.align_features(model.feature_names_in_)[0]
     argument = f"{path}, in the features of the model"
     if options["drop_empty"]:
         aligned = aligned.without_empty(argument)
