@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from countvae.checks import InputError
 from countvae.cli import debug_option
 from countvae.console import Exemplary
+from countvae.errors import CannotWrite
 from countvae_simulations.page import Ran, page, write_results
 from countvae_simulations.runner import read_store, run
 from countvae_simulations.scenarios import SCENARIOS
@@ -63,7 +63,7 @@ def benchmark(
     """Run simulations whose truth is known, and say what they show."""
     output.mkdir(parents=True, exist_ok=True)
     if page_file is not None and not page_file.parent.is_dir():
-        raise InputError(f"--page: there is no folder '{page_file.parent}'.")
+        raise CannotWrite(f"--page: there is no folder '{page_file.parent}'.")
     found = {}
     for name in names or SCENARIOS:
         scenario = SCENARIOS[name]

@@ -22,11 +22,11 @@ import joblib
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 
 import countvae
 import countvae_simulations
-from countvae.checks import CountvaeWarning, InputError
+from countvae.errors import ArgumentError, CountvaeWarning, MissingPackage
+from countvae.files import claimed
 from countvae_simulations.measures import MEASURES
 from countvae_simulations.methods import METHODS
 from countvae_simulations.methods.base import timed
@@ -173,10 +173,11 @@ def run(
 
     Raises
     ------
-    InputError
+    InUse
         If another run holds the store.
     """
-    with _held(store):
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with claimed(store):
         return _run(cells, store, jobs, threads, fresh, cluster, progress)
 
 
@@ -251,16 +252,6 @@ def read_store(store: Path) -> dict[str, dict[str, float]]:
 
 
 @contextmanager
-def _held(store: Path) -> Iterator[None]:
-    store.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(f"{store}.lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise InputError(f"'{store}': another run is writing to it.") from error
-
-
-@contextmanager
 def store_for_appending(store: Path) -> Iterator[Callable[[Cell, dict[str, float]], None]]:
     """Append a cell at a time, each on the disk before the next."""
     cut = store.exists() and not store.read_bytes().endswith(b"\n")
@@ -323,10 +314,10 @@ def _backend(cluster: str | None) -> Iterator[None]:
 
         client = Client(cluster, set_as_default=True, timeout=20)
     except ImportError as error:
-        raise InputError(
+        raise MissingPackage(
             "--cluster: needs the extra `cluster`: pip install countvae[cluster]."
         ) from error
     except (OSError, ValueError) as error:
-        raise InputError(f"--cluster: no Dask scheduler answers at '{cluster}'.") from error
+        raise ArgumentError(f"--cluster: no Dask scheduler answers at '{cluster}'.") from error
     with client, joblib.parallel_config("dask"):
         yield
