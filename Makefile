@@ -24,7 +24,7 @@ demo: venv
 	"$(PY)" -m countvae demo -o demo --force
 
 test: venv
-	"$(PY)" -m pytest
+	"$(PY)" -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 check: venv
 	"$(PY)" -m ruff check .
@@ -33,6 +33,7 @@ check: venv
 	"$(PY)" -m basedpyright --pythonpath "$(PY)"
 
 docs: $(VENV)/.stamp-docs
+	"$(PY)" docs/make_errors.py
 	"$(PY)" -m sphinx -W --keep-going -b html docs docs/_build
 
 # The simulations: every figure and table in about 15 minutes, or the whole grid in hours.
@@ -71,6 +72,48 @@ bench-takehome: $(BENCH_TAKEHOME:%=bench-takehome-%)
 .PHONY: bench-takehome $(BENCH_TAKEHOME:%=bench-takehome-%)
 $(BENCH_TAKEHOME:%=bench-takehome-%): bench-takehome-%: venv
 	COUNTVAE_PEERS="$(PEERS)/bin/python" "$(PY)" -m benchmarks.takehome.$*
+
+# What is put in its way: faults, stops, bad files, the same again; the table is printed at the end.
+BENCH_RELIABILITY := faults kills repeats models
+
+reliability: fuzz $(BENCH_RELIABILITY:%=bench-reliability-%)
+	"$(PY)" -m benchmarks.reliability.page
+
+fuzz: venv
+	"$(PY)" -m benchmarks.reliability.hostile
+
+.PHONY: reliability fuzz $(BENCH_RELIABILITY:%=bench-reliability-%)
+$(BENCH_RELIABILITY:%=bench-reliability-%): bench-reliability-%: venv
+	"$(PY)" -m benchmarks.reliability.$*
+
+# The tests with the oldest versions that are allowed, and with the newest; torch is that of constraints.txt.
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+oldest newest: %: .venv-%/.stamp
+	.venv-$*/bin/python -m pytest -W default
+
+.venv-oldest/.stamp .venv-newest/.stamp: .venv-%/.stamp: pyproject.toml
+	$(PYTHON) -m venv ".venv-$*"
+	".venv-$*/bin/python" $(PIP) uv $(TORCH)
+	".venv-$*/bin/uv" pip install --quiet --python ".venv-$*" \
+		--resolution $(if $(filter oldest,$*),lowest-direct,highest) $(TORCH) -e ".[fast,test]"
+	@touch "$@"
+
+# Installed beside scanpy and scvi-tools, all three work.
+beside:
+	$(PYTHON) -m venv .venv-beside
+	.venv-beside/bin/python $(PIP) $(TORCH) . scanpy scvi-tools
+	.venv-beside/bin/python -m pip check
+	.venv-beside/bin/python -c "import scanpy, scvi, countvae.tl"
+	.venv-beside/bin/python -m countvae demo -o .venv-beside/demo --force
+
+# What is known against the versions of constraints.txt.
+audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python $(PIP) pip-audit
+	.venv-audit/bin/pip-audit --no-deps --disable-pip -r constraints.txt
+
+.PHONY: oldest newest beside audit
 
 # The peers need packages that countvae must not, so they live in an environment of their own.
 bench-peers: $(PEERS)/.stamp

@@ -27,9 +27,9 @@ import numpy as np
 from jaxtyping import Float, Integer, Shaped
 from scipy.sparse import csc_array, csr_array, eye_array, issparse
 from skbio import TreeNode
-from skbio.io import NewickFormatError
 
-from countvae.checks import CountvaeWarning, InputError, check_unique, examples
+from countvae.checks import check_unique, examples
+from countvae.errors import BasisError, CountvaeWarning, TooLarge, TooSmall
 
 ORTHONORMAL_TOLERANCE = 1e-5  # leaves room for a matrix written in float32
 CHECK_BLOCK = 256  # columns of ΨᵀΨ formed at a time
@@ -113,7 +113,7 @@ class Balances:
         n_nonzeros = int(pointers[-1])
         n_bytes = n_nonzeros * (np.dtype(float).itemsize + np.dtype(np.int64).itemsize)
         if n_bytes > max_bytes:
-            raise InputError(
+            raise TooLarge(
                 f"basis: its matrix over {self.d:,} features has {n_nonzeros:,} non-zeros "
                 f"({n_bytes / 2**30:.1f} GiB), more than the {max_bytes / 2**30:.1f} GiB allowed; "
                 "a balanced basis needs far less."
@@ -372,10 +372,10 @@ def from_matrix(matrix: Any, feature_ids: Iterable[str]) -> MatrixBasis:
     try:
         psi = csc_array(matrix, dtype=float) if issparse(matrix) else np.asarray(matrix, float)
     except (TypeError, ValueError):
-        raise InputError("basis: expected a matrix of numbers.") from None
+        raise BasisError("basis: expected a matrix of numbers.") from None
     d = len(ids)
     if psi.shape != (d, d - 1):
-        raise InputError(
+        raise BasisError(
             f"basis: expected a matrix of shape ({d}, {d - 1}) for {d} features; got {psi.shape}."
         )
     if names is None:
@@ -412,7 +412,7 @@ def make_basis(basis: Any, feature_ids: Iterable[str]) -> Basis:
     ids = _ids(feature_ids)
     if isinstance(basis, Basis):
         if basis.d != len(ids):
-            raise InputError(
+            raise BasisError(
                 f"basis: expected a basis over {len(ids)} features; got one over {basis.d}."
             )
         return basis
@@ -433,7 +433,7 @@ def _rows(a: Float[np.ndarray, "*batch m"], width: int) -> Float[np.ndarray, "ro
 def _ids(feature_ids: Iterable[str]) -> list[str]:
     ids = [str(name) for name in feature_ids]
     if len(ids) < 2:
-        raise InputError(f"feature_ids: a basis needs at least 2 features; got {len(ids)}.")
+        raise TooSmall(f"feature_ids: a basis needs at least 2 features; got {len(ids)}.")
     check_unique(ids, "feature_ids: feature ids")
     return ids
 
@@ -441,7 +441,7 @@ def _ids(feature_ids: Iterable[str]) -> list[str]:
 def _require_all(ids: Sequence[str], found: Container[str], where: str) -> None:
     missing = [name for name in ids if name not in found]
     if missing:
-        raise InputError(
+        raise BasisError(
             f"basis: {len(missing):,} of {len(ids):,} features are not among {where}: "
             f"{examples(missing)}."
         )
@@ -498,11 +498,11 @@ def _read_newick(source: str | Path, ids: set[str]) -> TreeNode:
         try:
             text = Path(source).read_text(encoding="utf-8")
         except OSError:
-            raise InputError(
+            raise BasisError(
                 f"basis: {name} is neither 'balanced', 'sequential' nor a readable Newick file."
             ) from None
         except UnicodeDecodeError:
-            raise InputError(f"basis: {name} is not a Newick tree.") from None
+            raise BasisError(f"basis: {name} is not a Newick tree.") from None
     try:
         tree = _parse_newick(text, convert_underscores=True)
         n_found = _n_found(tree, ids)
@@ -510,8 +510,8 @@ def _read_newick(source: str | Path, ids: set[str]) -> TreeNode:
             verbatim = _parse_newick(text, convert_underscores=False)
             if _n_found(verbatim, ids) > n_found:
                 return verbatim
-    except NewickFormatError:
-        raise InputError(f"basis: {name} is not a Newick tree.") from None
+    except Exception as error:  # the parser of a broken tree fails in ways of its own
+        raise BasisError(f"basis: {name} is not a Newick tree.") from error
     return tree
 
 
@@ -547,11 +547,11 @@ def _check_orthonormal(psi: np.ndarray | csc_array, names: Sequence[str]) -> Non
     m = psi.shape[1]
     finite = np.isfinite(psi.data if issparse(psi) else psi)
     if not finite.all():
-        raise InputError("basis: expected finite values; the matrix has NaN or infinite ones.")
+        raise BasisError("basis: expected finite values; the matrix has NaN or infinite ones.")
     total = np.abs(psi.sum(axis=0))
     worst = int(total.argmax())
     if total[worst] > ORTHONORMAL_TOLERANCE:
-        raise InputError(
+        raise BasisError(
             f"basis: expected columns summing to 0; "
             f"column '{names[worst]}' sums to {psi[:, [worst]].sum():.3g}."
         )
@@ -568,7 +568,7 @@ def _check_orthonormal(psi: np.ndarray | csc_array, names: Sequence[str]) -> Non
         inner = csc_array(psi.T @ column).toarray().ravel()
         inner[worst] = 0.0
         other = int(np.abs(inner).argmax())
-        raise InputError(
+        raise BasisError(
             f"basis: expected orthonormal columns; column '{names[worst]}' has length {norm:.6g} "
             f"and inner product {inner[other]:.3g} with column '{names[other]}'."
         )

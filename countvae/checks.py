@@ -1,7 +1,4 @@
-"""What a count table must be, and every sentence a user reads when it is not.
-
-The bottom room: it imports nothing of the package.
-"""
+"""What a count table must be, and every sentence a user reads when it is not."""
 
 import warnings
 from collections.abc import Sequence
@@ -11,9 +8,16 @@ import numpy as np
 from jaxtyping import Float, Num
 from scipy.sparse import csr_array
 
+from countvae.errors import (
+    CountvaeWarning,
+    EmptySamples,
+    InputError,
+    NotCounts,
+    RepeatedIds,
+    TooSmall,
+)
+
 __all__ = [
-    "CountvaeWarning",
-    "InputError",
     "check_counts",
     "check_depth",
     "check_shape",
@@ -27,14 +31,6 @@ MAX_COUNT = 2.0**53
 
 Policy = Literal["error", "warn", "ignore"]
 Ids = Sequence[str] | np.ndarray | None
-
-
-class InputError(ValueError):
-    """The input is wrong; the message is one sentence that says what, and where."""
-
-
-class CountvaeWarning(UserWarning):
-    """The input is usable, but something about it should be known."""
 
 
 def examples(ids: Sequence[Any] | np.ndarray, limit: int = 3) -> str:
@@ -81,7 +77,7 @@ def check_unique(ids: Sequence[str] | np.ndarray, what: str) -> None:
     --------
     >>> check_unique(["a", "b", "a"], "counts: sample ids")
     Traceback (most recent call last):
-    countvae.checks.InputError: counts: sample ids must be unique; got more than once 'a'.
+    countvae.errors.RepeatedIds: counts: sample ids must be unique; got more than once 'a'.
     """
     seen: set[str] = set()
     twice: dict[str, None] = {}
@@ -90,7 +86,7 @@ def check_unique(ids: Sequence[str] | np.ndarray, what: str) -> None:
             twice[i] = None
         seen.add(i)
     if twice:
-        raise InputError(f"{what} must be unique; got more than once {examples(list(twice))}.")
+        raise RepeatedIds(f"{what} must be unique; got more than once {examples(list(twice))}.")
 
 
 def check_counts(
@@ -134,7 +130,7 @@ def check_counts(
     >>> from scipy.sparse import csr_array
     >>> check_counts(csr_array([[3, 0], [-1, 2]]), ["s1", "s2"], ["a", "b"])
     Traceback (most recent call last):
-    countvae.checks.InputError: counts: expected values >= 0; got -1 in sample 's2', feature 'a'
+    countvae.errors.NotCounts: counts: expected values >= 0; got -1 in sample 's2', feature 'a'
     (Negative values in data are not counts).
     """
     check_shape(counts.shape, argument)
@@ -148,30 +144,32 @@ def check_counts(
     data = counts.data
     wrong = ~np.isfinite(data)
     if wrong.any():
-        raise InputError(f"{argument}: expected finite values, not NaN or inf; got {first(wrong)}.")
+        raise NotCounts(f"{argument}: expected finite values, not NaN or inf; got {first(wrong)}.")
     wrong = data < 0
     if wrong.any():
-        raise InputError(
+        raise NotCounts(
             f"{argument}: expected values >= 0; got {first(wrong)}"
             " (Negative values in data are not counts)."
         )
     wrong = data > MAX_COUNT
     if wrong.any():
-        raise InputError(f"{argument}: expected counts <= 2^53; got {first(wrong)}.")
+        raise NotCounts(f"{argument}: expected counts <= 2^53; got {first(wrong)}.")
     if fractional != "ignore" and data.dtype.kind == "f":
         wrong = data != np.rint(data)
         if wrong.any():
             if _are_logs(counts, wrong):
-                raise InputError(
+                raise NotCounts(
                     f"{argument}: looks log-normalised; pass raw counts (got {first(wrong)})."
                 )
             totals = _sample_sums(counts, data)
             advice = "; every sample has the same sum: pass counts, not proportions"
             _report(
                 fractional,
-                f"{argument}: expected whole numbers; got {first(wrong)}"
-                f" ({wrong.sum()} of {data.size} values are fractional"
-                f"{advice if _same(totals) else ''}).",
+                NotCounts(
+                    f"{argument}: expected whole numbers; got {first(wrong)}"
+                    f" ({wrong.sum()} of {data.size} values are fractional"
+                    f"{advice if _same(totals) else ''})."
+                ),
             )
     if empty_samples != "ignore":
         check_depth(_sample_sums(counts, data), sample_ids, empty_samples, argument)
@@ -186,9 +184,9 @@ def check_shape(shape: tuple[int, int], argument: str) -> None:
     """
     n, d = shape
     if n == 0:
-        raise InputError(f"{argument}: expected at least one sample; got n_samples = 0.")
+        raise TooSmall(f"{argument}: expected at least one sample; got n_samples = 0.")
     if d < 2:
-        raise InputError(f"{argument}: expected at least two features; got n_features = {d}.")
+        raise TooSmall(f"{argument}: expected at least two features; got n_features = {d}.")
 
 
 def check_depth(
@@ -211,9 +209,11 @@ def check_depth(
         names = empty if sample_ids is None else [str(sample_ids[int(i)]) for i in empty]
         _report(
             empty_samples,
-            f"{argument}: expected at least one read in every sample;"
-            f" {empty.size} of {depth.size} {'has' if empty.size == 1 else 'have'} none:"
-            f" {examples(names)}.",
+            EmptySamples(
+                f"{argument}: expected at least one read in every sample;"
+                f" {empty.size} of {depth.size} {'has' if empty.size == 1 else 'have'} none:"
+                f" {examples(names)}."
+            ),
         )
 
 
@@ -234,7 +234,7 @@ def samples_with_reads(
     """
     kept = depth > 0
     if not kept.any():
-        raise InputError(f"{argument}: expected at least one sample with reads; all are empty.")
+        raise EmptySamples(f"{argument}: expected at least one sample with reads; all are empty.")
     if not kept.all():
         warnings.warn(
             f"{argument}: left out {(~kept).sum()} of {kept.size} samples, without a read:"
@@ -249,10 +249,10 @@ def _name(ids: Ids, i: int) -> str:
     return str(i) if ids is None else repr(str(ids[i]))
 
 
-def _report(policy: Policy, sentence: str) -> None:
+def _report(policy: Policy, wrong: InputError) -> None:
     if policy == "error":
-        raise InputError(sentence)
-    warnings.warn(sentence, CountvaeWarning, stacklevel=3)
+        raise wrong
+    warnings.warn(str(wrong), CountvaeWarning, stacklevel=3)
 
 
 def _sample_sums(counts: csr_array, values: np.ndarray) -> Float[np.ndarray, " n"]:

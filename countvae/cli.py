@@ -30,7 +30,7 @@ from countvae import demo as demonstration
 from countvae import network, ordination, plots, report, score, select, store
 from countvae.basis import NAMED
 from countvae.budget import available_bytes
-from countvae.checks import CountvaeWarning, InputError, check_depth, check_shape, examples
+from countvae.checks import check_depth, check_shape, examples
 from countvae.console import (
     COUNT,
     ONE_OR_MORE,
@@ -45,8 +45,19 @@ from countvae.console import (
 )
 from countvae.devices import DEVICES, chosen
 from countvae.encoder import ACTIVATIONS
+from countvae.errors import (
+    ArgumentError,
+    CountvaeWarning,
+    FeaturesDiffer,
+    InputError,
+    Misfit,
+    NoSuchFile,
+    NotAModel,
+    TooLarge,
+    Unfinished,
+)
 from countvae.estimator import OF_MODEL, MultinomialVAE
-from countvae.files import check_writable, holds_only, new_file, new_folder, sha256
+from countvae.files import check_writable, claimed, holds_only, new_file, new_folder, sha256
 from countvae.processes import ALONE, Processes, launched
 from countvae.simulate import Design, Simulation, simulate
 from countvae.stream import CountFile
@@ -239,9 +250,9 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
     if tree and ctx.get_parameter_source("basis") is click.core.ParameterSource.COMMANDLINE:
         raise click.UsageError("--tree and --basis exclude each other.")
     if tree and not tree.is_file():
-        raise InputError(f"{tree}: there is no such file.")
+        raise NoSuchFile(f"{tree}: there is no such file.")
     chosen(options["device"])
-    with launched() as processes:
+    with launched() as processes, processes.first_holds(claimed(output)):
         options["quiet"] |= processes.rank > 0
         if processes.rank > 0:
             warnings.simplefilter("ignore", CountvaeWarning)
@@ -289,9 +300,9 @@ def transform(
     them zeros; those that only the table has are left out.
     """
     if output.resolve() == table.resolve():
-        raise InputError(f"{output}: is the table itself; name another output.")
+        raise ArgumentError(f"{output}: is the table itself; name another output.")
     if output.suffix not in COORDINATES:
-        raise InputError(f"{output}: expected a suffix among {examples(COORDINATES)}.")
+        raise ArgumentError(f"{output}: expected a suffix among {examples(COORDINATES)}.")
     if options["stream"] and output.suffix == ".h5ad":
         raise click.UsageError(
             "--stream: an .h5ad file would have the whole table; name a .tsv or .txt file."
@@ -796,7 +807,7 @@ def _settle(checkpoint: Path, options: dict[str, Any], say: Callable[[str], None
     """Refuse, remove or announce the state that a fit has left."""
     if checkpoint.exists() and not options["resume"]:
         if not options["force"]:
-            raise InputError(
+            raise Unfinished(
                 f"{checkpoint}: a fit was broken off here; --resume goes on with it, --force begins"
                 " anew."
             )
@@ -826,7 +837,7 @@ def renamed(subjects: dict[str, str]) -> Iterator[None]:
         for argument, file in subjects.items():
             if sentence.startswith(argument):
                 sentence = file + sentence.removeprefix(argument)
-        raise InputError(sentence) from error
+        raise type(error)(sentence) from error
 
 
 @contextmanager
@@ -881,9 +892,9 @@ def _run_of(folder: Path) -> dict[str, Any]:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read; countvae fit writes it.") from error
+        raise NotAModel(f"{path}: cannot be read; countvae fit writes it.") from error
     if not _has(run, OF_RUN):
-        raise InputError(f"{path}: is not what countvae fit writes.")
+        raise NotAModel(f"{path}: is not what countvae fit writes.")
     return run
 
 
@@ -901,7 +912,7 @@ def _tsv(path: Path) -> pd.DataFrame:
     try:
         frame = pd.read_csv(path, sep="\t", dtype={0: str}, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read; countvae fit writes it.") from error
+        raise NotAModel(f"{path}: cannot be read; countvae fit writes it.") from error
     return frame.set_index(frame.columns[0])
 
 
@@ -923,7 +934,7 @@ def _table_again(
         warnings.simplefilter("ignore", CountvaeWarning)  # said when it was fitted
         kept = _filtered(_read(paths, options), name, options, lambda text: None)
     if list(map(str, kept.sample_ids)) != list(map(str, samples.index)):
-        raise InputError(f"{name}: its samples are not those that were fitted.")
+        raise Misfit(f"{name}: its samples are not those that were fitted.")
     return kept, ""
 
 
@@ -1027,7 +1038,9 @@ def _loaded(folder: Path, device: str) -> MultinomialVAE:
     """Load a model that knows its features' names."""
     model = MultinomialVAE.load(folder)
     if not hasattr(model, "feature_names_in_"):
-        raise InputError(f"{folder}: was fitted without feature ids, so no file can be matched.")
+        raise FeaturesDiffer(
+            f"{folder}: was fitted without feature ids, so no file can be matched."
+        )
     return model.set_params(device=device)
 
 
@@ -1065,7 +1078,7 @@ def _check_dense(table: Table, path: Path) -> None:
     """Refuse a table whose proportions, log-ratios and deviations do not fit into memory."""
     needed, free = DENOISED * 8 * table.n * table.d, available_bytes()
     if free is not None and needed > free:
-        raise InputError(
+        raise TooLarge(
             f"{path}: {table.n} samples × {table.d} features, none of them zero, take"
             f" {needed / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free; denoise fewer"
             " samples at a time."

@@ -16,6 +16,7 @@ exit code  meaning
 
 import io
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -29,9 +30,13 @@ from typing import Any, TextIO
 import click
 import torch
 
-from countvae.checks import CountvaeWarning, InputError
-from countvae.processes import ProcessLost
-from countvae.training import Diverged
+from countvae.errors import (
+    CountvaeWarning,
+    Diverged,
+    InputError,
+    ProcessLost,
+    out_of_memory,
+)
 
 __all__ = [
     "COUNT",
@@ -60,9 +65,6 @@ EXIT_CODES: dict[type[BaseException], int] = {
 INTERNAL_ERROR = 1
 COMMANDS = "countvae.commands"
 """Entry points by which an installed package adds a command."""
-
-OUT_OF_MEMORY = "can't allocate memory"
-"""How torch's RuntimeError begins where the CPU has no more."""
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -100,6 +102,10 @@ class Program(Exemplary, click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; say what went wrong on stderr."""
+        with _said_once(ctx):
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             with warnings.catch_warnings(), _terminating_as_interrupting():
                 warnings.simplefilter("always", CountvaeWarning)
@@ -112,7 +118,24 @@ class Program(Exemplary, click.Group):
             if ctx.meta.get("debug"):
                 traceback.print_exc()
             click.echo(f"Error: {sentence}", err=True)
+            # what these hold is let go of now: a file that cannot be closed has its say here
+            traceback.clear_frames(error.__traceback__)
             ctx.exit(code)
+
+
+@contextmanager
+def _said_once(ctx: click.Context) -> Iterator[None]:
+    """Keep h5py from printing what it finds as it lets go of a file on a full disk."""
+    before = sys.unraisablehook, sys.excepthook
+
+    def unsaid(which: int) -> Callable[..., None]:
+        return lambda *what: before[which](*what) if ctx.meta.get("debug") else None
+
+    sys.unraisablehook, sys.excepthook = unsaid(0), unsaid(1)
+    try:
+        yield
+    finally:
+        sys.unraisablehook, sys.excepthook = before
 
 
 @contextmanager
@@ -148,7 +171,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     (5, 'out of memory.')
     """
     code = next((c for kind, c in EXIT_CODES.items() if isinstance(error, kind)), INTERNAL_ERROR)
-    if isinstance(error, RuntimeError) and OUT_OF_MEMORY in str(error):
+    if out_of_memory(error):
         code = EXIT_CODES[MemoryError]
     text = " ".join(str(error).split())
     if code == EXIT_CODES[MemoryError]:
@@ -156,7 +179,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     elif code == EXIT_CODES[KeyboardInterrupt]:
         text = text or "interrupted; nothing was written."
     elif code == EXIT_CODES[Diverged]:
-        text = f"the fit did not converge: {text}; nothing was written."
+        text = f"the fit did not converge: {text.rstrip('.')}; nothing was written."
     elif isinstance(error, OSError):
         text = f"{error.filename or 'output'}: {error.strerror or text}."
     elif code == INTERNAL_ERROR:

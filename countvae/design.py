@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from countvae.checks import InputError, examples
+from countvae.checks import examples
+from countvae.errors import FormulaError, MetadataError, MissingPackage
 
 __all__ = ["Design"]
 
@@ -79,11 +80,11 @@ class Design:
         centre, scale = X.mean(0), X.std(0)
         constant = scale <= 1e-12 * np.maximum(1, np.abs(centre))
         if constant.any():
-            raise InputError(
+            raise FormulaError(
                 f"formula: {examples(np.array(names)[constant])} is the same in every sample."
             )
         if np.linalg.matrix_rank((X - centre) / scale) < len(names):
-            raise InputError(
+            raise FormulaError(
                 f"formula: the columns {', '.join(names)} follow from one another; leave one out."
             )
         return cls(formula, levels, names, tuple(centre.tolist()), tuple(scale.tolist()))
@@ -101,7 +102,7 @@ class Design:
             new = ~known[name].astype(str).isin(levels)
             if new.any():
                 sample = known.index[new][0]
-                raise InputError(
+                raise MetadataError(
                     f"metadata: column {name!r} has {str(known.loc[sample, name])!r} in sample"
                     f" {str(sample)!r}, which the model was not fitted with; it knows"
                     f" {examples(levels)}."
@@ -130,41 +131,41 @@ class Design:
 def _variables(formula: Any) -> list[str]:
     """Names of the columns in a formula, which has nothing else in it."""
     if not isinstance(formula, str):
-        raise InputError(f"formula: expected text such as '~ age + site'; got {formula!r}.")
+        raise FormulaError(f"formula: expected text such as '~ age + site'; got {formula!r}.")
     formulaic = _formulaic()
     try:
         terms = list(formulaic.Formula(formula))
     except (formulaic.errors.FormulaicError, SyntaxError, ValueError, TypeError) as error:
-        raise InputError(f"formula: {formula!r} cannot be read.") from error
+        raise FormulaError(f"formula: {formula!r} cannot be read.") from error
     factors = [factor for term in terms for factor in getattr(term, "factors", [None])]
     if not terms or any(factor is None for factor in factors):
-        raise InputError(f"formula: expected one side, such as '~ age + site'; got {formula!r}.")
+        raise FormulaError(f"formula: expected one side, such as '~ age + site'; got {formula!r}.")
     constant = [f for f in factors if f.eval_method.value == "literal"]
     names = [f for f in factors if f.eval_method.value == "lookup"]
     if len(constant) + len(names) < len(factors):
         wrong = next(f for f in factors if f.eval_method.value == "python")
-        raise InputError(
+        raise FormulaError(
             f"formula: expected names of columns; got {wrong.expr!r}. Make such a column first."
         )
     if not constant:
-        raise InputError(
+        raise FormulaError(
             f"formula: keep the constant, which is the model's centre; got {formula!r}."
         )
     variables = list(dict.fromkeys(f.expr for f in names))
     if not variables:
-        raise InputError(f"formula: names no column; got {formula!r}.")
+        raise FormulaError(f"formula: names no column; got {formula!r}.")
     return variables
 
 
 def _columns(names: list[str], metadata: pd.DataFrame | None) -> pd.DataFrame:
     """Take some columns, none with a missing value."""
     if metadata is None:
-        raise InputError(
+        raise MetadataError(
             f"metadata: the formula needs {examples(names)}, and there is no metadata."
         )
     missing = [name for name in names if name not in metadata.columns]
     if missing:
-        raise InputError(
+        raise MetadataError(
             f"metadata: there is no column {missing[0]!r}; there are"
             f" {examples([str(name) for name in metadata.columns])}."
         )
@@ -172,7 +173,7 @@ def _columns(names: list[str], metadata: pd.DataFrame | None) -> pd.DataFrame:
     for name, column in known.items():
         if column.isna().any():
             sample = known.index[column.isna()][0]
-            raise InputError(
+            raise MetadataError(
                 f"metadata: column {name!r} has no value in sample {str(sample)!r}; leave out such"
                 " samples or the column."
             )
@@ -192,5 +193,7 @@ def _formulaic() -> Any:
         import formulaic
         import formulaic.errors
     except ImportError as error:
-        raise InputError("formula: needs formulaic; pip install 'countvae[formula]'.") from error
+        raise MissingPackage(
+            "formula: needs formulaic; pip install 'countvae[formula]'."
+        ) from error
     return formulaic

@@ -2,7 +2,7 @@
 
 import torch
 
-from countvae.checks import InputError
+from countvae.errors import NoSuchDevice
 
 __all__ = ["DEVICES", "chosen", "free_bytes", "widest"]
 
@@ -25,7 +25,9 @@ def chosen(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if there["cuda"] else "cpu"
     if not there[name]:
-        raise InputError(f"device: there is no {name!r} device that this torch can use; use 'cpu'.")
+        raise NoSuchDevice(
+            f"device: there is no {name!r} device that this torch can use; use 'cpu'."
+        )
     return torch.device(name)
 
 

@@ -2,14 +2,12 @@
 
 import copy
 import hashlib
-import os
-import shutil
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,19 +21,26 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from countvae import store
 from countvae.basis import make_basis, restore
 from countvae.budget import available_bytes, fit_bytes
-from countvae.checks import (
-    MAX_COUNT,
-    CountvaeWarning,
-    InputError,
-    check_counts,
-    check_unique,
-    examples,
-)
+from countvae.checkpoint import Checkpoint
+from countvae.checks import MAX_COUNT, check_counts, check_unique, examples
 from countvae.decoder import Decoder
 from countvae.design import Design
 from countvae.devices import DEVICES, chosen, free_bytes
 from countvae.encoder import ACTIVATIONS, Encoder
+from countvae.errors import (
+    ArgumentError,
+    CountvaeWarning,
+    Diverged,
+    EmptySamples,
+    FeaturesDiffer,
+    MetadataError,
+    NotAModel,
+    TooLarge,
+    TooSmall,
+    out_of_memory,
+)
 from countvae.evidence import log_coefficient
+from countvae.files import claimed
 from countvae.inference import (
     Law,
     Posterior,
@@ -53,7 +58,7 @@ from countvae.start import Start, residual_start
 from countvae.stream import CountFile, open_counts
 from countvae.table import CountTable, place_features
 from countvae.threads import one_thread_an_operation
-from countvae.training import Diverged, Kept, Schedule, State, train
+from countvae.training import Kept, Schedule, train
 
 MAX_COVARIANCE_BYTES = 2**31
 EXACT = 1e-8
@@ -62,7 +67,9 @@ EXACT = 1e-8
 OPTIMAL_STEPS = 30
 """Newton steps that stand for the optimum of a sample's posterior."""
 
-RETRIES = 2
+RETRIES = 1
+SMALLER = 10
+"""A fit that diverged is tried again with a learning rate so many times smaller."""
 
 PSEUDOCOUNTS = (1e-9, 1e9)
 
@@ -84,8 +91,6 @@ OF_MODEL = (
 WIDEST_BATCH = 2**23
 """Entries of a batch by default, at most."""
 
-SECONDS_BETWEEN_CHECKPOINTS = 30.0
-
 OF_START = (
     "now.decoder.V",
     "now.decoder.mu",
@@ -95,6 +100,14 @@ OF_START = (
     "now.encoder.log_D",
 )
 """What of a checkpoint makes an encoder and a decoder of the right shape."""
+
+
+class Samples(NamedTuple):
+    """Samples with what is known of them."""
+
+    counts: Any
+    covariates: np.ndarray
+    names: np.ndarray
 
 
 class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -301,7 +314,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         InputError
             For anything that is not a table of counts, and for settings out of range.
         Diverged
-            If no learning rate that was tried kept the bound finite.
+            If the bound stopped being finite, and again at a smaller learning rate. The estimator
+            is then that of the best epoch before, if there was one.
         """
         self._check_settings()
         table = open_counts(X, joined()) or X
@@ -314,17 +328,21 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if self.formula is not None:
             learned = Design.of(self.formula, _metadata(table)) if begun is None else begun._design
             self._design = learned
-        fitted, held_out = self._split(counts, self._covariates(table), seed)
+        fitted, held_out = self._split(counts, self._covariates(table), _names(table, counts), seed)
         n, d = fitted[0].shape
         k = self._feasible_components(n, d) if begun is None else begun.n_components_
         with torch.inference_mode(False), torch.enable_grad(), one_thread_an_operation():
-            encoder, decoder, history = self._fit_from_start(fitted, held_out, k, seed, begun)
+            encoder, decoder, history, diverged = self._fit_from_start(
+                fitted, held_out, k, seed, begun
+            )
         self.history_ = pd.DataFrame(history)
         self.n_iter_ = len(history)
         self._fitted_settings = self._settings()
         encoder, decoder = encoder.double(), decoder.double()
         decoder.centre()
         self._identify(encoder, decoder)
+        if diverged is not None:
+            raise diverged
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -402,7 +420,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             Shape of the tail of the weights; above 0.7 the estimate is not to be trusted.
         """
         if not isinstance(draws, int | np.integer) or draws < 16:
-            raise InputError(f"draws: expected a whole number >= 16; got {draws!r}.")
+            raise ArgumentError(f"draws: expected a whole number >= 16; got {draws!r}.")
         rng = check_random_state(self.random_state if random_state is None else random_state)
         found, shapes = [], []
         for decoder, x, posterior in self._posteriors(X, max(1, self.refinement_steps)):
@@ -452,7 +470,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         shared = np.unique(place[place >= 0])
         if whole and len(shared) < len(known):
             missing = np.setdiff1d(np.arange(len(known)), shared)
-            raise InputError(
+            raise FeaturesDiffer(
                 f"{argument}: the table lacks {len(missing)} features that the model was fitted"
                 f" with: {examples(list(known[missing]))}; `match` gives a model of the rest."
             )
@@ -461,7 +479,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             return self, matched
         overlap = replace(overlap, missing=len(known) - len(shared))
         if overlap.least < self.min_overlap or len(shared) < 2:
-            raise InputError(
+            raise FeaturesDiffer(
                 f"{argument}: {overlap} Less than min_overlap={self.min_overlap:g} is shared."
             )
         warnings.warn(f"{argument}: {overlap}", CountvaeWarning, stacklevel=2)
@@ -494,10 +512,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if at.dtype.kind not in "iu":
             at = pd.Index(np.asarray(self.feature_ids_, dtype=object)).get_indexer(at)
         if at.ndim != 1 or len(at) < 2 or len(set(at.tolist())) < len(at):
-            raise InputError("features: expected at least two features, each once.")
+            raise ArgumentError("features: expected at least two features, each once.")
         if (at < 0).any() or (at >= self.n_features_in_).any():
             wrong = np.asarray(features)[(at < 0) | (at >= self.n_features_in_)]
-            raise InputError(f"features: not among the model's: {examples(list(wrong))}.")
+            raise FeaturesDiffer(f"features: not among the model's: {examples(list(wrong))}.")
         part = copy.copy(self)
         part._encoder, part._decoder = None, self._decoder.of_features(at)
         part.n_features_in_ = len(at)
@@ -526,7 +544,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         check_is_fitted(self)
         y = np.asarray(X, dtype=float)
         if y.ndim != 2 or y.shape[1] != self.n_components_:
-            raise InputError(
+            raise ArgumentError(
                 f"X: expected coordinates of shape (n, {self.n_components_}); got {y.shape}."
             )
         return softmax(self._clr_at(y), axis=1)
@@ -559,7 +577,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """
         check_is_fitted(self)
         if not isinstance(n_samples, int | np.integer) or n_samples < 1:
-            raise InputError(f"n_samples: expected a whole number >= 1; got {n_samples!r}.")
+            raise ArgumentError(f"n_samples: expected a whole number >= 1; got {n_samples!r}.")
         rng = check_random_state(self.random_state if random_state is None else random_state)
         return self._sample(np.full((n_samples, self.n_components_), np.nan), 0.0, depth, rng)
 
@@ -594,7 +612,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         axes = [f"F{c + 1}" for c in range(self.n_components_)]
         given = [name for name in axes if name in design.columns]
         if not given and self._design is None:
-            raise InputError(
+            raise ArgumentError(
                 f"design: expected columns among {examples(axes)}; got"
                 f" {examples([str(name) for name in design.columns])}."
             )
@@ -603,7 +621,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if wrong.to_numpy().any():
             name = next(name for name in given if wrong[name].any())
             row = wrong.index[wrong[name]][0]
-            raise InputError(
+            raise ArgumentError(
                 f"design: expected numbers; got {design[name][row]!r} in sample {str(row)!r},"
                 f" column {name!r}."
             )
@@ -694,7 +712,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             or given.dtype.kind not in "iuf"
             or not np.all((given >= 0) & (given <= MAX_COUNT) & (given == np.floor(given)))
         ):
-            raise InputError(
+            raise ArgumentError(
                 f"depth: expected a whole number >= 0, or one for each of {n_samples} samples; "
                 f"got {depth!r}."
             )
@@ -711,7 +729,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         check_is_fitted(self)
         d = self.n_features_in_
         if 8 * d * d > MAX_COVARIANCE_BYTES:
-            raise InputError(
+            raise TooLarge(
                 f"get_covariance: a dense {d} x {d} matrix takes {8 * d * d / 2**30:.1f} GiB; "
                 "use components_, explained_variance_ and noise_variance_, which define it."
             )
@@ -738,7 +756,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Write the model to a new folder of safetensors and JSON, whole or not at all."""
         check_is_fitted(self)
         if self._encoder is None:
-            raise InputError("path: the model of a subcomposition is not saved; save the whole.")
+            raise ArgumentError("path: the model of a subcomposition is not saved; save the whole.")
         settings = self._fitted_settings | {name: self._settings()[name] for name in OF_ANSWERS}
         arrays = {f"basis.{name}": value for name, value in self.basis_operator_.state().items()}
         for room, module in (("encoder", self._encoder), ("decoder", self._decoder)):
@@ -757,6 +775,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Read a model folder written by `save`; it is checked before anything is used."""
         arrays, settings = store.load(path)
         try:
+            _check_state(arrays, settings)
             state = {
                 room: {
                     name.removeprefix(room + "."): value
@@ -766,6 +785,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 for room in ("basis", "encoder", "decoder")
             }
             basis = restore(state["basis"])
+            one = np.linspace(-1, 1, basis.d - 1)
+            if not np.allclose(basis.adjoint(basis.apply(one)), one):
+                raise ValueError("the basis is not orthonormal")
             model = cls(**settings["parameters"], basis=basis)
             model._check_settings()
             model.basis_operator_ = basis
@@ -781,10 +803,6 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 for room in ("encoder", "decoder")
             }
             of_decoder, of_encoder = tensors["decoder"], tensors["encoder"]
-            # of a model from before these were kept
-            of_decoder.setdefault("V_var", torch.zeros_like(of_decoder["V"]))
-            of_decoder.setdefault("Theta", of_decoder["V"].new_zeros(basis.d, 0))
-            of_decoder.setdefault("Theta_var", torch.zeros_like(of_decoder["Theta"]))
             names = ("V", "mu", "sigma2", "Theta", "V_var", "Theta_var")
             decoder = Decoder(*(of_decoder[name] for name in names))
             design = settings.get("design")
@@ -798,11 +816,11 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             )
             decoder.load_state_dict(of_decoder)
             encoder.load_state_dict(of_encoder)
-            if len(decoder.mu) != basis.d:
-                raise InputError(f"{path}: the basis and the decoder differ in features.")
-        except (KeyError, TypeError, RuntimeError, IndexError) as error:
-            raise InputError(f"{path}: not a MultinomialVAE that this version reads.") from error
-        model._identify(encoder, decoder)
+            model._identify(encoder, decoder)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            raise NotAModel(f"{path}: not a MultinomialVAE that this version reads.") from error
         return model
 
     @staticmethod
@@ -814,7 +832,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         InputError
             If the folder is no checkpoint.
         """
-        _Checkpoint(checkpoint, {}).forget()
+        Checkpoint(checkpoint, {}).forget()
 
     @property
     def clr_loadings_(self) -> np.ndarray:
@@ -866,7 +884,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             if value is None and optional:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-                raise InputError(f"{name}: expected a whole number >= {low}; got {value!r}.")
+                raise ArgumentError(f"{name}: expected a whole number >= {low}; got {value!r}.")
         for name, choices in (
             ("activation", tuple(ACTIVATIONS)),
             ("noise", ("isotropic", "by_feature")),
@@ -877,31 +895,33 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             ("dtype", ("float32", "float64")),
         ):
             if getattr(self, name) not in choices:
-                raise InputError(f"{name}: expected one of {choices}; got {getattr(self, name)!r}.")
+                raise ArgumentError(
+                    f"{name}: expected one of {choices}; got {getattr(self, name)!r}."
+                )
         if chosen(self.device).type == "mps" and self.dtype == "float64":
-            raise InputError("dtype: 'mps' devices have no double precision; use device='cpu'.")
+            raise ArgumentError("dtype: 'mps' devices have no double precision; use device='cpu'.")
         for name in ("shrink_loadings", "whiten"):
             if not isinstance(getattr(self, name), bool | np.bool_):
-                raise InputError(f"{name}: expected True or False; got {getattr(self, name)!r}.")
+                raise ArgumentError(f"{name}: expected True or False; got {getattr(self, name)!r}.")
         if self.progress is not None and not callable(self.progress):
-            raise InputError(f"progress: expected a function; got {self.progress!r}.")
+            raise ArgumentError(f"progress: expected a function; got {self.progress!r}.")
         for name in ("pseudocount", "learning_rate"):
             value = getattr(self, name)
             number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
             if not (number and 0 < value < np.inf):
-                raise InputError(f"{name}: expected a positive number; got {value!r}.")
+                raise ArgumentError(f"{name}: expected a positive number; got {value!r}.")
         low, high = PSEUDOCOUNTS
         if not low <= self.pseudocount <= high:
-            raise InputError(
+            raise ArgumentError(
                 f"pseudocount: expected {low:g} to {high:g}; got {self.pseudocount!r}."
             )
         if not (
             isinstance(self.min_overlap, int | float | np.number) and 0 <= self.min_overlap <= 1
         ):
-            raise InputError(f"min_overlap: expected 0 <= share <= 1; got {self.min_overlap!r}.")
+            raise ArgumentError(f"min_overlap: expected 0 <= share <= 1; got {self.min_overlap!r}.")
         share = self.validation_fraction
         if not (isinstance(share, int | float | np.number) and 0 <= share < 1):
-            raise InputError(
+            raise ArgumentError(
                 f"validation_fraction: expected 0 <= share < 1; got {self.validation_fraction!r}."
             )
 
@@ -912,7 +932,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             if reset:
                 self.n_features_in_, self.feature_names_in_ = table.d, table.feature_ids
             if table.d != self.n_features_in_:
-                raise InputError(
+                raise FeaturesDiffer(
                     f"X: the table has {table.d} features; the model was fitted with "
                     f"{self.n_features_in_}, which have no ids."
                 )
@@ -937,9 +957,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             counts = sp.csr_array(counts, dtype=np.float64)
             check_counts(counts, *ids, fractional="warn", empty_samples="warn", argument="X")
         if reset and counts.shape[0] < 2:
-            raise InputError("X: a fit needs at least two samples; got 1.")
+            raise TooSmall("X: a fit needs at least two samples; got 1.")
         if reset and _depth(counts).sum() == 0:
-            raise InputError("X: expected counts; every sample is empty.")
+            raise EmptySamples("X: expected counts; every sample is empty.")
         return counts
 
     def _feasible_components(self, n: int, d: int) -> int:
@@ -960,42 +980,46 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return self._design.matrix(_metadata(table))
 
     def _split(
-        self, counts: Any, covariates: np.ndarray | None, seed: int
-    ) -> tuple[tuple[Any, np.ndarray], tuple[Any, np.ndarray] | None]:
-        """Part samples, with their covariates, into those to fit and those to watch it by."""
+        self, counts: Any, covariates: np.ndarray | None, names: np.ndarray, seed: int
+    ) -> tuple[Samples, Samples | None]:
+        """Part samples into those to fit and those to watch it by."""
         covariates = np.empty((counts.shape[0], 0)) if covariates is None else covariates
         held = round(self.validation_fraction * counts.shape[0])
         if held == 0:
-            return (counts, covariates), None
+            return Samples(counts, covariates, names), None
         if counts.shape[0] - held < 2:
-            raise InputError(
+            raise TooSmall(
                 f"validation_fraction: {self.validation_fraction!r} of {counts.shape[0]} samples "
                 "leaves fewer than two to fit."
             )
         order = np.random.default_rng(seed).permutation(counts.shape[0])
         chosen = counts.select_samples if isinstance(counts, CountFile) else counts.__getitem__
-        fitted, watched = np.sort(order[held:]), np.sort(order[:held])
-        return (chosen(fitted), covariates[fitted]), (chosen(watched), covariates[watched])
+        fitted, watched = (
+            Samples(chosen(at), covariates[at], names[at])
+            for at in (np.sort(order[held:]), np.sort(order[:held]))
+        )
+        return fitted, watched
 
     def _fit_from_start(
         self,
-        fitted: tuple[Any, np.ndarray],
-        held_out: tuple[Any, np.ndarray] | None,
+        fitted: Samples,
+        held_out: Samples | None,
         k: int,
         seed: int,
         begun: "MultinomialVAE | None" = None,
-    ) -> tuple[Encoder, Decoder, list[dict[str, float | int]]]:
-        counts, covariates = fitted
+    ) -> tuple[Encoder, Decoder, Sequence[dict[str, Any]], Diverged | None]:
+        counts = fitted.counts
         n, d = counts.shape
         size = self._batch_size(n, d)
         dtype, device, processes = getattr(torch, self.dtype), chosen(self.device), joined()
         with processes.in_step():
             self._check_memory(counts, k)
         where = size, dtype, device, processes
-        rows = Rows(counts, *where, covariates)
-        validation = None if held_out is None else Rows(held_out[0], *where, held_out[1])
+        rows = Rows(counts, *where, fitted.covariates)
+        validation = (
+            None if held_out is None else Rows(held_out.counts, *where, held_out.covariates)
+        )
         max_epochs = int(self.max_epochs or np.clip(np.ceil(700 * rows.batch_size / n), 9, 70))
-        rate = float(self.learning_rate)
         this_fit = self._settings() | {
             "seed": seed,
             "shape": [n, d],
@@ -1003,88 +1027,104 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             "init": begun and hashlib.sha256(begun.clr_loadings_.tobytes()).hexdigest(),
             "freeze": self.freeze,
         }
-        checkpoint = None if self.checkpoint is None else _Checkpoint(self.checkpoint, this_fit)
-        writes = rows.processes.rank == 0
-        kept, tried = (None, 0) if checkpoint is None else checkpoint.found()
-        rate /= 4**tried
-        for attempt in range(tried, RETRIES + 1):
-            generator = torch.Generator().manual_seed(seed)
-            try:
-                if kept is None and begun is not None:
-                    start = begun._as_start(dtype)
-                elif kept is None:
-                    found = residual_start(
-                        rows, k, pseudocount=float(self.pseudocount), generator=generator
+        claim = nullcontext() if self.checkpoint is None else claimed(self.checkpoint)
+        checkpoint = None if self.checkpoint is None else Checkpoint(self.checkpoint, this_fit)
+        with processes.first_holds(claim):
+            writer = checkpoint if processes.rank == 0 else None
+            kept, attempt = (None, 0) if checkpoint is None else checkpoint.found()
+            while True:
+                generator = torch.Generator().manual_seed(seed)
+                rate = float(self.learning_rate) / SMALLER**attempt
+                encoder, decoder = self._begin(rows, k, generator, begun, kept)
+                try:
+                    diverged = None
+                    history = train(
+                        rows,
+                        encoder.to(device),
+                        decoder.to(device),
+                        Schedule(max_epochs, rate, self.optimizer, self.patience),
+                        shrink_loadings=bool(self.shrink_loadings),
+                        generator=generator,
+                        going_on=begun is not None,
+                        frozen=self.freeze,
+                        validation=validation,
+                        refinement_steps=int(self.refinement_steps),
+                        progress=self._report(max_epochs, rows),
+                        keep=writer and writer.keep(attempt),
+                        kept=kept,
                     )
-                    start = Start(*(part.cpu() for part in found))
-                else:
-                    start = Start(*(torch.from_numpy(kept.arrays[name]) for name in OF_START))
-                sigma2 = start.sigma2
-                if self.noise == "by_feature":
-                    sigma2 = sigma2.expand(rows.d)
-                Theta = start.V.new_zeros(d, covariates.shape[1])
-                decoder = Decoder(start.V, start.mu, sigma2, Theta)
-                encoder = self._new_encoder(
-                    start.A, start.b, start.log_D, decoder.mu.detach(), generator
-                )
-                if begun is not None and begun._encoder is not None:
-                    encoder.load_state_dict(begun._encoder.state_dict())
-                    decoder.load_state_dict(begun._decoder.state_dict())
-                history = train(
-                    rows,
-                    encoder.to(device),
-                    decoder.to(device),
-                    Schedule(max_epochs, rate, self.optimizer, self.patience),
-                    shrink_loadings=bool(self.shrink_loadings),
-                    generator=generator,
-                    going_on=begun is not None,
-                    frozen=self.freeze,
-                    validation=validation,
-                    refinement_steps=int(self.refinement_steps),
-                    progress=self._report(max_epochs, rows),
-                    keep=checkpoint.keep(attempt) if checkpoint and writes else None,
-                    kept=kept,
-                )
-                if checkpoint and writes:
-                    checkpoint.forget()
-                return encoder.cpu(), decoder.cpu(), history
-            except KeyboardInterrupt:
-                if checkpoint and writes and checkpoint.leave():
-                    raise KeyboardInterrupt(
-                        f"interrupted; {checkpoint.folder} has the last whole epoch."
-                    ) from None
-                raise
-            except (Diverged, torch.linalg.LinAlgError) as error:  # pyright: ignore
-                if attempt == RETRIES:
-                    raise Diverged(str(error)) from error
-                rate, kept = rate / 4, None
-                warnings.warn(
-                    f"the fit diverged; trying again with a learning rate of {rate:g}.",
-                    CountvaeWarning,
-                    stacklevel=3,
-                )
-        raise AssertionError("unreachable")
+                    break
+                except KeyboardInterrupt:
+                    if writer and writer.leave():
+                        raise KeyboardInterrupt(
+                            f"interrupted; {writer.folder} has the last whole epoch."
+                        ) from None
+                    raise
+                except (Diverged, torch.linalg.LinAlgError) as error:  # pyright: ignore
+                    diverged, kept = _naming(error, fitted.names), None
+                    history = diverged.history
+                    if attempt >= RETRIES:
+                        break
+                    attempt += 1
+                    warnings.warn(
+                        f"{str(diverged).rstrip('.')}; trying again with a learning rate of"
+                        f" {rate / SMALLER:g}.",
+                        CountvaeWarning,
+                        stacklevel=3,
+                    )
+            if writer:
+                writer.forget()
+        if diverged is not None and not history:
+            raise diverged
+        return encoder.cpu(), decoder.cpu(), history, diverged
+
+    def _begin(
+        self,
+        rows: Rows,
+        k: int,
+        generator: torch.Generator,
+        begun: "MultinomialVAE | None",
+        kept: Kept | None,
+    ) -> tuple[Encoder, Decoder]:
+        """Make encoder and decoder: of the table, of the fit to go on from, or to be restored."""
+        if kept is not None:
+            start = Start(*(torch.from_numpy(kept.arrays[name]) for name in OF_START))
+        elif begun is not None:
+            start = begun._as_start(rows.dtype)
+        else:
+            found = residual_start(
+                rows, k, pseudocount=float(self.pseudocount), generator=generator
+            )
+            start = Start(*(part.cpu() for part in found))
+        sigma2 = start.sigma2.expand(rows.d) if self.noise == "by_feature" else start.sigma2
+        Theta = start.V.new_zeros(rows.d, rows.covariates.shape[1])
+        decoder = Decoder(start.V, start.mu, sigma2, Theta)
+        encoder = self._new_encoder(start.A, start.b, start.log_D, decoder.mu.detach(), generator)
+        if begun is not None and begun._encoder is not None:
+            encoder.load_state_dict(begun._encoder.state_dict())
+            decoder.load_state_dict(begun._decoder.state_dict())
+        return encoder, decoder
 
     def _begun(self) -> "MultinomialVAE | None":
         """Return the fit to go on from, if there is one, having checked that it can be."""
         if self.init is None:
             if self.freeze is not None:
-                raise InputError("freeze: there is nothing to keep without init.")
+                raise ArgumentError("freeze: there is nothing to keep without init.")
             return None
         begun = (
             self.init if isinstance(self.init, MultinomialVAE) else MultinomialVAE.load(self.init)
         )
         check_is_fitted(begun)
         if begun._encoder is None:
-            raise InputError("init: the model of a subcomposition has no encoder to go on from.")
+            raise ArgumentError("init: the model of a subcomposition has no encoder to go on from.")
         theirs = begun._fitted_settings | {"n_components": begun.n_components_}
         for name in OF_MODEL:
             if theirs[name] != getattr(self, name):
-                raise InputError(
+                raise ArgumentError(
                     f"init: its {name} is {theirs[name]!r}, not {getattr(self, name)!r}."
                 )
         if begun.feature_ids_ != self.feature_ids_:
-            raise InputError(
+            raise FeaturesDiffer(
                 f"init: has {begun.n_features_in_} features, and they are not the table's"
                 f" {self.n_features_in_} in their order; `align_features` brings a table to them."
             )
@@ -1125,7 +1165,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         free = free_bytes(device) if device.type == "cuda" else available_bytes()
         if free is not None and needed > free:
             n, d = counts.shape
-            raise InputError(
+            raise TooLarge(
                 f"X: a fit of {n} samples × {d} features with {k} factors takes about "
                 f"{needed / 2**30:.1f} GiB of memory besides the table, of which {free / 2**30:.1f}"
                 " are free; fewer factors, a smaller batch_size and a smaller encoder_width take"
@@ -1217,61 +1257,6 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             yield law, x, posterior
 
 
-class _Checkpoint:
-    """A folder in which a fit leaves its state."""
-
-    def __init__(self, folder: str | Path, this_fit: dict[str, Any]) -> None:
-        self.folder = Path(folder)
-        self.this_fit = this_fit
-        self._written = time.monotonic()
-        self._latest: tuple[int, Kept] | None = None
-
-    def found(self) -> tuple[Kept | None, int]:
-        """Return the state that is there, and how often the rate was lowered."""
-        if not os.path.lexists(self.folder):
-            return None, 0
-        arrays, settings = self._load()
-        fit = settings["fit"]
-        if fit != self.this_fit:
-            names = sorted(n for n in self.this_fit if fit.get(n) != self.this_fit[n])
-            raise InputError(
-                f"{self.folder}: is the checkpoint of another fit, with other {', '.join(names)}."
-            )
-        return Kept(arrays, settings["state"]), settings["attempt"]
-
-    def keep(self, attempt: int) -> Callable[[State], None]:
-        """Return what holds a state, and writes it if the last was written long enough ago."""
-
-        def hold(state: State) -> None:
-            self._latest = attempt, state.kept()
-            if time.monotonic() - self._written >= SECONDS_BETWEEN_CHECKPOINTS:
-                self.leave()
-
-        return hold
-
-    def leave(self) -> bool:
-        """Write the state held last, and say whether there was one."""
-        if self._latest is None:
-            return False
-        attempt, kept = self._latest
-        settings = {"fit": self.this_fit, "attempt": attempt, "state": kept.settings}
-        store.save(self.folder, kept.arrays, settings, force=True)
-        self._written = time.monotonic()
-        return True
-
-    def forget(self) -> None:
-        """Remove the folder if it is a checkpoint."""
-        if os.path.lexists(self.folder):
-            self._load()
-            shutil.rmtree(self.folder)
-
-    def _load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        arrays, settings = store.load(self.folder)
-        if "attempt" not in settings:
-            raise InputError(f"{self.folder}: is no checkpoint of a fit.")
-        return arrays, settings
-
-
 def _multinomial(
     N: int | np.integer, logits: np.ndarray, rng: np.random.RandomState
 ) -> sp.csr_array:
@@ -1289,10 +1274,66 @@ def default_batch_size(n: int, d: int) -> int:
     return min(128, max(16, n // 8), max(16, WIDEST_BATCH // d))
 
 
+def _check_state(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> None:
+    """Refuse the state of a model whose parts do not fit together, before any is made.
+
+    Raises
+    ------
+    KeyError, ValueError, TypeError
+    """
+    d, k = arrays["decoder.V"].shape
+    p = arrays["decoder.Theta"].shape[1]
+    shapes = {
+        **{"decoder.mu": (d,), "decoder.V_var": (d, k)},
+        **{"decoder.Theta": (d, p), "decoder.Theta_var": (d, p)},
+        **{"encoder.A": (d, k), "encoder.b": (k,), "encoder.log_D": (k,), "encoder.centre": (d,)},
+    }
+    parameters = settings["parameters"]
+    depth, width = parameters["encoder_depth"], parameters["encoder_width"]
+    if depth > 1:
+        shapes |= {"encoder.G": (d, width), "encoder.G_bias": (width,)}
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} has the shape {arrays[name].shape}")
+    hidden = sum(name.startswith("encoder.hidden.") for name in arrays)
+    sigma2, reads = arrays["decoder.sigma2"], arrays["depth"]
+    names = arrays.get("feature_names", np.arange(d))
+    if (
+        hidden != 2 * max(0, depth - 2)
+        or sigma2.shape not in ((), (d,))
+        or not (sigma2 > 0).all()
+        or any(a.dtype.kind != "f" for n, a in arrays.items() if n.startswith(("enc", "dec")))
+        or reads.ndim != 1
+        or not (reads >= 0).all()
+        or names.shape != (d,)
+        or len(set(names.tolist())) != d
+        or len(arrays["basis.names"]) != d - 1
+    ):
+        raise ValueError("the arrays do not fit together")
+
+
+def _names(table: Any, counts: Any) -> np.ndarray:
+    """Names of the samples; their numbers, where they have none."""
+    if isinstance(table, CountTable | CountFile):
+        return table.sample_ids
+    return table.index.to_numpy() if isinstance(table, pd.DataFrame) else np.arange(counts.shape[0])
+
+
+def _naming(error: Exception, names: np.ndarray) -> Diverged:
+    """Say in which samples a fit diverged."""
+    if not isinstance(error, Diverged):
+        return Diverged(str(error))
+    at = list(error.samples)
+    where = f", in samples {examples(list(names[at]))}" if at else ""
+    return Diverged(f"{str(error).rstrip('.')}{where}.", at, error.history)
+
+
 def _metadata(table: Any) -> pd.DataFrame | None:
     """Return what a table says of its samples."""
     if not isinstance(table, CountTable | CountFile):
-        raise InputError("formula: needs a CountTable or CountFile with metadata of the samples.")
+        raise MetadataError(
+            "formula: needs a CountTable or CountFile with metadata of the samples."
+        )
     return table.sample_metadata
 
 

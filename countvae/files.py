@@ -1,17 +1,22 @@
 """Files and folders: written beside and renamed, nothing overwritten without `force`."""
 
+import ctypes
+import glob
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from countvae.checks import InputError
+from filelock import FileLock, Timeout
 
-__all__ = ["check_writable", "holds_only", "new_file", "new_folder", "sha256"]
+from countvae.errors import CannotWrite, InUse, NotReplaced, OutputExists
+
+__all__ = ["check_writable", "claimed", "holds_only", "new_file", "new_folder", "sha256"]
 
 
 def check_writable(path: str | os.PathLike[str], force: bool) -> None:
@@ -30,16 +35,47 @@ def check_writable(path: str | os.PathLike[str], force: bool) -> None:
         If `path` exists and may not be replaced, or its folder is missing or not writable.
     """
     path = Path(path)
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        raise InputError(f"{path}: the folder {str(parent)!r} does not exist.")
     if os.path.lexists(path) and not force and not _is_empty_folder(path):
-        raise InputError(f"{path}: is already there; it is replaced only with force.")
+        raise OutputExists(f"{path}: is already there; it is replaced only with force.")
+    _check_parent(path)
+
+
+@contextmanager
+def claimed(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let nobody else claim a place meanwhile; remove what a killed run left unfinished there.
+
+    The claim ends with the process, however that ends. It binds only those who claim.
+
+    Parameters
+    ----------
+    path : path
+        The file or folder to be written.
+
+    Raises
+    ------
+    InUse
+        If another process has claimed it.
+    CannotWrite
+        If there is no folder that it could be in.
+    """
+    path = Path(path)
+    _check_parent(path)
+    place = path.resolve()
+    lock = FileLock(place.with_name(f".{place.name}.lock"), timeout=0)
+    with _writing(path):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise InUse(f"{path}: another run is writing to it.") from error
     try:
-        with tempfile.TemporaryFile(dir=parent):
-            pass
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}).") from error
+        for left in place.parent.glob(f".*-{glob.escape(place.name)}"):
+            if re.match(r"\.[0-9a-f]{8}-", left.name):
+                _remove(left)
+        yield
+    finally:
+        # while it is held: a process that waits for this file sees that it is gone
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 @contextmanager
@@ -76,17 +112,15 @@ def new_file(path: str | os.PathLike[str], force: bool = False) -> Iterator[Path
     path = Path(path)
     check_writable(path, force)
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; expected a file.")
+        raise NotReplaced(f"{path}: is a folder; expected a file.")
     beside = _beside(path)
     try:
-        beside.touch(exist_ok=False)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}).") from error
-    try:
-        yield beside
-        _sync(beside)
-        check_writable(path, force)
-        os.replace(beside, path)
+        with _writing(path, beside):
+            beside.touch(exist_ok=False)
+            yield beside
+            _sync(beside)
+            check_writable(path, force)
+            os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
     _sync(path.absolute().parent)
@@ -127,30 +161,23 @@ def new_folder(
     check_writable(path, force)
     _check_replaceable(path, replaceable)
     place = path.resolve()
-    beside, old = _beside(place), _beside(place)
+    beside = _beside(place)
     try:
-        beside.mkdir()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}).") from error
-    try:
-        yield beside
-        for file in beside.rglob("*"):
-            _sync(file)
-        _sync(beside)
-        check_writable(path, force)
-        _check_replaceable(path, replaceable)
-        if place.exists():
-            os.rename(place, old)
-        try:
-            os.rename(beside, place)
-        except OSError:
-            if old.exists():
-                os.rename(old, place)
-            raise
+        with _writing(path, beside):
+            beside.mkdir()
+            yield beside
+            for file in beside.rglob("*"):
+                _sync(file)
+            _sync(beside)
+            check_writable(path, force)
+            _check_replaceable(path, replaceable)
+            if place.exists():
+                _exchange(beside, place)
+            else:
+                os.rename(beside, place)
+        _sync(place.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    _sync(place.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -175,15 +202,71 @@ def holds_only(*names: str) -> Callable[[Path], bool]:
     return lambda folder: folder.is_dir() and {f.name for f in folder.iterdir()} == set(names)
 
 
+def _check_parent(path: Path) -> None:
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise CannotWrite(f"{path}: the folder {str(parent)!r} does not exist.")
+    with _writing(path), tempfile.TemporaryFile(dir=parent):
+        pass
+
+
 def _check_replaceable(path: Path, replaceable: Callable[[Path], bool]) -> None:
     if os.path.lexists(path) and not _is_empty_folder(path) and not replaceable(path):
-        raise InputError(
+        raise NotReplaced(
             f"{path}: is not replaced, since it, or something in it, was not written here."
         )
 
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
+
+
+@contextmanager
+def _writing(path: Path, beside: Path | None = None) -> Iterator[None]:
+    """Make one sentence of what the system, or HDF5, says of a place in which something is written.
+
+    What is begun `beside` it is called by its own name.
+    """
+    try:
+        yield
+    except CannotWrite as error:
+        raise CannotWrite(str(error).replace(str(beside or path), str(path))) from error
+    except (OSError, RuntimeError) as error:
+        number = getattr(error, "errno", None) or _errno(str(error))
+        if number is None and not isinstance(error, OSError):
+            raise
+        reason = os.strerror(number) if number else " ".join(str(error).split())
+        raise CannotWrite(f"{path}: cannot be written ({reason}).") from error
+
+
+def _errno(said: str) -> int | None:
+    """Find the number of the system's error in what HDF5 says."""
+    found = re.search(r"errno = (\d+)", said)
+    return int(found[1]) if found else None
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Let two folders change places: at once where Linux can, so that nobody finds neither."""
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if swap is None or swap(here, os.fsencode(new), here, os.fsencode(old), exchange) != 0:
+        aside = _beside(old)
+        os.rename(old, aside)
+        try:
+            os.rename(new, old)
+        except OSError:
+            os.rename(aside, old)
+            raise
+        os.rename(aside, new)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder as far as it goes."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _beside(path: Path) -> Path:

@@ -31,7 +31,7 @@ import pandas as pd
 from jaxtyping import Float, Integer
 from scipy.special import ndtr
 
-from countvae.checks import InputError
+from countvae.errors import ArgumentError, MissingPackage
 from countvae.estimator import MultinomialVAE
 
 __all__ = ["MEASURES", "edges", "graph", "modules"]
@@ -280,7 +280,7 @@ def modules(edges: pd.DataFrame, random_state: int = 0) -> pd.Series:
     try:
         import igraph
     except ImportError as error:
-        raise InputError("modules: need igraph; pip install 'countvae[network]'.") from error
+        raise MissingPackage("modules: need igraph; pip install 'countvae[network]'.") from error
     positive = edges[edges["weight"] > 0]
     names = pd.unique(edges[["feature_1", "feature_2"]].to_numpy().ravel())
     at = {name: i for i, name in enumerate(names)}
@@ -298,14 +298,14 @@ def modules(edges: pd.DataFrame, random_state: int = 0) -> pd.Series:
 
 def _check(by: str, partners: int, min_weight: float, fdr: float | None, draws: int) -> None:
     if by not in MEASURES:
-        raise InputError(f"by: expected one of {MEASURES}; got {by!r}.")
+        raise ArgumentError(f"by: expected one of {MEASURES}; got {by!r}.")
     for name, value, low in (("partners", partners, 1), ("draws", draws, 2)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low:
-            raise InputError(f"{name}: expected a whole number >= {low}; got {value!r}.")
+            raise ArgumentError(f"{name}: expected a whole number >= {low}; got {value!r}.")
     if not 0 <= min_weight <= 1:
-        raise InputError(f"min_weight: expected 0 to 1; got {min_weight!r}.")
+        raise ArgumentError(f"min_weight: expected 0 to 1; got {min_weight!r}.")
     if fdr is not None and not 0 < fdr <= 1:
-        raise InputError(f"fdr: expected a share above 0, at most 1; got {fdr!r}.")
+        raise ArgumentError(f"fdr: expected a share above 0, at most 1; got {fdr!r}.")
 
 
 def _law(model: MultinomialVAE) -> _Law:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 from scipy.spatial.distance import pdist, squareform
 from skbio import DistanceMatrix, OrdinationResults
 
-from countvae.checks import InputError
+from countvae.errors import UnsafeIds
 from countvae.estimator import MultinomialVAE
 from countvae.files import new_file
 from countvae.table import write_frame
@@ -69,12 +69,12 @@ def check_ids(ids: Ids, what: str) -> None:
     >>> check_ids(["s1", "s 2"], "sample ids")
     >>> check_ids(["s1", " s2"], "sample ids")
     Traceback (most recent call last):
-    countvae.checks.InputError: sample ids: expected ids without tabs, line ends or a leading blank;
+    countvae.errors.UnsafeIds: sample ids: expected ids without tabs, line ends or a leading blank;
     got ' s2'.
     """
     for name in ids:
         if not name or name != name.lstrip() or any(c in name for c in "\t\n\r"):
-            raise InputError(
+            raise UnsafeIds(
                 f"{what}: expected ids without tabs, line ends or a leading blank; got {name!r}."
             )
 

@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 from skbio.stats.composition import clr
 from sklearn.utils.extmath import randomized_svd
 
-from countvae.checks import InputError
+from countvae.errors import ArgumentError
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ def ppca(
     n, p = Y.shape
     q = p if rank is None else rank
     if not 1 <= k < min(n, q):
-        raise InputError(f"k: expected 1 <= k < {min(n, q)} (of samples, dimensions); got {k}.")
+        raise ArgumentError(f"k: expected 1 <= k < {min(n, q)} (of samples, dimensions); got {k}.")
     mean = Y.mean(axis=0)
     centred = Y - mean
     if rng is None:

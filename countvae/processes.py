@@ -6,7 +6,7 @@ over all processes is the sum there is.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from countvae.checks import InputError
+from countvae.errors import InputError, ProcessLost
 
-__all__ = ["ALONE", "ProcessLost", "Processes", "joined", "launched"]
-
-
-class ProcessLost(RuntimeError):
-    """Another process of the fit has ended, or cannot be reached."""
+__all__ = ["ALONE", "Processes", "joined", "launched"]
 
 
 @dataclass(frozen=True)
@@ -49,12 +45,20 @@ class Processes:
             yield
         except InputError as error:
             found = error
-        own = None if found is None else str(found)
-        sentences: list[str | None] = [own] * self.count
-        self._each(lambda part: dist.all_gather_object(sentences, part), (own,))
-        for sentence in sentences:
-            if sentence is not None:
-                raise InputError(sentence) from found
+        errors = [found] * self.count
+        self._each(lambda part: dist.all_gather_object(errors, part), (found,))
+        for error in errors:
+            if error is not None:
+                raise error
+
+    @contextmanager
+    def first_holds(self, claim: AbstractContextManager[object]) -> Iterator[None]:
+        """Let the first process enter `claim` while all are in this block, or none if it cannot."""
+        with ExitStack() as held:
+            with self.in_step():
+                if self.rank == 0:
+                    held.enter_context(claim)
+            yield
 
     def share(self, n: int) -> tuple[int, int]:
         """First of n rows that is this process's, and the one after its last."""

@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from countvae import network, plots
-from countvae.checks import InputError
+from countvae.errors import MissingPackage
 from countvae.estimator import MultinomialVAE
 from countvae.ordination import axis_names
 from countvae.stream import CountFile
@@ -314,7 +314,7 @@ def _modules(edges: pd.DataFrame) -> pd.Series:
     """Modules of a network; none without igraph."""
     try:
         return network.modules(edges).astype("Int64")
-    except InputError:
+    except MissingPackage:
         return pd.Series(dtype="Int64")
 
 

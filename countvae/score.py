@@ -19,7 +19,7 @@ from jaxtyping import Float
 from scipy.sparse import csr_array, issparse
 from scipy.stats import false_discovery_control
 
-from countvae.checks import InputError
+from countvae.errors import ArgumentError
 from countvae.estimator import MultinomialVAE
 from countvae.stream import CountFile
 from countvae.table import CountTable
@@ -65,7 +65,7 @@ def scores(
     ['t', 'p_value', 'q_value']
     """
     if not isinstance(reference, int | np.integer) or reference < 100:
-        raise InputError(f"reference: expected a whole number >= 100; got {reference!r}.")
+        raise ArgumentError(f"reference: expected a whole number >= 100; got {reference!r}.")
     model, X = model.match(X)
     depth, evidence = _depth(X), model.score_samples(X)
     at_least_one = np.maximum(depth, 1)

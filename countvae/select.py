@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float
 from scipy.sparse import csr_array
 
-from countvae.checks import InputError
 from countvae.decoder import SIGMA2_RANGE, Decoder
+from countvae.errors import ArgumentError
 from countvae.estimator import MultinomialVAE
 from countvae.evidence import log_coefficient
 from countvae.inference import importance_weights, posterior_at, refine
@@ -129,7 +129,7 @@ def select(
     counts = table.counts if isinstance(table, CountTable) else table
     depth = np.asarray(counts.sum(axis=1), dtype=float)
     if not 2 <= folds <= len(depth) // 2:
-        raise InputError(f"folds: expected 2 to {len(depth) // 2}; got {folds!r}.")
+        raise ArgumentError(f"folds: expected 2 to {len(depth) // 2}; got {folds!r}.")
     evidence = np.empty((len(tried), len(depth)))
     pareto = np.empty_like(evidence)
     of = np.random.default_rng(random_state).permutation(len(depth)) % folds
@@ -186,7 +186,7 @@ def _checked(k: Sequence[int]) -> list[int]:
         isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1
         for number in tried
     ):
-        raise InputError(f"k: expected whole numbers >= 1; got {list(k)!r}.")
+        raise ArgumentError(f"k: expected whole numbers >= 1; got {list(k)!r}.")
     return [int(number) for number in tried]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Integer, Shaped
 from scipy.sparse import csr_array, vstack
 
-from countvae.checks import InputError
+from countvae.errors import ArgumentError
 
 Design = Literal["wide", "flat"]
 Noise = Literal["normal", "heavy", "uneven"]
@@ -123,17 +123,17 @@ def simulate(
     ((5, 20), True)
     """
     if not 1 <= k < d:
-        raise InputError(f"k: expected 1 <= k < {d}, the number of features; got {k}.")
+        raise ArgumentError(f"k: expected 1 <= k < {d}, the number of features; got {k}.")
     if design not in get_args(Design):
-        raise InputError(f"design: expected one of {get_args(Design)}; got '{design}'.")
+        raise ArgumentError(f"design: expected one of {get_args(Design)}; got '{design}'.")
     if noise not in get_args(Noise):
-        raise InputError(f"noise: expected one of {get_args(Noise)}; got '{noise}'.")
+        raise ArgumentError(f"noise: expected one of {get_args(Noise)}; got '{noise}'.")
     if design == "flat" and (nonzero_loadings is not None or depth_correlation):
-        raise InputError(
+        raise ArgumentError(
             "design: 'flat' takes neither nonzero_loadings nor depth_correlation; use 'wide'."
         )
     if V is not None and V.shape != (d, k):
-        raise InputError(f"V: expected loadings of shape ({d}, {k}); got {V.shape}.")
+        raise ArgumentError(f"V: expected loadings of shape ({d}, {k}); got {V.shape}.")
     z = rng.standard_normal((n, k))
     centre_sd = (2.0 if design == "wide" else 0.0) if centre_sd is None else centre_sd
     mu = centre_sd * rng.standard_normal(d) if centre_sd else np.zeros(d)
@@ -192,7 +192,7 @@ def _flat_loadings(
 ) -> Float[np.ndarray, "d k"]:
     eigenvalues = np.linspace(5.0, 0.11, k)
     if sigma2 > eigenvalues[-1]:
-        raise InputError(f"sigma2: the 'flat' design needs sigma2 <= 0.11; got {sigma2}.")
+        raise ArgumentError(f"sigma2: the 'flat' design needs sigma2 <= 0.11; got {sigma2}.")
     directions = rng.standard_normal((d, k))
     Q, _ = np.linalg.qr(directions - directions.mean(axis=0))
     return Q * np.sqrt(eigenvalues - sigma2)

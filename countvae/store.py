@@ -19,7 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from countvae.checks import InputError
+from countvae.errors import ArgumentError, DamagedModel, InputError, NewerModel, NotAModel
 from countvae.files import new_folder, sha256
 
 __all__ = ["CONFIG", "MODEL", "SCHEMA_VERSION", "is_model", "load", "save"]
@@ -95,7 +95,7 @@ def save(
     try:
         text = json.dumps(described, allow_nan=False)
     except ValueError as error:
-        raise InputError("settings: expected finite numbers; got NaN or infinity.") from error
+        raise ArgumentError("settings: expected finite numbers; got NaN or infinity.") from error
     if json.loads(text) != described:
         raise TypeError("settings: expected plain JSON (no tuples, keys that are strings).")
 
@@ -128,7 +128,7 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_dir():
-        raise InputError(f"{path}: expected a model folder; there is no such folder.")
+        raise NotAModel(f"{path}: expected a model folder; there is no such folder.")
     config = _read_config(path / CONFIG)
     for name, digest in config["files"].items():
         _check_file(path / name, digest)
@@ -136,7 +136,7 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     described = config["arrays"]
     if tensors.keys() != described.keys():
         name = min(tensors.keys() ^ described.keys())
-        raise InputError(f"{path / MODEL}: array {name!r} is not in both {MODEL} and {CONFIG}.")
+        raise DamagedModel(f"{path / MODEL}: array {name!r} is not in both {MODEL} and {CONFIG}.")
     arrays = {
         name: _from_stored(path / MODEL, name, tensor, described[name])
         for name, tensor in tensors.items()
@@ -172,7 +172,7 @@ def _to_stored(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.name not in STORED_DTYPES:
         raise TypeError(f"arrays: {name!r} has dtype {array.dtype}, which is not stored.")
     if not np.isfinite(array).all():
-        raise InputError(f"arrays: expected finite values; got NaN or infinity in {name!r}.")
+        raise ArgumentError(f"arrays: expected finite values; got NaN or infinity in {name!r}.")
     return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
 
 
@@ -182,12 +182,12 @@ def _from_stored(
     array = _strings(file, name, tensor) if described["dtype"] == STRINGS else tensor.copy()
     found = {"dtype": _dtype_name(array), "shape": list(array.shape)}
     if found != described:
-        raise InputError(
+        raise DamagedModel(
             f"{file}: expected {name!r} to be {described['dtype']} of shape {described['shape']}; "
             f"got {found['dtype']} of shape {found['shape']}."
         )
     if found["dtype"] != STRINGS and not np.isfinite(array).all():
-        raise InputError(f"{file}: expected finite values; got NaN or infinity in {name!r}.")
+        raise DamagedModel(f"{file}: expected finite values; got NaN or infinity in {name!r}.")
     return array
 
 
@@ -195,15 +195,17 @@ def _strings(file: Path, name: str, tensor: np.ndarray) -> np.ndarray:
     try:
         strings = json.loads(tensor.tobytes())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: {name!r} is not a list of strings.") from error
+        raise DamagedModel(f"{file}: {name!r} is not a list of strings.") from error
     if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
-        raise InputError(f"{file}: {name!r} is not a list of strings.")
+        raise DamagedModel(f"{file}: {name!r} is not a list of strings.")
     return np.array(strings, dtype=object)
 
 
 def _size(file: Path) -> int:
     if not file.is_file():
-        raise InputError(f"{file}: is missing, and without it the folder is no model.")
+        if file.name == CONFIG:
+            raise NotAModel(f"{file}: is missing, and without it the folder is no model.")
+        raise DamagedModel(f"{file}: is missing, though {CONFIG} speaks of it.")
     return file.stat().st_size
 
 
@@ -211,7 +213,7 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}).") from error
+        raise DamagedModel(f"{file}: cannot be read ({error.strerror}).") from error
 
 
 def _check_file(file: Path, digest: str) -> None:
@@ -219,23 +221,23 @@ def _check_file(file: Path, digest: str) -> None:
     try:
         altered = sha256(file) != digest
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}).") from error
+        raise DamagedModel(f"{file}: cannot be read ({error.strerror}).") from error
     if altered:
-        raise InputError(f"{file}: does not match the SHA-256 in {CONFIG}, so it was altered.")
+        raise DamagedModel(f"{file}: does not match the SHA-256 in {CONFIG}, so it was altered.")
 
 
 def _read_config(file: Path) -> dict[str, Any]:
     if (size := _size(file)) > MAX_CONFIG_BYTES:
-        raise InputError(f"{file}: {size} bytes is too large for a model's configuration.")
+        raise DamagedModel(f"{file}: {size} bytes is too large for a model's configuration.")
     try:
         config = json.loads(_read(file))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: is not JSON, so it is truncated or not a model's.") from error
+        raise DamagedModel(f"{file}: is not JSON, so it is truncated or not a model's.") from error
     schema = config.get("schema_version") if isinstance(config, dict) else None
     if type(schema) is not int or schema < 1:
-        raise InputError(f"{file}: carries no schema version, so it is not a model's.")
+        raise NotAModel(f"{file}: carries no schema version, so it is not a model's.")
     if schema > SCHEMA_VERSION:
-        raise InputError(
+        raise NewerModel(
             f"{file}: has schema version {schema}, newer than the {SCHEMA_VERSION} "
             "this version reads; upgrade countvae."
         )
@@ -244,9 +246,9 @@ def _read_config(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         intact = False
     if not intact:
-        raise InputError(f"{file}: does not match its own SHA-256, so it was altered.")
+        raise DamagedModel(f"{file}: does not match its own SHA-256, so it was altered.")
     if not _well_formed(config):
-        raise InputError(f"{file}: lacks a part that every model's configuration has.")
+        raise NotAModel(f"{file}: lacks a part that every model's configuration has.")
     return config
 
 
@@ -268,13 +270,13 @@ def _well_formed(config: Mapping[str, Any]) -> bool:
 
 def _read_tensors(file: Path, expected: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if (size := _size(file)) != expected["bytes"]:
-        raise InputError(
+        raise DamagedModel(
             f"{file}: expected {expected['bytes']} bytes; got {size}, so it is cut or altered."
         )
     content = _read(file)
     if hashlib.sha256(content).hexdigest() != expected["sha256"]:
-        raise InputError(f"{file}: does not match the SHA-256 in {CONFIG}, so it was altered.")
+        raise DamagedModel(f"{file}: does not match the SHA-256 in {CONFIG}, so it was altered.")
     try:
         return safetensors.numpy.load(content)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{file}: is not a safetensors file.") from error
+        raise DamagedModel(f"{file}: is not a safetensors file.") from error

@@ -15,8 +15,6 @@ from jaxtyping import Integer, Num, Shaped
 from scipy.sparse import csr_array, vstack
 
 from countvae.checks import (
-    CountvaeWarning,
-    InputError,
     check_counts,
     check_depth,
     check_shape,
@@ -24,6 +22,16 @@ from countvae.checks import (
     examples,
     samples_with_reads,
 )
+from countvae.errors import (
+    ArgumentError,
+    CountvaeWarning,
+    DamagedFile,
+    FeaturesDiffer,
+    InputError,
+    NoSuchLayer,
+    NotStreamable,
+)
+from countvae.hdf5 import check_unchanged, state_of
 from countvae.processes import ALONE, Processes
 from countvae.table import (
     Overlap,
@@ -104,7 +112,7 @@ class CountFile:
         processes: Processes = ALONE,
     ) -> None:
         if not paths:
-            raise InputError("paths: expected at least one file; got none.")
+            raise ArgumentError("paths: expected at least one file; got none.")
         self.name = ", ".join(str(path) for path in paths)
         self._processes = processes
         self._parts = [_Part(Path(path), layer) for path in paths]
@@ -275,6 +283,7 @@ class CountFile:
             own = at[part_of == number] - start
             with reading(part.path, "a count table"):
                 pieces += [part.chosen(run) for run in part.runs(own)]
+                check_unchanged(part.file, part.path, part.state)
         if not pieces:
             return csr_array((0, self.d))
         counts = pieces[0] if len(pieces) == 1 else csr_array(vstack(pieces, format="csr"))
@@ -303,7 +312,7 @@ class CountFile:
                     )
             except InputError as error:
                 hint = self._parts[0].stored.hint
-                raise InputError(f"{str(error).rstrip('.')}{hint}.") from None
+                raise type(error)(f"{str(error).rstrip('.')}{hint}.") from None
             for warning in noted:
                 warnings.warn(warning.message, stacklevel=5)
                 fractional = "ignore"
@@ -318,14 +327,15 @@ class _Part:
         self.path = path
         form = format_of(path)
         if form not in ("BIOM 2.1", "h5ad"):
-            raise InputError(
+            raise NotStreamable(
                 f"{path}: is {form}, which has no rows to be read from disk; write it as .h5ad or"
                 " BIOM 2.1 first, or read all of it."
             )
         if layer is not None and form != "h5ad":
-            raise InputError(f"{path}: layer={layer!r} can be had of an .h5ad file only.")
+            raise NoSuchLayer(f"{path}: layer={layer!r} can be had of an .h5ad file only.")
         with reading(path, form):
             self.file = h5py.File(path)
+            self.state = state_of(self.file)
             self.stored: Parsed = (
                 stored_biom(self.file)
                 if form == "BIOM 2.1"
@@ -339,13 +349,13 @@ class _Part:
     def _look(self) -> None:
         if isinstance(self.matrix, h5py.Dataset):
             if self.matrix.shape != (self.n, self.d):
-                raise InputError(f"{self.path}: the matrix does not fit the ids.")
+                raise DamagedFile(f"{self.path}: the matrix does not fit the ids.")
             self.indptr = None
             self.nnz = self.n * self.d
             return
         kind = self.matrix.attrs.get("encoding-type", "csr_matrix")
         if kind != "csr_matrix":
-            raise InputError(
+            raise NotStreamable(
                 f"{self.path}: {self.stored.source} is stored as {kind}, whose samples cannot be"
                 " read one by one; write it as CSR first, or read all of it."
             )
@@ -358,7 +368,7 @@ class _Part:
             or len(self.matrix["data"]) < self.nnz
             or len(self.matrix["indices"]) < self.nnz
         ):
-            raise InputError(f"{self.path}: the matrix does not fit the ids.")
+            raise DamagedFile(f"{self.path}: the matrix does not fit the ids.")
 
     def align(self, feature_ids: np.ndarray, first: Path) -> None:
         """Put the features in the order of the first file."""
@@ -367,7 +377,7 @@ class _Part:
         place = pd.Index(feature_ids).get_indexer(pd.Index(own))
         if len(own) != len(feature_ids) or (place < 0).any():
             alone = sorted(set(own.tolist()) ^ set(feature_ids.tolist()))
-            raise InputError(
+            raise FeaturesDiffer(
                 f"{self.path}: its features are not those of {first}; only one of the two has"
                 f" {examples(alone)}."
             )

@@ -31,15 +31,23 @@ from scipy.sparse import coo_array, csr_array, csr_matrix, issparse, vstack
 from skbio.metadata import SampleMetadata
 from skbio.metadata.io import MetadataFileError
 
-from countvae.checks import (
+from countvae.checks import check_counts, check_unique, examples, samples_with_reads
+from countvae.errors import (
+    ArgumentError,
     CountvaeWarning,
+    DamagedFile,
+    FeaturesDiffer,
+    ForeignFile,
     InputError,
-    check_counts,
-    check_unique,
-    examples,
-    samples_with_reads,
+    MetadataError,
+    Misfit,
+    NoSuchFile,
+    NoSuchLayer,
+    NotCounts,
+    TooSmall,
 )
 from countvae.files import check_writable, new_file
+from countvae.hdf5 import checked, unchanged
 
 __all__ = ["CountTable", "Overlap", "read", "write", "write_frame"]
 
@@ -48,7 +56,8 @@ _SAMPLE_CORNERS = {"id", "sampleid", "samplename"}
 _TEXT_COLUMNS = {"taxonomy", "consensuslineage"}
 _ZEROS = {"0", "0.0"}
 _BLOCK = 2**22
-_FOREIGN = "{}: is neither BIOM nor .h5ad nor text in UTF-8."
+_LONGEST_LINE = 2**27
+"""Characters; a line of half a million features has some ten millions."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +154,10 @@ class CountTable:
             (self.counts.shape[1], self.feature_ids, self.feature_metadata, "feature"),
         ):
             if len(ids) != size:
-                raise InputError(f"{what}_ids: expected {size} ids; got {len(ids)}.")
+                raise Misfit(f"{what}_ids: expected {size} ids; got {len(ids)}.")
             check_unique(ids, f"{what}_ids: ids")
             if frame is not None and list(frame.index) != list(ids):
-                raise InputError(f"{what}_metadata: expected a row for each {what}, in order.")
+                raise Misfit(f"{what}_metadata: expected a row for each {what}, in order.")
 
     @property
     def n(self) -> int:
@@ -356,7 +365,7 @@ def qualifying(
             break
         samples, features = kept_samples, kept_features
     if not (samples.any() and features.any()):
-        raise InputError(
+        raise TooSmall(
             f"filter: nothing is left of {shape[0]} samples and {shape[1]} features with"
             f" min_sample_count={min_sample_count}, min_feature_count={min_feature_count},"
             f" min_feature_samples={min_feature_samples}."
@@ -376,7 +385,7 @@ def place_features(own: np.ndarray, wanted: np.ndarray, sample_ids: np.ndarray) 
     place = pd.Index(wanted, dtype=object).get_indexer(own.astype(object))
     if not (place >= 0).any():
         turned = np.isin(sample_ids.astype(str), wanted.astype(str)).any()
-        raise InputError(
+        raise FeaturesDiffer(
             f"table: none of its features ({examples(list(own))}) is among the"
             f" {len(wanted)} expected ({examples(list(wanted))})"
             f"{', but its samples are: the table looks transposed' if turned else ''}."
@@ -430,7 +439,7 @@ def read(
     path = Path(path)
     form = format_of(path)
     if layer is not None and form != "h5ad":
-        raise InputError(f"{path}: layer={layer!r} can be had of an .h5ad file only.")
+        raise NoSuchLayer(f"{path}: layer={layer!r} can be had of an .h5ad file only.")
     with reading(path, form):
         parsed = _READERS[form](path, layer, transpose)
         if transpose and form != "text":
@@ -447,7 +456,7 @@ def read(
             argument=f"{path} ({parsed.source})",
         )
     except InputError as error:
-        raise InputError(f"{str(error).rstrip('.')}{parsed.hint}.") from None
+        raise type(error)(f"{str(error).rstrip('.')}{parsed.hint}.") from None
     table = CountTable(
         parsed.counts,
         parsed.sample_ids,
@@ -486,7 +495,7 @@ def write(table: CountTable, path: str | os.PathLike[str], force: bool = False) 
     path = Path(path)
     check_writable(path, force)
     if path.suffix not in _WRITERS:
-        raise InputError(f"{path}: expected a suffix among {examples(list(_WRITERS))}.")
+        raise ArgumentError(f"{path}: expected a suffix among {examples(list(_WRITERS))}.")
     with new_file(path, force) as beside:
         _WRITERS[path.suffix](table, beside)
 
@@ -540,7 +549,7 @@ def canonical(counts: Any) -> csr_array:
     if canonical.dtype.kind == "b":
         canonical = canonical.astype(np.int8)
     if canonical.dtype.kind not in "iuf":
-        raise InputError(f"counts: expected numbers; got values of type {canonical.dtype}.")
+        raise NotCounts(f"counts: expected numbers; got values of type {canonical.dtype}.")
     if not canonical.has_canonical_format or not canonical.data.all():
         canonical = canonical.copy()
         canonical.sum_duplicates()
@@ -582,16 +591,16 @@ def _text(value: Any) -> str:
 def format_of(path: Path) -> str:
     """Tell a file's format by its content."""
     if not path.exists():
-        raise InputError(f"{path}: there is no such file.")
+        raise NoSuchFile(f"{path}: there is no such file.")
     if not path.is_file():
-        raise InputError(f"{path}: is not a file.")
+        raise NoSuchFile(f"{path}: is not a file.")
     with reading(path, "text"):
         with open(path, "rb") as file:
             head = file.read(8)
         if not head:
-            raise InputError(f"{path}: is empty.")
+            raise NoSuchFile(f"{path}: is empty.")
         if head.startswith(b"PK\x03\x04"):
-            raise InputError(
+            raise ForeignFile(
                 f"{path}: is a zip archive, not a table; export a QIIME 2 artifact first."
             )
         if head != b"\x89HDF\r\n\x1a\n":
@@ -599,13 +608,13 @@ def format_of(path: Path) -> str:
                 start = lines.read(256).lstrip()
             if "\0" not in start:
                 return "BIOM 1.0" if start.startswith("{") else "text"
-            raise InputError(_FOREIGN.format(path))
-    with reading(path, "HDF5"), h5py.File(path) as file:
+            raise ForeignFile(f"{path}: is neither BIOM nor .h5ad nor text in UTF-8.")
+    with reading(path, "HDF5"), checked(path) as file:
         if "observation" in file and "sample" in file:
             return "BIOM 2.1"
         if "obs" in file and "var" in file:
             return "h5ad"
-    raise InputError(f"{path}: is HDF5, but neither a BIOM nor an .h5ad file.")
+    raise ForeignFile(f"{path}: is HDF5, but neither a BIOM nor an .h5ad file.")
 
 
 @contextmanager
@@ -616,10 +625,10 @@ def reading(path: Path, form: str) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except UnicodeDecodeError as error:
-        raise InputError(_FOREIGN.format(path)) from error
+        raise ForeignFile(f"{path}: is neither BIOM nor .h5ad nor text in UTF-8.") from error
     except Exception as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise InputError(f"{path}: cannot be read as {form}: {reason}.") from error
+        raise DamagedFile(f"{path}: cannot be read as {form}: {reason}.") from error
 
 
 def _open_text(path: Path) -> io.TextIOWrapper:
@@ -632,7 +641,7 @@ def _open_text(path: Path) -> io.TextIOWrapper:
 
 
 def _read_biom_hdf5(path: Path, layer: str | None, transpose: bool) -> Parsed:
-    with h5py.File(path) as file:
+    with h5py.File(path) as file, unchanged(file, path):
         return _with_counts(stored_biom(file))
 
 
@@ -640,6 +649,7 @@ def stored_biom(file: h5py.File) -> Parsed:
     """Names of a BIOM 2.1 table, and its copy by sample."""
     sample_ids = _ids(_strings(file["sample/ids"]))
     feature_ids = _ids(_strings(file["observation/ids"]))
+    _check_shape(file.attrs.get("shape"), (len(feature_ids), len(sample_ids)))
     return Parsed(
         file["sample/matrix"],
         sample_ids,
@@ -654,6 +664,13 @@ def _with_counts(stored: Parsed) -> Parsed:
     """Read the matrix as well."""
     shape = (len(stored.sample_ids), len(stored.feature_ids))
     return stored._replace(counts=_read_matrix(stored.counts, shape))
+
+
+def _check_shape(claimed: Any, found: tuple[int, int]) -> None:
+    """Refuse a file whose header claims another shape than its ids have."""
+    if claimed is not None and tuple(np.asarray(claimed).tolist()) != found:
+        claim = " × ".join(map(str, np.atleast_1d(claimed)))
+        raise ValueError(f"it claims the shape {claim}, and its ids are {found[0]} × {found[1]}")
 
 
 def _strings(dataset: h5py.Dataset) -> np.ndarray:
@@ -674,9 +691,10 @@ def _read_biom_json(path: Path, layer: str | None, transpose: bool) -> Parsed:
     with _open_text(path) as file:
         content = json.load(file)
     if not {"rows", "columns", "data", "matrix_type"} <= content.keys():
-        raise InputError(f"{path}: is JSON, but not a BIOM 1.0 table.")
+        raise ForeignFile(f"{path}: is JSON, but not a BIOM 1.0 table.")
     feature_ids = _ids(row["id"] for row in content["rows"])
     sample_ids = _ids(column["id"] for column in content["columns"])
+    _check_shape(content.get("shape"), (len(feature_ids), len(sample_ids)))
     if content["matrix_type"] == "dense":
         entries = [
             (i, j, value)
@@ -688,14 +706,17 @@ def _read_biom_json(path: Path, layer: str | None, transpose: bool) -> Parsed:
         entries = content["data"]
     for i, j, value in entries:
         if not isinstance(value, (int, float)):
-            raise InputError(
+            raise NotCounts(
                 f"{path}: expected numbers; got {value!r} in sample {sample_ids[j]!r},"
                 f" feature {feature_ids[i]!r}."
             )
     row, column, data = np.array(entries, dtype=np.float64).reshape(-1, 3).T
+    at = np.stack([column, row])
+    if not np.array_equal(at, np.rint(at)):
+        raise ValueError("a position is not a whole number")
     shape = (len(sample_ids), len(feature_ids))
     return Parsed(
-        canonical(coo_array((data, (column.astype(np.int64), row.astype(np.int64))), shape=shape)),
+        canonical(coo_array((data, at.astype(np.int64)), shape=shape)),
         sample_ids,
         feature_ids,
         _frame(_json_columns(content["columns"]), sample_ids),
@@ -716,7 +737,7 @@ def _json_columns(axis: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _read_h5ad(path: Path, layer: str | None, transpose: bool) -> Parsed:
-    with h5py.File(path) as file:
+    with h5py.File(path) as file, unchanged(file, path):
         return _with_counts(stored_h5ad(file, path, layer))
 
 
@@ -735,13 +756,13 @@ def stored_h5ad(file: h5py.File, path: Path, layer: str | None) -> Parsed:
     elif layer in (None, "X") and "X" in file:
         matrix, source = file["X"], "X"
     else:
-        raise InputError(
+        raise NoSuchLayer(
             f"{path}: has no {'X' if layer in (None, 'X') else f'layer {layer!r}'};"
             f" its layers: {examples(layers, 10) if layers else 'none'}."
         )
     for axis in ("obs", "var"):
         if file[axis].attrs.get("encoding-type") != "dataframe":
-            raise InputError(
+            raise ForeignFile(
                 f"{path}: is not in the format of anndata 0.7 or later; write it anew with a"
                 " current anndata."
             )
@@ -762,13 +783,15 @@ def stored_h5ad(file: h5py.File, path: Path, layer: str | None) -> Parsed:
 def _read_matrix(matrix: Any, shape: tuple[int, int]) -> csr_array:
     """Read a sparse group, or a dense dataset a block of rows at a time."""
     if isinstance(matrix, h5py.Dataset):
+        _check_shape(matrix.shape, shape)
         step = max(1, _BLOCK // max(1, matrix.shape[1]))
         blocks = [csr_array(matrix[i : i + step]) for i in range(0, matrix.shape[0], step)]
         return canonical(vstack(blocks, format="csr") if blocks else csr_array(matrix.shape))
     if "encoding-type" in matrix.attrs:
+        _check_shape(matrix.attrs.get("shape"), shape)
         counts = anndata.io.read_elem(matrix)
         if not issparse(counts):
-            raise InputError(f"{matrix.name}: expected a matrix.")
+            raise DamagedFile(f"{matrix.name}: expected a matrix.")
         counts = csr_array(counts)
     else:
         parts = (matrix[part][()] for part in ("data", "indices", "indptr"))
@@ -782,6 +805,14 @@ def _corner(line: str) -> str:
     return re.sub(r"[^a-z0-9]", "", re.split(r"[\t,]", line)[0].lower())
 
 
+def _lines(file: io.TextIOBase) -> Iterator[str]:
+    """Read line by line, but for one that would fill the memory, as a packed one may."""
+    while line := file.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE:
+            raise ValueError(f"a line is longer than {_LONGEST_LINE:,} characters")
+        yield line
+
+
 def _is_comment(line: str) -> bool:
     return (
         line.startswith("#")
@@ -791,7 +822,8 @@ def _is_comment(line: str) -> bool:
 
 
 def _read_text(path: Path, layer: str | None, transpose: bool) -> Parsed:
-    with _open_text(path) as lines:
+    with _open_text(path) as file:
+        lines = _lines(file)
         head = next((line for line in lines if line.strip() and not _is_comment(line)), "")
         commas, tabs = head.count(","), head.count("\t")
         is_csv = commas > tabs if ".csv" in path.suffixes[-2:] else not tabs
@@ -805,14 +837,14 @@ def _read_text(path: Path, layer: str | None, transpose: bool) -> Parsed:
         if top is not None and len(top) == len(names) + 1:  # as R writes it: no corner
             names = ["", *names]
         if len(names) < 2:
-            raise InputError(f"{path}: expected cells separated by tabs or commas; found none.")
+            raise ForeignFile(f"{path}: expected cells separated by tabs or commas; found none.")
         has_text = features_first and _corner(names[-1]) in _TEXT_COLUMNS
         columns = names[1:-1] if has_text else names[1:]
         ids, texts = [], []
         starts, at, values = array("q", [0]), array("q"), array("d")
         for row in itertools.chain([] if top is None else [top], body):
             if len(row) != len(names):
-                raise InputError(
+                raise DamagedFile(
                     f"{path}: expected {len(names)} cells in row {row[0]!r}; got {len(row)}."
                 )
             ids.append(row[0])
@@ -823,7 +855,7 @@ def _read_text(path: Path, layer: str | None, transpose: bool) -> Parsed:
                 value = _number(cells[j])
                 if value is None:
                     sample, feature = (row[0], columns[j])[:: -1 if features_first else 1]
-                    raise InputError(
+                    raise NotCounts(
                         f"{path}: expected numbers; got {cells[j]!r} in sample {sample!r},"
                         f" feature {feature!r}."
                     )
@@ -831,7 +863,7 @@ def _read_text(path: Path, layer: str | None, transpose: bool) -> Parsed:
                 values.append(value)
             starts.append(len(at))
     if "" in ids or "" in columns:
-        raise InputError(f"{path}: a {'row' if '' in ids else 'column'} has no name.")
+        raise DamagedFile(f"{path}: a {'row' if '' in ids else 'column'} has no name.")
     counts = csr_array(
         (np.array(values), np.array(at), np.array(starts)), shape=(len(ids), len(columns))
     )
@@ -873,7 +905,7 @@ def with_metadata(
     known = np.isin(sample_ids.astype(str), frame.index.to_numpy(str))
     if not known.any():
         turned = np.isin(feature_ids.astype(str), frame.index.to_numpy(str)).sum()
-        raise InputError(
+        raise MetadataError(
             f"{metadata}: none of its {len(frame)} ids ({examples(list(frame.index))}) is a sample"
             f" of {path} ({examples(list(sample_ids))})"
             f"{f', but {turned} are features: the table looks transposed' if turned else ''}."
@@ -894,10 +926,10 @@ def with_metadata(
 def read_metadata(path: Path) -> pd.DataFrame:
     """Read metadata by scikit-bio, whatever the column of ids is called."""
     if not path.is_file():
-        raise InputError(f"{path}: there is no such file.")
+        raise NoSuchFile(f"{path}: there is no such file.")
     with reading(path, "metadata"):
         with _open_text(path) as file:
-            lines = file.readlines()
+            lines = list(_lines(file))
         for i, line in enumerate(lines):
             if line.strip() and not _is_comment(line):
                 lines[i] = "id" + line[len(line.split("\t")[0].rstrip("\r\n")) :]

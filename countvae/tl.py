@@ -6,7 +6,8 @@ import anndata
 import numpy as np
 from scipy.sparse import csr_array
 
-from countvae.checks import InputError, examples
+from countvae.checks import examples
+from countvae.errors import NoSuchLayer
 from countvae.estimator import MultinomialVAE
 from countvae.ordination import annotate
 from countvae.table import CountTable
@@ -82,7 +83,7 @@ def _counts(adata: anndata.AnnData, layer: str | None) -> csr_array:
     elif layer in (None, "X") and adata.X is not None:
         matrix = adata.X
     else:
-        raise InputError(
+        raise NoSuchLayer(
             f"layer: adata has no {'X' if layer in (None, 'X') else f'layer {layer!r}'}; its"
             f" layers: {examples(layers, 10) if layers else 'none'}."
         )

@@ -1,7 +1,7 @@
 """The one loop: minibatches, a step, rescaling, the noise, stopping, history."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from countvae.decoder import Decoder
 from countvae.devices import widest
 from countvae.encoder import Encoder
+from countvae.errors import Diverged
 from countvae.evidence import add_squares, factor_kl, noise_bound, solve_noise
 from countvae.inference import factor_precision, posterior_at, refine
 from countvae.logs import centred_logs
@@ -36,10 +37,6 @@ REST_FROM = 0.8
 
 FINISH_FROM = 0.86
 """Share of the epochs after which the encoder alone goes on, to the posterior of what was found."""
-
-
-class Diverged(ArithmeticError):
-    """The bound stopped being finite."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,8 @@ def train(
     Raises
     ------
     Diverged
-        If the bound is not finite.
+        If the bound is not finite; encoder and decoder are then those of the best epoch, and the
+        error has its history, and the rows at fault.
     """
     optimizer = _optimizer(rows, encoder, decoder, schedule)
     steps_an_epoch = math.ceil(rows.n / rows.batch_size)
@@ -152,7 +150,8 @@ def train(
                 moments.add_gradients(decoder, size)
             _total_gradients(loss, encoder, decoder, rows)
             if not torch.isfinite(loss):
-                raise Diverged(f"the bound is not finite in epoch {epoch + 1}")
+                at_fault = index[~bound.isfinite().cpu()].tolist()
+                raise state.diverged(f"the bound is not finite in epoch {epoch + 1}", at_fault)
             moments.add(z, D, f, Q, noise, bound, settling or shrinkage is not None)
             if i == 0 and not finishing:
                 # chosen by their numbers: the same ones however many processes share the step
@@ -168,7 +167,7 @@ def train(
         moments.total(rows)
         rows.processes.total(log_scale)
         if not moments.finite:
-            raise Diverged(f"the factors are not finite after epoch {epoch + 1}")
+            raise state.diverged(f"the factors are not finite after epoch {epoch + 1}")
         reached = moments.mean_bound(shrinkage)
         early = epoch < PRIOR_FROM * schedule.max_epochs
         begins = epoch + 1 >= PRIOR_FROM * schedule.max_epochs
@@ -186,7 +185,10 @@ def train(
             if begins:
                 state.shrinkage = Shrinkage(decoder.loadings.detach())
         state.log_scale = log_scale
-        rows.processes.agree(*encoder.state_dict().values(), *decoder.state_dict().values())
+        parts = *encoder.state_dict().values(), *decoder.state_dict().values()
+        rows.processes.agree(*parts)
+        if not all(part.isfinite().all() for part in parts):
+            raise state.diverged(f"the factors are not finite after epoch {epoch + 1}")
         row = {
             "epoch": epoch + 1,
             "bound": reached,
@@ -201,6 +203,7 @@ def train(
             if watched > state.best_bound:
                 state.best = _parts(encoder, decoder)
         state.history.append(row)
+        state.whole = _parts(encoder, decoder)
         if watched > state.best_bound:
             state.best_bound, state.best_epoch = watched, epoch
         elif schedule.patience is not None and epoch - state.best_epoch >= schedule.patience:
@@ -240,6 +243,8 @@ class State:
         The best so far of what is watched, when that was, and encoder and decoder of then.
     stopped : bool
         Whether patience has run out.
+    whole
+        Encoder and decoder of the last epoch that was done.
     """
 
     def __init__(
@@ -258,6 +263,13 @@ class State:
         self.best_bound, self.best_epoch = -math.inf, 0
         self.best: dict[str, Tensor] | None = None
         self.stopped = False
+        self.whole: dict[str, Tensor] | None = None
+
+    def diverged(self, sentence: str, samples: Sequence[int] = ()) -> Diverged:
+        """Return to the best epoch there was, and make the error."""
+        if (best := self.best or self.whole) is not None:
+            _put(best, self.encoder, self.decoder)
+        return Diverged(sentence, samples, self.history)
 
     def kept(self) -> Kept:
         """Return a copy as arrays and plain JSON."""

@@ -22,7 +22,7 @@ from countvae.basis import (
     restore,
     sequential,
 )
-from countvae.checks import CountvaeWarning, InputError
+from countvae.errors import CountvaeWarning, InputError
 
 
 def ids_of(d):

@@ -9,7 +9,7 @@ import pytest
 import countvae.estimator
 from countvae import MultinomialVAE, budget
 from countvae.budget import available_bytes, fit_bytes
-from countvae.checks import InputError
+from countvae.errors import InputError
 
 SIZE = {"batch_size": 128, "width": 128, "nnz": 10**6, "streamed": True}
 CAPPED = """

@@ -6,7 +6,8 @@ import pytest
 from jaxtyping import TypeCheckError
 from scipy.sparse import csr_array
 
-from countvae.checks import CountvaeWarning, InputError, check_counts, check_unique, examples
+from countvae.checks import check_counts, check_unique, examples
+from countvae.errors import CountvaeWarning, InputError
 
 SAMPLES = ["s1", "s2", "s3"]
 FEATURES = ["a", "b"]

@@ -18,12 +18,11 @@ from scipy.sparse import csr_array
 from skbio import DistanceMatrix, OrdinationResults
 
 from countvae import MultinomialVAE, cli, demo
-from countvae.checks import InputError
 from countvae.cli import main
 from countvae.console import EXIT_CODES, Progress, explain
+from countvae.errors import Diverged, InputError
 from countvae.files import sha256
 from countvae.table import CountTable, read, write
-from countvae.training import Diverged
 
 QUICK = ["-k", "2", "--max-epochs", "2", "--quiet"]
 MODEL_FILES = {

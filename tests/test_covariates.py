@@ -7,8 +7,8 @@ from click.testing import CliRunner
 from scipy.sparse import csr_array
 
 from countvae import MultinomialVAE
-from countvae.checks import InputError
 from countvae.cli import main
+from countvae.errors import InputError
 from countvae.metrics import subspace_error
 from countvae.ordination import coefficient_frame
 from countvae.simulate import simulate

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from countvae.checks import InputError
 from countvae.design import Design
+from countvae.errors import InputError
 
 
 @pytest.fixture(name="metadata")

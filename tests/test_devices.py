@@ -7,7 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from countvae import MultinomialVAE, devices, evidence
-from countvae.checks import InputError
+from countvae.errors import InputError
+from countvae.estimator import Samples
 from countvae.metrics import subspace_error
 from countvae.rows import Rows, _OnDevice
 from countvae.simulate import simulate
@@ -67,11 +68,14 @@ def test_a_fit_needs_no_doubles_where_there_are_none(monkeypatch):
     model = MultinomialVAE(3, max_epochs=3)
     model._check_settings()
     model.depth_ = X.sum(axis=1)
-    parts = [(some, np.empty((some.shape[0], 0))) for some in (X, X[:40])]
+    parts = [
+        Samples(some, np.empty((some.shape[0], 0)), np.arange(some.shape[0]))
+        for some in (X, X[:40])
+    ]
     with NoDoubles():
-        _, decoder, history = model._fit_from_start(*parts, 3, 0)
+        _, decoder, history, _ = model._fit_from_start(*parts, 3, 0)
     monkeypatch.undo()
-    _, usual, expected = model._fit_from_start(*parts, 3, 0)
+    _, usual, expected, _ = model._fit_from_start(*parts, 3, 0)
     assert history[-1]["bound"] == pytest.approx(expected[-1]["bound"], abs=0.1)
     assert subspace_error(usual.V.detach().numpy(), decoder.V.detach().numpy()) < 1e-4
 
@@ -126,7 +130,7 @@ def test_a_fit_on_a_gpu_that_was_broken_off_goes_on(tmp_path):
 
     broken.progress = stop
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("countvae.estimator.SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        patch.setattr("countvae.checkpoint.SECONDS_BETWEEN", 0.0)
         with pytest.raises(KeyboardInterrupt):
             broken.fit(X)
         broken.progress = None

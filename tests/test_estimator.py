@@ -14,21 +14,22 @@ from scipy.stats import multivariate_normal, spearmanr
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import countvae.checkpoint
 import countvae.estimator
+import countvae.training
 from countvae import MultinomialVAE
 from countvae.basis import sequential
-from countvae.checks import CountvaeWarning, InputError
+from countvae.errors import CountvaeWarning, Diverged, InputError
 from countvae.evidence import log_coefficient, solve_noise
 from countvae.metrics import subspace_error
 from countvae.ppca import clr_counts
 from countvae.simulate import simulate
 from countvae.table import CountTable
-from countvae.training import Diverged
 
 SMALL = {"n_components": 3, "max_epochs": 4, "encoder_width": 8}
 
 
-@pytest.mark.filterwarnings("ignore::countvae.checks.CountvaeWarning")
+@pytest.mark.filterwarnings("ignore::countvae.errors.CountvaeWarning")
 @parametrize_with_checks([MultinomialVAE(n_components=2, max_epochs=3, encoder_width=8)])
 def test_scikit_learn_finds_nothing_to_object_to(estimator, check):
     check(estimator)
@@ -770,7 +771,7 @@ HARDLY_TABLES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::countvae.checks.CountvaeWarning")
+@pytest.mark.filterwarnings("ignore::countvae.errors.CountvaeWarning")
 @pytest.mark.parametrize("noise", ["isotropic", "by_feature"])
 @pytest.mark.parametrize("name", HARDLY_TABLES)
 def test_results_are_finite_on(name, noise, tmp_path):
@@ -835,7 +836,7 @@ def test_a_fit_that_diverged_is_tried_again_with_a_smaller_rate_and_a_warning(X,
         return train(rows, encoder, decoder, schedule, **kwargs)
 
     monkeypatch.setattr(countvae.estimator, "train", diverges_once)
-    with pytest.warns(CountvaeWarning, match="diverged"):
+    with pytest.warns(CountvaeWarning, match="trying again with a learning rate of 0.008"):
         model = MultinomialVAE(**SMALL, learning_rate=0.08).fit(X)
     assert rates[0] == 0.08 and rates[1] < 0.08 and len(rates) == 2
     monkeypatch.undo()
@@ -849,6 +850,26 @@ def test_a_fit_that_always_diverges_says_so(X, monkeypatch):
     monkeypatch.setattr(countvae.estimator, "train", diverges)
     with pytest.warns(CountvaeWarning), pytest.raises(Diverged, match="not finite"):
         MultinomialVAE(**SMALL).fit(X)
+
+
+def test_a_fit_that_diverges_names_the_samples_and_leaves_the_best_epoch(X, monkeypatch):
+    rows = pd.DataFrame(X, index=[f"infant {i}" for i in range(len(X))])
+    bound_of, broken = countvae.training.noise_bound, []
+
+    def not_finite_once_broken(m0, Q, noise):
+        bound = bound_of(m0, Q, noise)
+        return bound.index_fill(0, torch.arange(2), torch.nan) if broken and broken.pop() else bound
+
+    def break_after_three(row):
+        broken.extend([True] * (row["epoch"] == 3))
+
+    monkeypatch.setattr(countvae.training, "noise_bound", not_finite_once_broken)
+    model = MultinomialVAE(**SMALL | {"max_epochs": 8}, progress=break_after_three)
+    said = r"not finite in epoch 4, in samples 'infant \d+', 'infant \d+'"
+    with pytest.warns(CountvaeWarning, match=said + "; trying again with a learning rate of"):
+        with pytest.raises(Diverged, match=said):
+            model.fit(rows)
+    assert model.n_iter_ == 3 and np.isfinite(model.transform(rows)).all()
 
 
 def test_epochs_by_default_follow_from_the_samples(X):
@@ -914,7 +935,7 @@ def broken_off_after(epoch):
 def test_a_fit_that_was_broken_off_ends_as_if_it_had_not_been(
     X, tmp_path, monkeypatch, settings, epoch
 ):
-    monkeypatch.setattr(countvae.estimator, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(countvae.checkpoint, "SECONDS_BETWEEN", 0.0)
     settings = {"n_components": 2, "max_epochs": 11, "noise": "by_feature"} | settings
     whole = MultinomialVAE(**settings).fit(X)
     resumed = MultinomialVAE(**settings, checkpoint=tmp_path / "state")
@@ -929,7 +950,7 @@ def test_a_fit_that_was_broken_off_ends_as_if_it_had_not_been(
 
 
 def test_a_checkpoint_of_another_fit_or_of_none_is_refused_and_kept(X, tmp_path, monkeypatch):
-    monkeypatch.setattr(countvae.estimator, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(countvae.checkpoint, "SECONDS_BETWEEN", 0.0)
     state = tmp_path / "state"
     model = MultinomialVAE(2, max_epochs=4, checkpoint=state, progress=broken_off_after(2))
     with pytest.raises(BrokenOff):
@@ -948,6 +969,39 @@ def test_a_checkpoint_of_another_fit_or_of_none_is_refused_and_kept(X, tmp_path,
     with pytest.raises(InputError, match="is no checkpoint"):
         MultinomialVAE.forget(tmp_path / "model")
     assert (tmp_path / "model").is_dir()
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "altered"])
+def test_of_a_damaged_state_the_one_before_is_taken(X, tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(countvae.checkpoint, "SECONDS_BETWEEN", 0.0)
+    settings = {"n_components": 2, "max_epochs": 7}
+    whole = MultinomialVAE(**settings).fit(X)
+    resumed = MultinomialVAE(**settings, checkpoint=tmp_path / "state")
+    with pytest.raises(BrokenOff):
+        resumed.set_params(progress=broken_off_after(4)).fit(X)
+    states = sorted((tmp_path / "state").iterdir())
+    assert [state.name for state in states] == ["0-000003", "0-000004"]
+    file = states[1] / "model.safetensors"
+    if damage == "gone":
+        file.unlink()
+    else:
+        content = file.read_bytes()
+        file.write_bytes(content[:99] if damage == "cut" else content[:-1] + b"?")
+    resumed.set_params(progress=None)
+    with pytest.warns(CountvaeWarning, match="going on from the state before"):
+        resumed.fit(X)
+    np.testing.assert_array_equal(resumed.transform(X), whole.transform(X))
+    assert not (tmp_path / "state").exists()
+
+
+def test_two_fits_do_not_share_a_checkpoint(X, tmp_path):
+    model = MultinomialVAE(2, max_epochs=2, checkpoint=tmp_path / "state")
+
+    def second(row):
+        with pytest.raises(InputError, match="state: another run is writing to it"):
+            MultinomialVAE(2, max_epochs=2, checkpoint=tmp_path / "state").fit(X)
+
+    model.set_params(progress=second).fit(X)
 
 
 def test_a_quick_fit_writes_no_checkpoint(X, tmp_path):
@@ -1043,16 +1097,6 @@ def test_loadings_have_standard_deviations_that_cover_the_truth():
     left = V @ turn - truth.V
     expected = np.sqrt(sd**2 @ turn**2)
     assert (np.abs(left) < 1.645 * expected).mean() == pytest.approx(0.9, abs=0.1)
-
-
-def test_a_model_from_before_the_deviations_were_kept_is_still_read(model, tmp_path):
-    model.save(tmp_path / "m")
-    arrays, settings = countvae.estimator.store.load(tmp_path / "m")
-    del arrays["decoder.V_var"]
-    countvae.estimator.store.save(tmp_path / "old", arrays, settings)
-    old = MultinomialVAE.load(tmp_path / "old")
-    np.testing.assert_array_equal(old.components_, model.components_)
-    assert not old.clr_loadings_sd_.any()
 
 
 # --- going on from another fit -------------------------------------------------------------------

@@ -1,11 +1,12 @@
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from countvae.checks import InputError
-from countvae.files import check_writable, holds_only, new_file, new_folder, sha256
+from countvae.errors import CannotWrite, InputError, InUse
+from countvae.files import check_writable, claimed, holds_only, new_file, new_folder, sha256
 
 
 def content(folder: Path) -> list[str]:
@@ -133,3 +134,73 @@ def test_somebodys_own_folder_is_not_removed_even_with_force(tmp_path, beside):
 def test_sha256_is_that_of_the_content(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_of_a_folder_that_is_replaced_a_reader_finds_the_old_or_the_new(tmp_path):
+    place, stop, seen = tmp_path / "model", threading.Event(), set()
+
+    def replace_again_and_again():
+        for i in range(60):
+            with new_folder(place, force=True, replaceable=holds_only("a", "b")) as folder:
+                for name in ("a", "b"):
+                    (folder / name).write_text(str(i))
+        stop.set()
+
+    with new_folder(place) as folder:
+        for name in ("a", "b"):
+            (folder / name).write_text("-1")
+    writer = threading.Thread(target=replace_again_and_again)
+    writer.start()
+    while not stop.is_set():
+        inside = os.open(place, os.O_RDONLY)  # a reader who came in stays in the folder it found
+        try:
+            a = Path(f"/proc/self/fd/{inside}/a")
+            if a.exists():
+                seen.add(a.read_text())
+        except FileNotFoundError:
+            pass  # read after the folder was let go: gone, never half
+        finally:
+            os.close(inside)
+    writer.join()
+    assert len(seen) > 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_place_is_claimed_by_one_and_free_when_that_ends(tmp_path):
+    with claimed(tmp_path / "m"):
+        with pytest.raises(InUse, match="m: another run is writing to it"), claimed(tmp_path / "m"):
+            pass
+        with claimed(tmp_path / "other"):
+            pass
+    with claimed(tmp_path / "m"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_removes_what_a_killed_run_began_there_and_nothing_else(tmp_path):
+    for name in (".0123abcd-m", ".0123abcd-mm", ".notes-m", "m"):
+        (tmp_path / name).mkdir()
+    with claimed(tmp_path / "m"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {".0123abcd-mm", ".notes-m", "m"}
+
+
+def test_a_place_in_no_folder_cannot_be_claimed(tmp_path):
+    with pytest.raises(CannotWrite, match="does not exist"), claimed(tmp_path / "none" / "m"):
+        pass
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_write_that_fails_is_about_the_file_that_was_asked_for(tmp_path):
+    def full(path):
+        raise OSError(28, "No space left on device", str(path))
+
+    with pytest.raises(CannotWrite) as found, new_file(tmp_path / "a.tsv") as beside:
+        full(beside)
+    assert str(found.value) == f"{tmp_path / 'a.tsv'}: cannot be written (No space left on device)."
+    with pytest.raises(CannotWrite) as found, new_folder(tmp_path / "f") as folder:
+        with new_file(folder / "b.tsv") as beside:
+            full(beside)
+    where = tmp_path / "f" / "b.tsv"
+    assert str(found.value) == f"{where}: cannot be written (No space left on device)."
+    assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import false_discovery_control, norm
 
 from countvae import MultinomialVAE
-from countvae.checks import InputError
+from countvae.errors import InputError
 from countvae.network import MEASURES, _drawn, _law, _Score, edges, graph, modules
 from countvae.simulate import simulate
 

@@ -7,7 +7,7 @@ from skbio import DistanceMatrix, OrdinationResults
 from skbio.metadata import SampleMetadata
 
 from countvae import MultinomialVAE
-from countvae.checks import InputError
+from countvae.errors import InputError
 from countvae.ordination import (
     annotate,
     check_ids,

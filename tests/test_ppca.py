@@ -7,7 +7,7 @@ from scipy.sparse import csr_array
 from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
 
-from countvae.checks import InputError
+from countvae.errors import InputError
 from countvae.ppca import clr_counts, ppca
 
 

@@ -24,8 +24,8 @@ from countvae.table import CountTable, write
 
 SETTINGS = ["-k", "3", "--stream", "--seed", "1", "--min-feature-samples", "20"]
 ALWAYS_KEEP = """
-import countvae.estimator, countvae.cli
-countvae.estimator.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+import countvae.checkpoint, countvae.cli
+countvae.checkpoint.SECONDS_BETWEEN = 0.0
 countvae.cli.main()
 """
 

@@ -6,7 +6,7 @@ from scipy.sparse import csr_array, vstack
 from scipy.stats import kstest
 
 from countvae import MultinomialVAE
-from countvae.checks import InputError
+from countvae.errors import InputError
 from countvae.score import scores
 from countvae.simulate import simulate
 from countvae.table import CountTable

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from countvae import MultinomialVAE
-from countvae.checks import InputError
+from countvae.errors import InputError
 from countvae.select import Selection, _compared, select
 from countvae.simulate import simulate
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import countvae.simulate
-from countvae.checks import InputError
+from countvae.errors import InputError
 from countvae.simulate import simulate
 
 

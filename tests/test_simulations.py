@@ -29,8 +29,8 @@ from countvae_simulations.scenarios import SCENARIOS
 from countvae_simulations.scenarios import base as base_of_scenarios
 
 from countvae import training
-from countvae.checks import InputError
 from countvae.cli import main
+from countvae.errors import InputError
 
 TABLE = {"n": 60, "d": 20, "k": 2, "reads": 300}
 PEER_SCRIPTS = peer.SCRIPTS

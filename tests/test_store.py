@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 from countvae import store
-from countvae.checks import InputError
+from countvae.errors import InputError
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

@@ -1,5 +1,7 @@
 """Tables that stay on disk: the same rows, the same checks and the same fits as in memory."""
 
+import os
+
 import anndata
 import h5py
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csc_array, csr_array
 
 from countvae import MultinomialVAE
-from countvae.checks import CountvaeWarning, InputError
+from countvae.errors import CountvaeWarning, InputError
 from countvae.metrics import subspace_error
 from countvae.rows import Rows
 from countvae.simulate import simulate
@@ -304,3 +306,21 @@ def test_waiting_for_the_disk_is_told_beside_the_rest_and_is_none_in_memory(file
     first, last = waited(files["table.h5ad"])
     assert 0 < first < last
     assert waited(table) == [0, 0]
+
+
+@pytest.mark.parametrize("change", ["cut", "written to"])
+def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path, change):
+    truth = simulate(50, 20, 2, 300, rng=np.random.default_rng(0))
+    path = tmp_path / "t.h5ad"
+    write(CountTable(truth.counts, truth.sample_ids, truth.feature_ids), path)
+    with CountFile(path) as table:
+        before = table[:10].toarray()
+        np.testing.assert_array_equal(table[:10].toarray(), before)
+        with path.open("r+b") as file:
+            if change == "cut":
+                file.truncate(path.stat().st_size // 2)
+            else:
+                file.seek(-1, os.SEEK_END)
+                file.write(b"x")
+        with pytest.raises(InputError, match=r"was changed while it was read|cannot be read"):
+            table[:10]

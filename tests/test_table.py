@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.sparse import csc_array, csc_matrix, csr_array, csr_matrix
 
-from countvae.checks import CountvaeWarning, InputError
+from countvae.errors import CountvaeWarning, InputError
 from countvae.table import CountTable, Overlap, read, write, write_frame
 
 X = np.array([[5, 0, 1, 0], [0, 2, 2, 0], [1, 0, 0, 9]])

@@ -8,8 +8,10 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
+import countvae.training
 from countvae.decoder import Decoder
 from countvae.encoder import Encoder
+from countvae.errors import Diverged
 from countvae.evidence import add_squares, noise_bound, solve_noise
 from countvae.inference import factor_precision, posterior_at, refine
 from countvae.metrics import subspace_error
@@ -17,7 +19,7 @@ from countvae.rows import Rows
 from countvae.shrinkage import Shrinkage
 from countvae.simulate import simulate
 from countvae.start import residual_start
-from countvae.training import Diverged, Schedule, _Moments, mean_bound, train
+from countvae.training import Schedule, _Moments, mean_bound, train
 
 
 @pytest.fixture(name="table", scope="module")
@@ -195,6 +197,23 @@ def test_a_bound_that_is_not_finite_is_called_diverged(table, broken):
         getattr(decoder, broken).fill_(math.nan)
     with pytest.raises(Diverged, match="not finite in epoch 1"):
         run(rows, encoder, decoder)
+
+
+def test_a_fit_that_diverges_returns_to_the_epoch_before(table, monkeypatch):
+    rows, encoder, decoder = start_on(table.counts)
+    loadings = []
+
+    def keep(state):
+        loadings.append(decoder.V.detach().clone())
+
+    def broken(*args):
+        return noise_bound(*args) * (math.nan if len(loadings) == 3 else 1)
+
+    monkeypatch.setattr(countvae.training, "noise_bound", broken)
+    with pytest.raises(Diverged, match="not finite in epoch 4") as found:
+        run(rows, encoder, decoder, keep=keep)
+    assert len(found.value.history) == 3 and len(found.value.samples) == 32
+    assert torch.equal(decoder.V, loadings[2]) and not torch.equal(decoder.V, loadings[1])
 
 
 def test_a_learning_rate_beyond_reason_diverges_or_stays_finite(table):

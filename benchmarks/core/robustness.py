@@ -14,8 +14,7 @@ import pandas as pd
 from benchmarks.core.common import arguments, show, tell, write
 from benchmarks.core.tables import FILES, whole
 from countvae import MultinomialVAE
-from countvae.checks import CountvaeWarning
-from countvae.training import Diverged
+from countvae.errors import CountvaeWarning, Diverged
 
 EPOCHS = {"oaks": 20, "ecam": 4, "globalpatterns": 10, "ifnb_pbmc": 2}
 COMPONENTS = (2, 10, 40)

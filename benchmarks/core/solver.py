@@ -18,7 +18,7 @@ import torch
 from benchmarks.core.common import arguments, show, tell, verdict, write
 from benchmarks.core.tables import FILES, whole
 from countvae import MultinomialVAE, evidence
-from countvae.checks import CountvaeWarning
+from countvae.errors import CountvaeWarning
 from countvae.estimator import EXACT
 from countvae.evidence import TOLERANCE, solve_noise
 from countvae.rows import Rows

@@ -1,0 +1,144 @@
+"""HDF5 files that are not believed: opened for reading only once they have been looked over.
+
+The library trusts what a file says of itself. A broken or hostile one can make it crash, or go
+round in circles for ever; so all but the largest members are read by a process of their own first.
+"""
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import h5py
+
+from countvae.errors import DamagedFile
+
+__all__ = ["check_unchanged", "checked", "state_of", "unchanged"]
+
+NO_CLAIM = 2**26
+"""Bytes that any file may claim to hold."""
+
+EXPANSION = 2**11
+"""Bytes that come from one of a file at most; deflate ends at 1032."""
+
+SECONDS = 8
+"""The library takes no longer for all that is tried of a file."""
+
+TRIED = 2**25
+"""Bytes of a member that is tried, at most."""
+
+
+@contextmanager
+def checked(path: Path) -> Iterator[h5py.File]:
+    """Open a file on which the library does not fail, that claims nothing it cannot hold.
+
+    Parameters
+    ----------
+    path : path
+        An HDF5 file.
+
+    Yields
+    ------
+    h5py.File
+
+    Raises
+    ------
+    DamagedFile
+        If the library crashes or hangs on it, a member lies in another file, or one claims more
+        values than the bytes of the file can give.
+    """
+    _try_out(path)
+    with h5py.File(path) as file:
+        _check_claims(file, path)
+        yield file
+
+
+def _try_out(path: Path) -> None:
+    """Read the file in a process that may crash or hang; what else is wrong is met later."""
+    if not hasattr(os, "fork"):
+        return
+    with warnings.catch_warnings():
+        # of threads: the child uses h5py alone, which takes its lock along
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(SECONDS)
+        sys.unraisablehook = lambda unraisable: None
+        with suppress(BaseException), h5py.File(path) as file:
+            _check_claims(file, path)
+            file.visititems(_read)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        hangs = os.WTERMSIG(status) == signal.SIGALRM
+        raise DamagedFile(
+            f"{path}: cannot be read as HDF5: the library {'hangs' if hangs else 'crashes'} on it."
+        )
+
+
+def _read(name: str, member: h5py.Group | h5py.Dataset) -> None:
+    for key in member.attrs:
+        with suppress(Exception):
+            member.attrs[key]
+    if isinstance(member, h5py.Dataset) and (member.size or 0) * member.dtype.itemsize <= TRIED:
+        with suppress(Exception):
+            member[()]
+
+
+def _check_claims(file: h5py.File, path: Path) -> None:
+    """Refuse links out of a file, and sizes that its bytes cannot hold, before anything is read."""
+    seen, groups = set(), [file["/"]]
+    while groups:
+        group = groups.pop()
+        for name in group:
+            where = f"{group.name.rstrip('/')}/{name}"
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                raise DamagedFile(f"{path}: {where!r} is a link, which is not followed.")
+            member = group[name]
+            key = h5py.h5o.get_info(member.id).addr
+            if key in seen:
+                continue
+            seen.add(key)
+            if isinstance(member, h5py.Group):
+                groups.append(member)
+            elif isinstance(member, h5py.Dataset):
+                if member.external or member.is_virtual:
+                    raise DamagedFile(f"{path}: {where!r} lies in another file; it is not read.")
+                size, stored = member.size or 0, member.id.get_storage_size()
+                if size * member.dtype.itemsize > max(NO_CLAIM, EXPANSION * stored):
+                    raise DamagedFile(
+                        f"{path}: {where!r} claims {size:,} values, and {stored:,} bytes of the"
+                        " file are theirs."
+                    )
+
+
+@contextmanager
+def unchanged(file: h5py.File, path: Path) -> Iterator[None]:
+    """Refuse what was read in this block if the file was changed meanwhile.
+
+    HDF5 would not notice: what is cut off a file, it reads as zeros.
+    """
+    before = state_of(file)
+    yield
+    check_unchanged(file, path, before)
+
+
+def state_of(file: h5py.File) -> tuple[int, int]:
+    """Size of an open file, and when it was last changed."""
+    now = os.fstat(file.id.get_vfd_handle())
+    return now.st_size, now.st_mtime_ns
+
+
+def check_unchanged(file: h5py.File, path: Path, before: tuple[int, int]) -> None:
+    """Refuse a file that is not in the state that it was in.
+
+    Raises
+    ------
+    DamagedFile
+    """
+    if state_of(file) != before:
+        raise DamagedFile(f"{path}: was changed while it was read.")
