@@ -1,0 +1,217 @@
+"""Faults put into real runs: each must end in a sentence, and leave what was there before."""
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.core.common import write
+from benchmarks.reliability.scene import (
+    COMMANDS,
+    FIT,
+    HERE,
+    MODEL,
+    content,
+    left_over,
+    loads,
+    set_scene,
+)
+from benchmarks.reliability.warm import Done, Warm
+from countvae.simulate import simulate
+from countvae.table import CountTable
+from countvae.table import write as write_table
+
+MIB = 2**20
+SHARES = (0.0, 0.1, 0.4, 0.7, 0.95)
+"""Of the largest file that a command writes: so much fits on the disk."""
+
+FAULTS = {
+    "full_disk": "the disk is full",
+    "no_memory": "too little memory",
+    "one_writer": "two fits into one folder",
+    "cannot_be_written": "an output that cannot be made",
+    "vanished_input": "a table cut, emptied or overwritten while it is streamed",
+    "not_finite": "a fit that does not stay finite",
+    "damaged_checkpoint": "the last state damaged on the disk",
+}
+
+LONG = ("fit", "moving.h5ad", "-k", "2", "--max-epochs", "4000", "--stream", "--seed", "1")
+
+
+def measure(commands: dict[str, tuple[str, ...]] | None = None) -> pd.DataFrame:
+    """Put every fault into every command that it may meet.
+
+    Returns
+    -------
+    DataFrame
+        A row a try: the fault, the output, how the process ended ("refused" is a sentence and an
+        exit code of its own), what it said, and whether anything was lost.
+    """
+    commands = COMMANDS if commands is None else commands
+    rows = []
+    with tempfile.TemporaryDirectory() as name, Warm(Path(name)) as warm:
+        folder = Path(name)
+        set_scene(folder)
+        for output, command in COMMANDS.items():
+            done = warm.run(*command, "-o", output)
+            if done.outcome != "done":
+                raise SystemExit(f"{output}: {done.said}")
+        for fault in (full_disk, no_memory, one_writer):
+            rows += [{"fault": fault.__name__, **row} for row in fault(warm, folder, commands)]
+        for fault in (cannot_be_written, vanished_input, not_finite, damaged_checkpoint):
+            rows += [{"fault": fault.__name__, **row} for row in fault(warm, folder)]
+    return pd.DataFrame(rows)
+
+
+def full_disk(
+    warm: Warm, folder: Path, commands: dict[str, tuple[str, ...]]
+) -> Iterator[dict[str, Any]]:
+    """The disk is full after so many bytes, while an earlier result is to be replaced."""
+    for output, command in commands.items():
+        files = [f for f in (folder / output, *(folder / output).rglob("*")) if f.is_file()]
+        largest = max(f.stat().st_size for f in files)
+        for share in SHARES:
+            limits = {"RLIMIT_FSIZE": int(share * largest)}
+            yield tried(warm, folder, output, *command, limits=limits)
+
+
+def no_memory(
+    warm: Warm, folder: Path, commands: dict[str, tuple[str, ...]]
+) -> Iterator[dict[str, Any]]:
+    """No more memory is given than so much over what the imports have taken."""
+    status = Path(f"/proc/{warm.pid}/status").read_text()
+    taken = next(int(line.split()[1]) for line in status.splitlines() if "VmSize" in line)
+    for output, command in commands.items():
+        for more in (1, 4, 16, 64):
+            limits = {"RLIMIT_AS": 1024 * taken + more * MIB}
+            yield tried(warm, folder, output, *command, limits=limits)
+
+
+def one_writer(
+    warm: Warm, folder: Path, commands: dict[str, tuple[str, ...]]
+) -> Iterator[dict[str, Any]]:
+    """Two fits into one folder: the second refuses, and the first is not disturbed."""
+    first = warm.start(*FIT[:3], "2", "--max-epochs", "3000", "-o", MODEL, "--force")
+    lock = folder / f".{MODEL}.lock"
+    while not lock.exists():
+        time.sleep(0.01)
+    yield tried(warm, folder, MODEL, *COMMANDS[MODEL], ignored=".lock")
+    os.kill(first, signal.SIGTERM)
+    done = warm.wait(first)
+    shutil.rmtree(folder / f"{MODEL}.checkpoint", ignore_errors=True)
+    yield {"output": MODEL, "outcome": done.outcome, "said": last(done), "lost": 0}
+
+
+def cannot_be_written(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
+    """The output is in a folder that is missing, not writable by anybody, or a file."""
+    for place in ("missing/out", "/proc/out", "table.tsv/out"):
+        for output, command in COMMANDS.items():
+            path = place + Path(output).suffix
+            done = warm.run(*command, "-o", path)
+            lost = bool(left_over(folder))
+            yield {"output": path, "outcome": done.outcome, "said": last(done), "lost": lost}
+
+
+def vanished_input(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
+    """A table on disk is cut or overwritten while it is read, epoch after epoch."""
+    for what in ("cut", "emptied", "overwritten"):
+        _write_wide(folder / "moving.h5ad")
+        before = content(folder / MODEL)
+        pid = warm.start(*LONG, "-o", MODEL, "--force")
+        time.sleep(2)
+        with (folder / "moving.h5ad").open("r+b") as file:
+            size = os.fstat(file.fileno()).st_size
+            if what == "overwritten":
+                file.seek(size // 4)
+                file.write(np.random.default_rng(0).bytes(size // 2))
+            else:
+                file.truncate(0 if what == "emptied" else size // 2)
+        done = warm.wait(pid)
+        shutil.rmtree(folder / f"{MODEL}.checkpoint", ignore_errors=True)
+        lost = before != content(folder / MODEL)
+        yield {"output": what, "outcome": done.outcome, "said": last(done), "lost": lost}
+
+
+def _write_wide(path: Path) -> None:
+    """Write a table that no cache of HDF5 holds."""
+    truth = simulate(2000, 300, 2, 3000, rng=np.random.default_rng(0))
+    ids = (np.array(names, object) for names in (truth.sample_ids, truth.feature_ids))
+    write_table(CountTable(truth.counts, *ids), path, force=True)
+
+
+def not_finite(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
+    """A learning rate by which no fit stays finite."""
+    for optimizer, rate in (("adam", "1e25"), ("sgd", "1e30")):
+        extra = ("--optimizer", optimizer, "--learning-rate", rate)
+        yield tried(warm, folder, MODEL, *COMMANDS[MODEL], *extra)
+
+
+def damaged_checkpoint(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
+    """The last state of a fit is damaged on the disk: it goes on from the one before."""
+    for damage in ("cut", "flipped", "gone"):
+        pid = warm.start(*FIT[:3], "2", "--max-epochs", "3000", "-o", "broken", often=True)
+        states = folder / "broken.checkpoint"
+        while len(list(states.glob("[0-9]*"))) < 2:
+            time.sleep(0.05)
+        os.kill(pid, signal.SIGTERM)
+        warm.wait(pid)
+        file = sorted(states.glob("[0-9]*"))[-1] / "model.safetensors"
+        whole = file.read_bytes()
+        if damage == "gone":
+            file.unlink()
+        else:
+            cut = whole[: len(whole) // 2]
+            file.write_bytes(cut if damage == "cut" else cut[:-1] + b"?" + whole[len(cut) :])
+        pid = warm.start(*FIT[:3], "2", "--max-epochs", "3000", "-o", "broken", "--resume")
+        time.sleep(2)
+        os.kill(pid, signal.SIGTERM)
+        done = warm.wait(pid)
+        went_on = "going on from the state before" in done.said
+        shutil.rmtree(states)
+        yield {
+            "output": damage,
+            "outcome": done.outcome if went_on else "not gone on with",
+            "said": last(done),
+            "lost": not went_on,
+        }
+
+
+def tried(
+    warm: Warm,
+    folder: Path,
+    output: str,
+    *command: str,
+    limits: dict[str, int] | None = None,
+    ignored: str = "nothing",
+) -> dict[str, Any]:
+    """Run a command that replaces an output, and say how it ended and what became of that."""
+    before = content(folder / output)
+    done = warm.run(*command, "-o", output, "--force", limits=limits)
+    after = content(folder / output)
+    kept = after == before if done.code else loads(folder / output)
+    left = [name for name in left_over(folder) if not name.endswith(ignored)]
+    lost = not kept or bool(left)
+    return {"output": output, "outcome": done.outcome, "said": last(done), "lost": lost}
+
+
+def last(done: Done) -> str:
+    """Return what a process said last; all of it where that was no sentence."""
+    if done.outcome == "traceback":
+        return done.said
+    return (done.said.strip().splitlines() or [""])[-1]
+
+
+if __name__ == "__main__":
+    rows = measure()
+    rows["lost"] = rows["lost"].astype(int)
+    with pd.option_context("display.width", 250, "display.max_colwidth", 120):
+        print(rows.to_string())
+    print(rows.groupby(["fault", "outcome"]).agg({"lost": ["size", "sum"]}).to_string())
+    write("faults", rows, HERE)

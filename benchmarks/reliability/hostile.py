@@ -1,0 +1,451 @@
+"""Broken and hostile files, thousands of them: whatever is read, only our own error comes out.
+
+    python -m benchmarks.reliability.hostile --tries 100000
+
+Each case is a file of a corpus, altered at random by its number alone: bytes, numbers in text,
+members of HDF5 and JSON, and models whose hashes were made right again. Each is read in a process
+that may take ten seconds and two gigabytes.
+"""
+
+import gzip
+import hashlib
+import json
+import multiprocessing as mp
+import os
+import resource
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from benchmarks.core.common import DATA, write
+from benchmarks.reliability.scene import HERE, arguments
+from countvae import MultinomialVAE
+from countvae.basis import make_basis
+from countvae.checkpoint import Checkpoint
+from countvae.errors import InputError
+from countvae.simulate import simulate
+from countvae.store import _digest
+from countvae.stream import CountFile
+from countvae.table import CountTable, read, read_metadata
+from countvae.table import write as write_table
+
+SECONDS, BYTES = 10, 2 * 2**30
+"""What a case may take."""
+
+OUTCOMES = ["read", "refused", "escaped", "crashed", "hung", "memory"]
+
+Reader = Callable[[Path], object]
+IDS = [f"f{j}" for j in range(12)]
+
+
+def _streamed(path: Path) -> None:
+    with CountFile(path, allow_fractional=True, drop_empty=True) as table:
+        for _ in table.blocks():
+            pass
+
+
+def _read(path: Path) -> None:
+    read(path, allow_fractional=True, drop_empty=True)
+
+
+def _state(path: Path) -> None:
+    Checkpoint(path, {}).found()
+
+
+TABLE: tuple[Reader, ...] = (_read, _streamed)
+READERS: dict[str, tuple[Reader, ...]] = {
+    ".biom": TABLE,
+    ".h5ad": TABLE,
+    ".json": (_read,),
+    ".tsv": (_read,),
+    ".csv": (_read,),
+    ".gz": (_read,),
+    ".metadata": (read_metadata,),
+    ".nwk": (lambda path: make_basis(path, IDS),),
+    ".model": (MultinomialVAE.load, _state),
+}
+
+NASTY_NUMBERS = (0, 1, -1, 2**31 - 1, -(2**31), 2**63 - 1, 10**12, 2**53 + 2)
+NASTY_TEXT = (
+    *("nan", "inf", "-1", "1e400", "1_0", "", "0x10", "9" * 40, "1.5", "-0", "1e-320"),
+    *("\0", "\ufeff", "'", '"', "\t", "\n", "\r", ",", "#", "=1+1", "é", "💥", "../../x", " "),
+)
+NASTY_JSON: tuple[Any, ...] = (
+    *(None, True, -1, 0, 1, 1.5, 1e308, 10**30, "", "x", "../../../etc/passwd", [], {}, [[]]),
+    *([0] * 7, {"id": 3}, "nan", -(10**12)),
+)
+
+
+def corpus(folder: Path) -> list[Path]:
+    """Write the files that are altered, from a real table where there is one, and a model."""
+    table = _small_table()
+    write_table(table, folder / "a.biom")
+    write_table(table, folder / "a.h5ad")
+    write_table(table, folder / "a.tsv")
+    names = [list(table.sample_ids), list(table.feature_ids)]
+    obs, var = (pd.DataFrame(index=ids) for ids in names)
+    counts = table.counts
+    obs["site"] = pd.Categorical(["gut", "skin"] * (table.n // 2) + ["gut"] * (table.n % 2))
+    for name, X in (
+        ("csc", sp.csc_array(counts)),
+        ("dense", counts.toarray()),
+        ("packed", counts),
+    ):
+        compression = {"compression": "gzip"} if name == "packed" else {}
+        made = anndata.AnnData(X, obs, var, layers={"counts": counts})
+        made.write_h5ad(folder / f"{name}.h5ad", **compression)
+    (folder / "sparse.json").write_text(json.dumps(_biom_1(table, dense=False)))
+    (folder / "dense.json").write_text(json.dumps(_biom_1(table, dense=True)))
+    text = (folder / "a.tsv").read_text()
+    (folder / "a.csv").write_text(text.replace("\t", ","))
+    with gzip.open(folder / "a.tsv.gz", "wt") as file:
+        file.write(text)
+    rows = [line.split("\t") for line in text.splitlines()]
+    turned = ["\t".join([*column, "k__A; p__B"]) for column in zip(*rows, strict=True)]
+    turned[0] = turned[0].replace("sample_id", "#OTU ID").replace("k__A; p__B", "taxonomy")
+    (folder / "features.tsv").write_text("\n".join(turned) + "\n")
+    about = [f"{name}\t{i}\tgut\n" for i, name in enumerate(table.sample_ids)]
+    (folder / "about.metadata").write_text(
+        "#SampleID\tage\tsite\n#q2:types\tnumeric\tcategorical\n" + "".join(about)
+    )
+    left, right = ("(" + ",".join(f"{i}:0.{j}" for j, i in enumerate(half)) + ")" for half in
+                   (IDS[:6], IDS[6:]))  # fmt: skip
+    (folder / "tree.nwk").write_text(f"({left}n1:1,{right}n2:2)root;")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = MultinomialVAE(2, max_epochs=2, encoder_width=4, encoder_depth=3).fit(table)
+    model.save(folder / "a.model")
+    return sorted(folder.iterdir())
+
+
+def _small_table() -> CountTable:
+    path = DATA / "ecam" / "table.biom"
+    if path.exists():
+        real = read(path)
+        order = np.argsort(-np.asarray(real.counts.sum(axis=0)).ravel())[:12]
+        return real.select_features(np.sort(order)).select_samples(np.arange(14)).without_empty()
+    truth = simulate(14, 12, 2, 300, rng=np.random.default_rng(0))
+    ids = (np.array(names, object) for names in (truth.sample_ids, truth.feature_ids))
+    return CountTable(truth.counts, *ids)
+
+
+def _biom_1(table: CountTable, dense: bool) -> dict[str, Any]:
+    turned = table.counts.T.tocoo()
+    sparse = [
+        [int(i), int(j), float(v)]
+        for i, j, v in zip(turned.row, turned.col, turned.data, strict=True)
+    ]
+    return {
+        "format": "Biological Observation Matrix 1.0.0",
+        "type": "OTU table",
+        "matrix_type": "dense" if dense else "sparse",
+        "matrix_element_type": "int",
+        "shape": [table.d, table.n],
+        "rows": [{"id": str(i), "metadata": {"taxonomy": ["k__A"]}} for i in table.feature_ids],
+        "columns": [{"id": str(i), "metadata": None} for i in table.sample_ids],
+        "data": turned.toarray().tolist() if dense else sparse,
+    }
+
+
+# ---- alterations
+
+
+def altered(given: Path, folder: Path, others: list[Path], rng: np.random.Generator) -> Path:
+    """Write an altered copy of a file or a model folder; return its place."""
+    path = folder / f"case{given.suffix}"
+    if path.is_dir():
+        shutil.rmtree(path)
+    if given.is_dir():
+        shutil.copytree(given, path)
+        _alter_model(path, others, rng)
+        return path
+    shutil.copy(given, path)
+    if h5py.is_hdf5(path) and rng.random() < 0.6:
+        for _ in range(rng.integers(1, 4)):
+            _alter_hdf5(path, rng)
+    elif given.suffix == ".json" and rng.random() < 0.7:
+        content = json.loads(path.read_text())
+        for _ in range(rng.integers(1, 3)):
+            content = _alter_json(content, rng)
+        path.write_text(json.dumps(content))
+    elif given.suffix in (".tsv", ".csv", ".metadata", ".nwk") and rng.random() < 0.7:
+        path.write_bytes(_alter_text(path.read_bytes(), rng))
+    else:
+        path.write_bytes(_alter_bytes(path.read_bytes(), others, rng))
+    return path
+
+
+def _alter_bytes(content: bytes, others: list[Path], rng: np.random.Generator) -> bytes:
+    for _ in range(rng.integers(1, 5)):
+        data = bytearray(content)
+        n = max(1, len(data))
+        i, j = sorted(int(at) for at in rng.integers(0, n + 1, 2))
+        short = slice(i, min(j, i + 64))
+        how = rng.integers(8)
+        if how == 0:
+            for at in rng.integers(0, n, rng.integers(1, 9)):
+                data[at : at + 1] = bytes([int(rng.integers(256))])
+        elif how == 1:
+            data[short] = bytes([int(rng.choice([0, 255]))]) * len(data[short])
+        elif how == 2:
+            del data[i:]
+        elif how == 3:
+            del data[short]
+        elif how == 4:
+            data[i:i] = rng.bytes(int(rng.integers(1, 64)))
+        elif how == 5:
+            data[i:i] = data[short]
+        elif how == 6:
+            other = others[rng.integers(len(others))]
+            data[i:] = other.read_bytes()[i:] if other.is_file() else b""
+        else:
+            at, size = i - i % 8, int(rng.choice([2, 4, 8]))
+            number = int(rng.choice(NASTY_NUMBERS)) % 2 ** (8 * size)
+            data[at : at + size] = number.to_bytes(size, "little")
+        content = bytes(data)
+    return content
+
+
+def _alter_text(content: bytes, rng: np.random.Generator) -> bytes:
+    lines = content.decode().split("\n")
+    for _ in range(rng.integers(1, 5)):
+        i = rng.integers(len(lines))
+        if rng.random() < 0.2:
+            lines[i : i + 1] = [lines[i]] * int(rng.integers(0, 3))
+            lines = lines or [""]
+            continue
+        cut = "," if "," in lines[i] else "\t"
+        cells = lines[i].split(cut)
+        cells[rng.integers(len(cells))] = NASTY_TEXT[rng.integers(len(NASTY_TEXT))]
+        lines[i] = cut.join(cells)
+    return "\n".join(lines).encode()
+
+
+def _alter_json(content: Any, rng: np.random.Generator) -> Any:
+    """Replace, remove or repeat something somewhere."""
+    if isinstance(content, dict | list) and len(content) and rng.random() < 0.85:
+        keys = list(content) if isinstance(content, dict) else range(len(content))
+        key = keys[rng.integers(len(keys))]
+        how = rng.random()
+        if how < 0.1:
+            del content[key]
+        elif how < 0.2 and isinstance(content, list):
+            content.append(content[key])
+        else:
+            content[key] = _alter_json(content[key], rng)
+        return content
+    return NASTY_JSON[rng.integers(len(NASTY_JSON))]
+
+
+def _alter_hdf5(path: Path, rng: np.random.Generator) -> None:
+    """Remove, replace or lie about a member."""
+    lie = None
+    with h5py.File(path, "r+") as file:
+        names: list[str] = []
+        file.visit(names.append)
+        if not names:
+            return
+        name = names[rng.integers(len(names))]
+        member = file[name]
+        how = rng.integers(10)
+        if how == 0 and len(member.attrs):
+            key = list(member.attrs)[rng.integers(len(member.attrs))]
+            del member.attrs[key]
+        elif how == 1:
+            key = [*member.attrs, "shape", "encoding-type"][rng.integers(len(member.attrs) + 2)]
+            lies = (*NASTY_NUMBERS, "csr_matrix", "csc_matrix", "array", "dict", [10**12, 3], b"x")
+            member.attrs[key] = lies[rng.integers(len(lies))]
+        elif how == 2:
+            del file[name]
+        elif how == 3:
+            del file[name]
+            file[name] = h5py.SoftLink("/")
+        elif how == 4:
+            del file[name]
+            file.create_group(name)
+        elif how == 5:
+            lie = name, int(rng.choice([10**6, 10**9, 10**12]))
+        elif isinstance(member, h5py.Dataset) and member.shape and member.size < 10**5:
+            values = member[()]
+            del file[name]
+            file[name] = _alter_values(values, rng)
+    if lie is not None:
+        claim(path, *lie)
+
+
+def claim(path: Path, name: str, size: int) -> None:
+    """Let a member of an HDF5 file claim so many values, and hold none."""
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        file.create_dataset(name, (size,), chunks=(1024,), dtype="f8", compression="gzip")
+
+
+def link_out(path: Path, name: str, other: Path) -> None:
+    """Let a member of an HDF5 file be one of another file."""
+    with h5py.File(path, "r+") as file, h5py.File(other, "w") as elsewhere:
+        elsewhere["secret"] = [1.0]
+        del file[name]
+        file[name] = h5py.ExternalLink(other, "secret")
+
+
+def _alter_values(values: np.ndarray, rng: np.random.Generator) -> Any:
+    """Return values of another shape, kind or size."""
+    how = rng.integers(6)
+    if how == 0:
+        return values[: rng.integers(len(values) + 1)]
+    if how == 1:
+        return np.concatenate([values, values])
+    if how == 2:
+        return values[0]
+    if how == 3:
+        return np.zeros(rng.integers(0, 4, rng.integers(1, 4)))
+    if values.dtype.kind in "iuf" and values.size:
+        changed = values.astype("f8" if how == 4 else "i8")
+        nasty = [np.nan, np.inf, -1.0, 1e300, 0.5] if how == 4 else list(NASTY_NUMBERS)
+        changed.flat[rng.integers(changed.size)] = nasty[rng.integers(len(nasty))]
+        return changed
+    return [NASTY_TEXT[rng.integers(len(NASTY_TEXT) - 14)]] * max(1, len(values))
+
+
+def _alter_model(path: Path, others: list[Path], rng: np.random.Generator) -> None:
+    """Alter a model; half the time make its hashes right again, as its author could."""
+    config, arrays = path / "config.json", path / "model.safetensors"
+    changed = config if rng.random() < 0.6 else arrays
+    right_again = rng.random() < 0.7
+    if changed is config and rng.random() < 0.8:
+        content = json.loads(config.read_text())
+        for _ in range(rng.integers(1, 3)):
+            content = _alter_json(content, rng)
+        config.write_text(json.dumps(content))
+    else:
+        changed.write_bytes(_alter_bytes(changed.read_bytes(), others, rng))
+    if not right_again:
+        return
+    try:
+        content = json.loads(config.read_text())
+        found = arrays.read_bytes()
+        content["model"] |= {"bytes": len(found), "sha256": hashlib.sha256(found).hexdigest()}
+        content["sha256"] = _digest(content)
+        config.write_text(json.dumps(content))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return
+
+
+# ---- cases
+
+
+def attempt(number: int, seed: int, files: list[Path], folder: Path) -> tuple[str, str]:
+    """Alter and read; return what was read, and how that ended."""
+    rng = np.random.default_rng([seed, number])
+    given = files[rng.integers(len(files))]
+    path = altered(given, folder, files, rng)
+    readers = READERS[path.suffix]
+    reader = readers[rng.integers(len(readers))]
+    kind = given.suffix.lstrip(".") + (", streamed" if reader is _streamed else "")
+    try:
+        reader(path)
+    except InputError:
+        return kind, "refused"
+    except MemoryError:
+        return kind, "memory"
+    except Exception as error:
+        return kind, f"escaped: {type(error).__name__}: {error}"[:200]
+    return kind, "read"
+
+
+def _worker(pipe: Any, numbers: range, seed: int, corpus_folder: str) -> None:
+    warnings.simplefilter("ignore")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # HDF5 prints its stack of errors
+    files = sorted(Path(corpus_folder).iterdir())
+    status = Path("/proc/self/status").read_text()
+    taken = next(int(line.split()[1]) for line in status.splitlines() if "VmSize" in line)
+    resource.setrlimit(resource.RLIMIT_AS, (1024 * taken + BYTES,) * 2)
+    with tempfile.TemporaryDirectory() as folder:
+        for number in numbers:
+            pipe.send(("begins", number))
+            pipe.send((number, *attempt(number, seed, files, Path(folder))))
+    pipe.send(("ends", -1))
+
+
+def fuzz(tries: int, seed: int = 0, jobs: int = 1) -> pd.DataFrame:
+    """Read so many altered files, in so many processes at once.
+
+    Returns
+    -------
+    DataFrame
+        A row a case: its number, what was read and how that ended, "read", "refused", "escaped",
+        "memory", "crashed" or "hung".
+    """
+    shares = [range(tries * i // jobs, tries * (i + 1) // jobs) for i in range(jobs)]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as threads:
+        corpus(Path(folder))
+        found = threads.map(lambda numbers: _all_of(numbers, seed, folder), shares)
+        rows = [row for some in found for row in some]
+    return pd.DataFrame(rows, columns=["case", "kind", "outcome"])
+
+
+def _all_of(numbers: range, seed: int, folder: str) -> list[tuple[int, str, str]]:
+    """Read these cases, in a new process after each that did not survive one."""
+    found, number = [], numbers.start
+    while 0 <= number < numbers.stop:
+        ours, theirs = mp.Pipe()
+        arguments = (theirs, range(number, numbers.stop), seed, folder)
+        worker = mp.get_context("spawn").Process(target=_worker, args=arguments, daemon=True)
+        worker.start()
+        theirs.close()
+        last, rows = _watched(worker, ours)
+        found += rows
+        number = last + 1 if last >= 0 else -1
+    return found
+
+
+def by_kind(rows: pd.DataFrame) -> pd.DataFrame:
+    """Count how the cases of each kind ended."""
+    ended = rows["outcome"].str.partition(":")[0]
+    table = pd.crosstab(rows["kind"], ended).reindex(columns=OUTCOMES, fill_value=0)
+    table.insert(0, "tried", table.sum(axis=1))
+    return table.reset_index()
+
+
+def _watched(worker: Any, pipe: Any) -> tuple[int, list[tuple[int, str, str]]]:
+    """Collect what a worker says until it ends, or has to be ended; return its last case."""
+    rows, at, first = [], -1, True
+    while True:
+        # a process that only begins has imports to do
+        if not pipe.poll(60 if first else SECONDS):
+            worker.kill()
+            worker.join()
+            return at, [*rows, (at, "?", "hung")]
+        try:
+            message = pipe.recv()
+        except EOFError:
+            worker.join()
+            return at, [*rows, (at, "?", f"crashed: {worker.exitcode}")]
+        first = False
+        if message[0] == "ends":
+            worker.join()
+            return -1, rows
+        if message[0] == "begins":
+            at = message[1]
+        else:
+            rows.append(message)
+
+
+if __name__ == "__main__":
+    tries = arguments(__doc__ or "", 100_000)
+    rows = fuzz(tries, jobs=os.cpu_count() or 1)
+    bad = rows[~rows["outcome"].isin(["read", "refused"])]
+    print(bad.to_string())
+    table = by_kind(rows)
+    print(table.to_string())
+    write("hostile", table, HERE)

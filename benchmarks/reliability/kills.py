@@ -1,0 +1,117 @@
+"""Fits stopped at random moments and gone on with, which must end with the same bits."""
+
+import os
+import re
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.core.common import write
+from benchmarks.reliability.scene import (
+    FIT,
+    HERE,
+    MODEL,
+    arguments,
+    content,
+    left_over,
+    loads,
+    set_scene,
+)
+from benchmarks.reliability.warm import Warm
+from countvae import MultinomialVAE
+from countvae.errors import InputError
+from countvae.store import load
+
+BEGUN = re.compile(r"\.[0-9a-f]{8}-")
+"""How what is being written is called."""
+
+HOW = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
+
+
+def measure(tries: int, seed: int = 0) -> pd.DataFrame:
+    """Kill fits and go on with them, until so many have been killed.
+
+    Returns
+    -------
+    DataFrame
+        A row a fit that ended: how it was stopped, how often, how often while it wrote, whether
+        anything was lost meanwhile, and whether the result is that of a fit left alone.
+    """
+    rng, rows = np.random.default_rng(seed), []
+    with tempfile.TemporaryDirectory() as name, Warm(Path(name)) as warm:
+        folder = Path(name)
+        set_scene(folder)
+        for _ in range(2):  # the first has a kernel to compile
+            done = warm.run(*FIT, "-o", "alone", "--force", often=True)
+        if done.outcome != "done":
+            raise SystemExit(done.said)
+        bits = (folder / "alone" / "model.safetensors").read_bytes()
+        MultinomialVAE.load(folder / "alone").save(folder / MODEL)
+        killed = 0
+        while killed < tries:
+            how = list(HOW)[len(rows) % len(HOW)]
+            row = stopped_and_resumed(warm, folder, HOW[how], done.seconds, rng)
+            whole = folder / MODEL / "model.safetensors"
+            rows.append({"how": how, **row, "equal": whole.read_bytes() == bits})
+            killed += row["stopped"]
+    return pd.DataFrame(rows)
+
+
+def stopped_and_resumed(
+    warm: Warm, folder: Path, how: signal.Signals, takes: float, rng: np.random.Generator
+) -> dict[str, int]:
+    """Stop a fit that replaces a model, again and again, until it gets to its end."""
+    stopped = writing = lost = 0
+    before, checkpoint = content(folder / MODEL), folder / f"{MODEL}.checkpoint"
+    said = ""
+    while True:
+        resume = ("--resume",) if stopped else ()
+        pid = warm.start(*FIT, "-o", MODEL, "--force", *resume, often=True)
+        time.sleep(takes * rng.uniform(0.1, 1.0))
+        if how is signal.SIGKILL and rng.random() < 0.5:
+            _wait_for_a_write(folder, checkpoint)
+        os.kill(pid, how)
+        done = warm.wait(pid)
+        if done.code == 0:
+            break
+        stopped += 1
+        held = before == content(folder / MODEL) or loads(folder / MODEL)
+        lost += not (held and _last_is_whole(checkpoint))
+        places = [place for place in (folder, checkpoint) if place.exists()]
+        writing += any(BEGUN.match(name) for place in places for name in os.listdir(place))
+        wrong = how is not signal.SIGKILL and done.outcome != "refused"
+        lost += wrong
+        said = done.said or said
+        if stopped > 50:
+            raise SystemExit(f"no end after 50 stops; the last said: {said}")
+    lost += bool(left_over(folder))
+    return {"stopped": stopped, "while_writing": writing, "lost": lost}
+
+
+def _wait_for_a_write(*folders: Path, seconds: float = 0.3) -> None:
+    """Return in the middle of the next write, if there is one soon."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for folder in folders:
+            if folder.exists() and any(BEGUN.match(name) for name in os.listdir(folder)):
+                return
+
+
+def _last_is_whole(checkpoint: Path) -> bool:
+    """Whether the last state that is there can be loaded, if there is any."""
+    try:
+        for state in sorted(checkpoint.glob("[0-9]*"))[-1:]:
+            load(state)
+    except InputError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    rows = measure(arguments(__doc__ or "", 60))
+    print(rows.to_string())
+    write("kills", rows, HERE)

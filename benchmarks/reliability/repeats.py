@@ -1,0 +1,132 @@
+"""The same fit again: to the bit with the same seed, and how near with less the same."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.core.common import write
+from benchmarks.reliability.scene import HERE, arguments
+from countvae import MultinomialVAE
+from countvae.simulate import simulate
+from countvae.table import CountTable
+from countvae.table import write as write_table
+
+COVARIANCE, NATS = 0.1, 0.5
+"""Tolerances: of VV', relative, and of the mean bound of a sample, to another order of the table.
+
+Another order makes other minibatches, so that this is the noise of optimisation, not of rounding.
+"""
+
+THREADS = (1, 2, 3)
+REPEATS = 3
+
+
+def table(seed: int) -> CountTable:
+    """Return a table of the size of a study."""
+    truth = simulate(120, 60, 3, 1000, rng=np.random.default_rng(seed))
+    ids = (np.array(names, object) for names in (truth.sample_ids, truth.feature_ids))
+    return CountTable(truth.counts, *ids)
+
+
+def bits(seeds: int) -> Iterator[dict[str, object]]:
+    """Fit in processes of their own, from memory and from disk, with several numbers of threads."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.h5ad"
+        for seed in range(seeds):
+            write_table(table(seed), path, force=True)
+            for stream in (False, True):
+                for threads in THREADS:
+                    repeats = REPEATS if threads == THREADS[0] or not stream else 1
+                    found = [_fitted(path, seed, stream, threads) for _ in range(repeats)]
+                    yield {
+                        "seed": seed,
+                        "from": "disk" if stream else "memory",
+                        "threads": threads,
+                        "repeats": repeats,
+                        "identical": sum(one == found[0] for one in found),
+                        "bits": found[0][:8],
+                    }
+
+
+def _fitted(path: Path, seed: int, stream: bool, threads: int) -> str:
+    """Fit by the command in a new process; return a digest of the parameters."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "model"
+        command = [sys.executable, "-m", "countvae", "fit", str(path), "-o", str(out), "--quiet"]
+        command += ["-k", "3", "--seed", str(seed), "--max-epochs", "12"]
+        command += ["--stream"] * stream
+        env = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)
+        return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+
+
+def _as_it_is(given: CountTable, rng: np.random.Generator) -> tuple[CountTable, np.ndarray]:
+    return given, np.arange(given.d)
+
+
+def _samples_moved(given: CountTable, rng: np.random.Generator) -> tuple[CountTable, np.ndarray]:
+    return given.select_samples(rng.permutation(given.n)), np.arange(given.d)
+
+
+def _features_moved(given: CountTable, rng: np.random.Generator) -> tuple[CountTable, np.ndarray]:
+    order = rng.permutation(given.d)
+    return given.select_features(order), order
+
+
+def _renamed(given: CountTable, rng: np.random.Generator) -> tuple[CountTable, np.ndarray]:
+    names = np.array([f"other {j}" for j in range(given.d)], object)
+    return CountTable(given.counts, given.sample_ids, names), np.arange(given.d)
+
+
+CHANGES: dict[str, Callable[[CountTable, np.random.Generator], tuple[CountTable, np.ndarray]]] = {
+    "nothing": _as_it_is,
+    "features renamed": _renamed,
+    "samples in another order": _samples_moved,
+    "features in another order": _features_moved,
+    "another seed": _as_it_is,
+}
+
+
+def tolerances(seeds: int) -> Iterator[dict[str, object]]:
+    """Fit what is the same table but for something that should not matter."""
+    for seed in range(seeds):
+        given, rng = table(seed), np.random.default_rng(seed)
+        settings = {"n_components": 3, "random_state": seed}
+        model = MultinomialVAE(**settings).fit(given)
+        V = model.clr_loadings_
+        for change, make in CHANGES.items():
+            changed, order = make(given, rng)
+            if change == "another seed":
+                settings["random_state"] = 1000 + seed
+            other = MultinomialVAE(**settings).fit(changed)
+            W = np.empty_like(V)
+            W[order] = other.clr_loadings_
+            yield {
+                "change": change,
+                "seed": seed,
+                "covariance": np.linalg.norm(W @ W.T - V @ V.T) / np.linalg.norm(V @ V.T),
+                "bound": abs(other.score(changed) - model.score(given)),
+            }
+
+
+def summary(rows: Sequence[dict[str, object]]) -> pd.DataFrame:
+    """Return the largest difference that each change makes."""
+    found = pd.DataFrame(rows)
+    return found.groupby("change", sort=False)[["covariance", "bound"]].max()
+
+
+if __name__ == "__main__":
+    seeds = arguments(__doc__ or "", 5)
+    identical = pd.DataFrame(bits(seeds))
+    print(identical.to_string())
+    write("bits", identical, HERE)
+    near = list(tolerances(seeds))
+    print(summary(near).to_string())
+    write("tolerances", pd.DataFrame(near), HERE)

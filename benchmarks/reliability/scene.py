@@ -1,0 +1,79 @@
+"""What the checks share: a folder with tables and an earlier model, and what must hold of it."""
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from countvae import MultinomialVAE
+from countvae.errors import InputError
+from countvae.simulate import simulate
+from countvae.table import CountTable, read, write
+
+HERE = Path(__file__).parent
+MODEL = "fitted"
+FIT = ("fit", "table.h5ad", "-k", "2", "--max-epochs", "40", "--seed", "1", "--quiet")
+
+
+def arguments(description: str, tries: int) -> int:
+    """Read --tries, how often."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--tries", type=int, default=tries, help=f"how often (default {tries})")
+    return parser.parse_args().tries
+
+
+def set_scene(folder: Path, *, n: int = 60, d: int = 24) -> None:
+    """Write a table in the formats that are read, a model, and a file of each kind of output."""
+    truth = simulate(n, d, 2, 500, rng=np.random.default_rng(0))
+    table = CountTable(
+        truth.counts, np.array(truth.sample_ids, object), np.array(truth.feature_ids, object)
+    ).without_empty()
+    for suffix in ("h5ad", "biom", "tsv"):
+        write(table, folder / f"table.{suffix}")
+    sites = [f"{name}\t{'ab'[i % 2]}\n" for i, name in enumerate(table.sample_ids)]
+    (folder / "metadata.tsv").write_text("id\tsite\n" + "".join(sites))
+
+
+COMMANDS: dict[str, tuple[str, ...]] = {
+    MODEL: ("fit", "table.h5ad", "-k", "2", "--max-epochs", "4", "--seed", "2", "--quiet"),
+    "coordinates.tsv": ("transform", "table.biom", "--model", MODEL, "--quiet"),
+    "coordinates.h5ad": ("transform", "table.biom", "--model", MODEL, "--quiet"),
+    "ordination.txt": ("transform", "table.tsv", "--model", MODEL, "--quiet"),
+    "denoised.biom": ("denoise", "table.biom", "--model", MODEL, "--quiet"),
+    "generated.h5ad": ("generate", "--model", MODEL, "--n-samples", "40"),
+    "scores.tsv": ("score", "table.h5ad", "--model", MODEL, "--quiet"),
+    "network": ("network", "--model", MODEL),
+    "selected": ("select", "table.h5ad", "-k", "1,2", "--quiet"),
+    "report.html": ("report", MODEL),
+}
+"""A command for each kind of output, by its name."""
+
+
+def content(path: Path) -> str | None:
+    """Return a digest of a file, or of all that a folder holds; None of what is not there."""
+    if not path.exists():
+        return None
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(str(file.relative_to(path)).encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def loads(path: Path) -> bool:
+    """Whether a model, a table or a text that was written is whole, as far as a reader can tell."""
+    try:
+        if path.is_dir():
+            if (path / "config.json").exists():
+                MultinomialVAE.load(path)
+        elif path.suffix in (".biom", ".h5ad"):
+            read(path, allow_fractional=True)
+    except InputError:
+        return False
+    return True
+
+
+def left_over(folder: Path) -> list[str]:
+    """Names of what was begun and not finished, or not let go."""
+    return sorted(path.name for path in folder.glob(".*"))

@@ -1,0 +1,114 @@
+"""What is put in the way of it: small runs of `make reliability` and `make fuzz`."""
+
+import shutil
+import warnings
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from benchmarks.reliability import faults, hostile, kills, models, page, repeats
+from countvae.errors import InputError
+from countvae.store import SCHEMA_VERSION
+
+
+def test_nothing_is_lost_however_often_a_fit_is_stopped():
+    found = kills.measure(50)
+    assert found["stopped"].sum() >= 50
+    assert found["while_writing"].sum() > 0
+    assert found["lost"].sum() == 0
+    assert found["equal"].all()
+
+
+def test_every_fault_ends_in_a_sentence_and_leaves_what_was_there():
+    some = {name: faults.COMMANDS[name] for name in ("fitted", "coordinates.h5ad", "network")}
+    found = faults.measure(some)
+    assert set(found["outcome"]) <= {"done", "refused"}, found.to_string()
+    assert found["lost"].sum() == 0, found.to_string()
+    for fault in ("full_disk", "vanished_input", "not_finite"):
+        assert (found.loc[found["fault"] == fault, "outcome"] == "refused").all()
+
+
+def test_of_broken_and_hostile_files_only_our_error_comes_out():
+    found = hostile.fuzz(3000, seed=1)
+    wrong = found[~found["outcome"].isin(["read", "refused"])]
+    assert len(found) == 3000 and wrong.empty, wrong.to_string()
+    assert (found["outcome"] == "read").sum() > 100
+    assert (found["outcome"] == "refused").sum() > 1000
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return hostile.corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_of_bytes_that_hypothesis_changes_only_our_error_comes_out(corpus, tmp_path, data):
+    given_file = data.draw(st.sampled_from([path for path in corpus if path.is_file()]))
+    content = bytearray(given_file.read_bytes())
+    edits = st.tuples(st.integers(0, len(content) - 1), st.binary(max_size=8))
+    for at, new in data.draw(st.lists(edits, min_size=1, max_size=6)):
+        content[at : at + len(new)] = new
+    path = tmp_path / given_file.name
+    path.write_bytes(content)
+    for reader in hostile.READERS[given_file.suffix]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                reader(path)
+            except InputError as error:
+                assert "\n" not in str(error)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=300) | st.text(max_size=300).map(str.encode))
+@pytest.mark.parametrize("suffix", [".biom", ".tsv", ".metadata", ".nwk"])
+def test_of_any_bytes_only_our_error_comes_out(tmp_path, content, suffix):
+    path = tmp_path / f"any{suffix}"
+    path.write_bytes(content)
+    for reader in hostile.READERS[suffix]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                reader(path)
+            except InputError as error:
+                assert "\n" not in str(error)
+
+
+def test_a_small_file_that_claims_to_be_huge_is_refused_at_once(corpus, tmp_path):
+    path = tmp_path / "claims.h5ad"
+    shutil.copy(next(p for p in corpus if p.name == "a.h5ad"), path)
+    hostile.claim(path, "X/data", 10**12)
+    for reader in hostile.READERS[".h5ad"]:
+        with pytest.raises(InputError, match="claims 1,000,000,000,000 values"):
+            reader(path)
+
+
+def test_a_link_out_of_a_file_is_not_followed(corpus, tmp_path):
+    path = tmp_path / "link.biom"
+    shutil.copy(next(p for p in corpus if p.name == "a.biom"), path)
+    hostile.link_out(path, "sample/ids", tmp_path / "other.h5")
+    for reader in hostile.READERS[".biom"]:
+        with pytest.raises(InputError, match="'/sample/ids' is a link, which is not followed"):
+            reader(path)
+
+
+def test_models_that_were_kept_give_the_numbers_that_they_gave():
+    found = models.measure()
+    assert str(SCHEMA_VERSION) in set(found["schema"])
+    assert len(found) >= len(models.KINDS)
+    assert (found["apart"] <= models.RELATIVE).all(), found.to_string()
+
+
+def test_what_should_not_matter_does_not():
+    found = repeats.summary(list(repeats.tolerances(1)))
+    assert found.loc["nothing", "covariance"] == found.loc["nothing", "bound"] == 0
+    assert found.loc["features renamed", "covariance"] == 0
+    for change in ("samples in another order", "features in another order"):
+        assert found.loc[change, "covariance"] < repeats.COVARIANCE
+        assert found.loc[change, "bound"] < repeats.NATS
+
+
+def test_the_page_is_that_of_the_results():
+    assert page.PAGE.read_text(encoding="utf-8") == page.page()
