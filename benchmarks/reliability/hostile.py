@@ -7,6 +7,7 @@ members of HDF5 and JSON, and models whose hashes were made right again. Each is
 that may take ten seconds and two gigabytes.
 """
 
+import copy
 import gzip
 import hashlib
 import json
@@ -244,7 +245,7 @@ def _alter_json(content: Any, rng: np.random.Generator) -> Any:
         else:
             content[key] = _alter_json(content[key], rng)
         return content
-    return NASTY_JSON[rng.integers(len(NASTY_JSON))]
+    return copy.deepcopy(NASTY_JSON[rng.integers(len(NASTY_JSON))])
 
 
 def _alter_hdf5(path: Path, rng: np.random.Generator) -> None:

@@ -56,7 +56,7 @@ def measure(tries: int, seed: int = 0) -> pd.DataFrame:
             how = list(HOW)[len(rows) % len(HOW)]
             row = stopped_and_resumed(warm, folder, HOW[how], done.seconds, rng)
             whole = folder / MODEL / "model.safetensors"
-            rows.append({"how": how, **row, "equal": whole.read_bytes() == bits})
+            rows.append({"how": how, **row, "equal": int(whole.read_bytes() == bits)})
             killed += row["stopped"]
     return pd.DataFrame(rows)
 
