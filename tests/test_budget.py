@@ -13,18 +13,20 @@ from countvae.errors import InputError
 
 SIZE = {"batch_size": 128, "width": 128, "nnz": 10**6, "streamed": True}
 CAPPED = """
-import resource, sys
+import resource, sys, warnings
 import numpy as np, scipy.sparse as sp
 import torch, torch._dynamo
 from countvae import MultinomialVAE
 
 torch.set_num_threads(1)
+warnings.simplefilter("ignore")
 rng = np.random.default_rng(0)
 n, d, each = 1000, 250_000, 400
 columns = np.concatenate([rng.choice(d, each, replace=False) for _ in range(n)])
 counts = sp.csr_array(
     (rng.poisson(3.0, n * each) + 1.0, columns, np.arange(n + 1) * each), shape=(n, d)
 )
+MultinomialVAE(1, max_epochs=1).fit(counts[:20, :500]).transform(counts[:2, :500])  # compiles
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + int(sys.argv[1]) * 2**20,) * 2)
 model = MultinomialVAE(4, max_epochs=1, encoder_width=8, batch_size=8).fit(counts)
