@@ -329,7 +329,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             learned = Design.of(self.formula, _metadata(table)) if begun is None else begun._design
             self._design = learned
         fitted, held_out = self._split(counts, self._covariates(table), _names(table, counts), seed)
-        n, d = fitted[0].shape
+        n, d = fitted.counts.shape
         k = self._feasible_components(n, d) if begun is None else begun.n_components_
         with torch.inference_mode(False), torch.enable_grad(), one_thread_an_operation():
             encoder, decoder, history, diverged = self._fit_from_start(

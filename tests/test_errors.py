@@ -34,10 +34,6 @@ def named(counts):
     return CountTable(csr_array(counts), *ids)
 
 
-def fitted():
-    return MultinomialVAE(2, max_epochs=2, encoder_width=4).fit(named(X))
-
-
 def left_by_a_fit(folder):
     """Leave the state of a fit that was broken off."""
 

@@ -42,6 +42,17 @@ def corpus(tmp_path_factory):
     return hostile.corpus(tmp_path_factory.mktemp("corpus"))
 
 
+def read_by_all_readers(path):
+    """Read a file, or see it refused by a sentence."""
+    for reader in hostile.READERS[path.suffix]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                reader(path)
+            except InputError as error:
+                assert "\n" not in str(error)
+
+
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_of_bytes_that_hypothesis_changes_only_our_error_comes_out(corpus, tmp_path, data):
@@ -52,13 +63,7 @@ def test_of_bytes_that_hypothesis_changes_only_our_error_comes_out(corpus, tmp_p
         content[at : at + len(new)] = new
     path = tmp_path / given_file.name
     path.write_bytes(content)
-    for reader in hostile.READERS[given_file.suffix]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                reader(path)
-            except InputError as error:
-                assert "\n" not in str(error)
+    read_by_all_readers(path)
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -67,13 +72,7 @@ def test_of_bytes_that_hypothesis_changes_only_our_error_comes_out(corpus, tmp_p
 def test_of_any_bytes_only_our_error_comes_out(tmp_path, content, suffix):
     path = tmp_path / f"any{suffix}"
     path.write_bytes(content)
-    for reader in hostile.READERS[suffix]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                reader(path)
-            except InputError as error:
-                assert "\n" not in str(error)
+    read_by_all_readers(path)
 
 
 def test_a_small_file_that_claims_to_be_huge_is_refused_at_once(corpus, tmp_path):

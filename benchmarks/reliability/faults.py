@@ -15,17 +15,16 @@ import pandas as pd
 from benchmarks.core.common import write
 from benchmarks.reliability.scene import (
     COMMANDS,
-    FIT,
     HERE,
     MODEL,
+    address_space,
     content,
     left_over,
     loads,
     set_scene,
+    simulated,
 )
 from benchmarks.reliability.warm import Done, Warm
-from countvae.simulate import simulate
-from countvae.table import CountTable
 from countvae.table import write as write_table
 
 MIB = 2**20
@@ -42,6 +41,7 @@ FAULTS = {
     "damaged_checkpoint": "the last state damaged on the disk",
 }
 
+ENDLESS = ("fit", "table.h5ad", "-k", "2", "--max-epochs", "3000")
 LONG = ("fit", "moving.h5ad", "-k", "2", "--max-epochs", "4000", "--stream", "--seed", "1")
 
 
@@ -63,9 +63,12 @@ def measure(commands: dict[str, tuple[str, ...]] | None = None) -> pd.DataFrame:
             done = warm.run(*command, "-o", output)
             if done.outcome != "done":
                 raise SystemExit(f"{output}: {done.said}")
-        for fault in (full_disk, no_memory, one_writer):
+        for fault in (full_disk, no_memory):
             rows += [{"fault": fault.__name__, **row} for row in fault(warm, folder, commands)]
-        for fault in (cannot_be_written, vanished_input, not_finite, damaged_checkpoint):
+        for fault in (
+            *(one_writer, cannot_be_written, vanished_input),
+            *(not_finite, damaged_checkpoint),
+        ):
             rows += [{"fault": fault.__name__, **row} for row in fault(warm, folder)]
     return pd.DataFrame(rows)
 
@@ -86,19 +89,16 @@ def no_memory(
     warm: Warm, folder: Path, commands: dict[str, tuple[str, ...]]
 ) -> Iterator[dict[str, Any]]:
     """No more memory is given than so much over what the imports have taken."""
-    status = Path(f"/proc/{warm.pid}/status").read_text()
-    taken = next(int(line.split()[1]) for line in status.splitlines() if "VmSize" in line)
+    taken = address_space(warm.pid)
     for output, command in commands.items():
         for more in (1, 4, 16, 64):
-            limits = {"RLIMIT_AS": 1024 * taken + more * MIB}
+            limits = {"RLIMIT_AS": taken + more * MIB}
             yield tried(warm, folder, output, *command, limits=limits)
 
 
-def one_writer(
-    warm: Warm, folder: Path, commands: dict[str, tuple[str, ...]]
-) -> Iterator[dict[str, Any]]:
+def one_writer(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
     """Two fits into one folder: the second refuses, and the first is not disturbed."""
-    first = warm.start(*FIT[:3], "2", "--max-epochs", "3000", "-o", MODEL, "--force")
+    first = warm.start(*ENDLESS, "-o", MODEL, "--force")
     lock = folder / f".{MODEL}.lock"
     while not lock.exists():
         time.sleep(0.01)
@@ -141,9 +141,7 @@ def vanished_input(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
 
 def _write_wide(path: Path) -> None:
     """Write a table that no cache of HDF5 holds."""
-    truth = simulate(2000, 300, 2, 3000, rng=np.random.default_rng(0))
-    ids = (np.array(names, object) for names in (truth.sample_ids, truth.feature_ids))
-    write_table(CountTable(truth.counts, *ids), path, force=True)
+    write_table(simulated(2000, 300, 2, 3000), path, force=True)
 
 
 def not_finite(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
@@ -156,7 +154,7 @@ def not_finite(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
 def damaged_checkpoint(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
     """The last state of a fit is damaged on the disk: it goes on from the one before."""
     for damage in ("cut", "flipped", "gone"):
-        pid = warm.start(*FIT[:3], "2", "--max-epochs", "3000", "-o", "broken", often=True)
+        pid = warm.start(*ENDLESS, "-o", "broken", often=True)
         states = folder / "broken.checkpoint"
         while len(list(states.glob("[0-9]*"))) < 2:
             time.sleep(0.05)
@@ -169,7 +167,7 @@ def damaged_checkpoint(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
         else:
             cut = whole[: len(whole) // 2]
             file.write_bytes(cut if damage == "cut" else cut[:-1] + b"?" + whole[len(cut) :])
-        pid = warm.start(*FIT[:3], "2", "--max-epochs", "3000", "-o", "broken", "--resume")
+        pid = warm.start(*ENDLESS, "-o", "broken", "--resume")
         time.sleep(2)
         os.kill(pid, signal.SIGTERM)
         done = warm.wait(pid)

@@ -29,12 +29,11 @@ import pandas as pd
 import scipy.sparse as sp
 
 from benchmarks.core.common import DATA, write
-from benchmarks.reliability.scene import HERE, arguments
+from benchmarks.reliability.scene import HERE, address_space, arguments, simulated
 from countvae import MultinomialVAE
 from countvae.basis import make_basis
 from countvae.checkpoint import Checkpoint
 from countvae.errors import InputError
-from countvae.simulate import simulate
 from countvae.store import _digest
 from countvae.stream import CountFile
 from countvae.table import CountTable, read, read_metadata
@@ -135,9 +134,7 @@ def _small_table() -> CountTable:
         real = read(path)
         order = np.argsort(-np.asarray(real.counts.sum(axis=0)).ravel())[:12]
         return real.select_features(np.sort(order)).select_samples(np.arange(14)).without_empty()
-    truth = simulate(14, 12, 2, 300, rng=np.random.default_rng(0))
-    ids = (np.array(names, object) for names in (truth.sample_ids, truth.feature_ids))
-    return CountTable(truth.counts, *ids)
+    return simulated(14, 12, 2, 300)
 
 
 def _biom_1(table: CountTable, dense: bool) -> dict[str, Any]:
@@ -319,7 +316,7 @@ def _alter_values(values: np.ndarray, rng: np.random.Generator) -> Any:
 
 
 def _alter_model(path: Path, others: list[Path], rng: np.random.Generator) -> None:
-    """Alter a model; half the time make its hashes right again, as its author could."""
+    """Alter a model; more often than not make its hashes right again, as its author could."""
     config, arrays = path / "config.json", path / "model.safetensors"
     changed = config if rng.random() < 0.6 else arrays
     right_again = rng.random() < 0.7
@@ -368,9 +365,7 @@ def _worker(pipe: Any, numbers: range, seed: int, corpus_folder: str) -> None:
     warnings.simplefilter("ignore")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # HDF5 prints its stack of errors
     files = sorted(Path(corpus_folder).iterdir())
-    status = Path("/proc/self/status").read_text()
-    taken = next(int(line.split()[1]) for line in status.splitlines() if "VmSize" in line)
-    resource.setrlimit(resource.RLIMIT_AS, (1024 * taken + BYTES,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (address_space() + BYTES,) * 2)
     with tempfile.TemporaryDirectory() as folder:
         for number in numbers:
             pipe.send(("begins", number))

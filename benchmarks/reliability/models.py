@@ -31,10 +31,7 @@ KINDS = {
 
 def answers(model: MultinomialVAE, counts: np.ndarray) -> dict[str, np.ndarray]:
     """What a model says of some counts."""
-    names = np.array(model.feature_names_in_, object)
-    samples = np.array([f"s{i}" for i in range(len(counts))], object)
-    site = pd.DataFrame({"site": ["a", "b"] * (len(counts) // 2)}, index=samples)
-    table = CountTable(csr_array(counts), samples, names, site)
+    table = _with_sites(counts)
     mean, sd = model.posterior(table)
     proportions, clr, _ = model.denoise(table)
     return {
@@ -48,19 +45,25 @@ def answers(model: MultinomialVAE, counts: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def _with_sites(counts: np.ndarray) -> CountTable:
+    """Name samples and features, and put each sample in one of two sites."""
+    samples, names = (
+        np.array([f"{axis}{i}" for i in range(size)], object)
+        for axis, size in zip("sf", counts.shape, strict=True)
+    )
+    site = pd.DataFrame({"site": ["a", "b"] * (len(counts) // 2)}, index=samples)
+    return CountTable(csr_array(counts), samples, names, site)
+
+
 def keep(kind: str) -> None:
     """Keep a model of the present schema, a table, and what the model says of it."""
     folder = KEPT / f"schema-{SCHEMA_VERSION}" / kind
     folder.mkdir(parents=True)
     truth = simulate(16, 8, 2, 200, rng=np.random.default_rng(0))
-    names = np.array([f"f{j}" for j in range(8)], object)
-    samples = np.array([f"s{i}" for i in range(16)], object)
-    site = pd.DataFrame({"site": ["a", "b"] * 8}, index=samples)
-    table = CountTable(truth.counts, samples, names, site)
-    settings = {"n_components": 2, "encoder_width": 4, "max_epochs": 6, "random_state": 0}
-    MultinomialVAE(**settings | KINDS[kind]).fit(table).save(folder / "model")
-    model = MultinomialVAE.load(folder / "model")
     counts = truth.counts.toarray().astype(np.int64)
+    settings = {"n_components": 2, "encoder_width": 4, "max_epochs": 6, "random_state": 0}
+    MultinomialVAE(**settings | KINDS[kind]).fit(_with_sites(counts)).save(folder / "model")
+    model = MultinomialVAE.load(folder / "model")
     said = {name: np.ascontiguousarray(a) for name, a in answers(model, counts).items()}
     save_file({"counts": counts} | said, folder / "answers.safetensors")
 

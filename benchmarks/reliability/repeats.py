@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.core.common import write
-from benchmarks.reliability.scene import HERE, arguments
+from benchmarks.reliability.scene import HERE, arguments, simulated
 from countvae import MultinomialVAE
-from countvae.simulate import simulate
 from countvae.table import CountTable
 from countvae.table import write as write_table
 
@@ -30,9 +29,7 @@ REPEATS = 3
 
 def table(seed: int) -> CountTable:
     """Return a table of the size of a study."""
-    truth = simulate(120, 60, 3, 1000, rng=np.random.default_rng(seed))
-    ids = (np.array(names, object) for names in (truth.sample_ids, truth.feature_ids))
-    return CountTable(truth.counts, *ids)
+    return simulated(120, 60, 3, 1000, seed)
 
 
 def bits(seeds: int) -> Iterator[dict[str, object]]:

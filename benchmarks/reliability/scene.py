@@ -23,16 +23,24 @@ def arguments(description: str, tries: int) -> int:
     return parser.parse_args().tries
 
 
-def set_scene(folder: Path, *, n: int = 60, d: int = 24) -> None:
-    """Write a table in the formats that are read, a model, and a file of each kind of output."""
-    truth = simulate(n, d, 2, 500, rng=np.random.default_rng(0))
-    table = CountTable(
-        truth.counts, np.array(truth.sample_ids, object), np.array(truth.feature_ids, object)
-    ).without_empty()
+def simulated(n: int, d: int, k: int, reads: int, seed: int = 0) -> CountTable:
+    """Return a table with names, drawn from the model."""
+    truth = simulate(n, d, k, reads, rng=np.random.default_rng(seed))
+    ids = (np.array(names, object) for names in (truth.sample_ids, truth.feature_ids))
+    return CountTable(truth.counts, *ids)
+
+
+def set_scene(folder: Path) -> None:
+    """Write a table in the formats that are read."""
+    table = simulated(60, 24, 2, 500)
     for suffix in ("h5ad", "biom", "tsv"):
         write(table, folder / f"table.{suffix}")
-    sites = [f"{name}\t{'ab'[i % 2]}\n" for i, name in enumerate(table.sample_ids)]
-    (folder / "metadata.tsv").write_text("id\tsite\n" + "".join(sites))
+
+
+def address_space(pid: int | str = "self") -> int:
+    """Bytes of the addresses that a process has taken."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if "VmSize" in line)
 
 
 COMMANDS: dict[str, tuple[str, ...]] = {
