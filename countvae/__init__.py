@@ -2,8 +2,9 @@
 
 from importlib.metadata import version
 
+from countvae.convolutional import ConvMultinomialVAE
 from countvae.estimator import MultinomialVAE
 
-__all__ = ["MultinomialVAE", "__version__"]
+__all__ = ["ConvMultinomialVAE", "MultinomialVAE", "__version__"]
 
 __version__ = version("countvae")

@@ -16,6 +16,9 @@ GROUPS = "/sys/fs/cgroup"
 DENSE_BATCHES = 20
 """Arrays of batch x features alive at once, at most: counts, logits, rates, before and after."""
 
+HIDDEN_COPIES = 6
+"""Arrays of batch x units of the layers over a grid: before and after the activation, gradients."""
+
 SKETCHES = 6
 """Arrays of features x (factors and ten) alive at once at the start."""
 
@@ -43,6 +46,8 @@ def fit_bytes(
     streamed: bool,
     itemsize: int = 4,
     processes: int = 1,
+    layers: int = 0,
+    hidden: int = 0,
 ) -> int:
     """Estimate the peak of a fit above what the interpreter has after the import.
 
@@ -62,19 +67,21 @@ def fit_bytes(
         Bytes of a number of the fit.
     processes : int
         Processes that share the fit; the estimate is of each.
+    layers, hidden : int
+        Parameters of networks over a grid, and numbers that these make of a sample.
 
     Returns
     -------
     int
         Bytes. What was measured beside it is on the page "Performance" of the documentation.
     """
-    loadings, encoder = d * k, d * (k + width)
+    loadings, encoder = d * k, d * (k + width) + layers
     parameters = 5 * (loadings + encoder) + 9 * loadings + SKETCHES * d * (k + 10)
     parameters += 3 * (loadings + encoder)  # the state of the last whole epoch
     if processes > 1:
         parameters += 2 * (loadings + encoder)
     own = -(-min(batch_size, n) // processes)
-    steps = itemsize * (parameters + DENSE_BATCHES * own * d)
+    steps = itemsize * (parameters + own * (DENSE_BATCHES * d + HIDDEN_COPIES * hidden))
     held = 2 * GROUP_BYTES * min(nnz, GROUP_ENTRIES) if streamed else 0
     return int(SLACK * steps) + held + ANSWERS * 8 * n * k + REST
 

@@ -41,10 +41,11 @@ from countvae.console import (
     Program,
     Progress,
     Reads,
+    Sizes,
     together,
 )
+from countvae.convolutional import DECODERS, ConvMultinomialVAE
 from countvae.devices import DEVICES, chosen
-from countvae.encoder import ACTIVATIONS
 from countvae.errors import (
     ArgumentError,
     CountvaeWarning,
@@ -56,8 +57,9 @@ from countvae.errors import (
     TooLarge,
     Unfinished,
 )
-from countvae.estimator import OF_MODEL, MultinomialVAE
+from countvae.estimator import MultinomialVAE
 from countvae.files import check_writable, claimed, holds_only, new_file, new_folder, sha256
+from countvae.layers import ACTIVATIONS
 from countvae.processes import ALONE, Processes, launched
 from countvae.simulate import Design, Simulation, simulate
 from countvae.stream import CountFile
@@ -67,8 +69,10 @@ Table = CountTable | CountFile
 
 DEFAULTS = {
     name: parameter.default
-    for name, parameter in inspect.signature(MultinomialVAE).parameters.items()
+    for kind in (ConvMultinomialVAE, MultinomialVAE)
+    for name, parameter in inspect.signature(kind).parameters.items()
 }
+OF_GRID = ("grid", "channels", "decoder")
 VERSIONS = ("countvae", "torch", "numpy", "scipy", "scikit-learn", "scikit-bio", "anndata")
 COORDINATES = (".tsv", ".h5ad", ".txt")
 DENOISED = 6
@@ -184,6 +188,15 @@ def main() -> None:
 @setting("encoder_depth", type=ONE_OR_MORE, help="Dense layers of the encoder; 1 is linear.")
 @setting("encoder_width", type=ONE_OR_MORE, help="Units of its hidden layers.")
 @setting("activation", type=click.Choice(list(ACTIVATIONS)), help="Of its hidden layers.")
+@click.option(
+    "--grid", type=Sizes(), help="Features lie on a grid, 8x8 or 100: the encoder convolves."
+)
+@setting("channels", type=ONE_OR_MORE, help="Features at each position of the grid.")
+@setting(
+    "decoder",
+    type=click.Choice(list(DECODERS)),
+    help="Of a grid: linear, or bent by a network of transposed convolutions.",
+)
 @setting("pseudocount", type=POSITIVE, help="In the encoder only, never in the likelihood.")
 @setting(
     "noise",
@@ -198,9 +211,9 @@ def main() -> None:
 @filtering
 @setting(
     "posterior_variance",
-    type=click.Choice(["per-sample", "shared"]),
+    type=click.Choice(["per-sample", "shared", "none"]),
     callback=lambda ctx, _, value: value.replace("-", "_"),
-    help="Variances of the factors: by sample, or the same for all.",
+    help="Variances of the factors: by sample, the same for all, or a plain autoencoder.",
 )
 @setting("refinement_steps", type=COUNT, help="Newton steps after the encoder; 0 leaves it alone.")
 @setting(
@@ -240,6 +253,9 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
     stay on disk as with --stream, which is for BIOM 2.1 and .h5ad. The folder holds the model
     (model.safetensors, config.json), samples.tsv, features.tsv, ordination.txt and run.json.
 
+    With --grid features lie on a grid, in the order of the file: row by row, and at each position
+    one after the other where there are several. No filter may leave features out.
+
     With --init a fit goes on from another: the table is brought to the features of that model,
     whose settings hold, and loadings are expected near its own.
 
@@ -247,10 +263,13 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
     torchrun all processes share one fit, and the first of them writes.
     """
     tree = options["tree"]
-    if tree and ctx.get_parameter_source("basis") is click.core.ParameterSource.COMMANDLINE:
+    if tree and _given(ctx, "basis"):
         raise click.UsageError("--tree and --basis exclude each other.")
     if tree and not tree.is_file():
         raise NoSuchFile(f"{tree}: there is no such file.")
+    of_grid = [name for name in OF_GRID if _given(ctx, name)]
+    if of_grid and "grid" not in of_grid and not options["init"]:
+        raise click.UsageError(f"--{of_grid[0]} goes with --grid.")
     chosen(options["device"])
     with launched() as processes, processes.first_holds(claimed(output)):
         options["quiet"] |= processes.rank > 0
@@ -736,9 +755,14 @@ def _fitted(
         ordination.check_ids(kept.feature_ids, f"{table}: feature ids")
         if options["init"]:
             kept = _going_on(ctx, kept, table, options)
-    settings = {name: options[name] for name in options.keys() & DEFAULTS.keys() - {"basis"}}
+    kind = ConvMultinomialVAE if options["grid"] else MultinomialVAE
+    settings = {
+        name: options[name]
+        for name in options.keys() & inspect.signature(kind).parameters.keys() - {"basis"}
+        if options["init"] or _given(ctx, name)
+    }
     basis = options["tree"] or options["basis"]
-    model = MultinomialVAE(**settings, basis=basis, checkpoint=checkpoint)
+    model = kind(**settings, basis=basis, checkpoint=checkpoint)
     say(f"memory: about {model.estimate_memory(kept) / 2**20:.0f} MiB besides the table")
     with renamed({"X:": f"{table}:", "basis:": f"{basis}:"}), timed(seconds, "fit"):
         try:
@@ -769,11 +793,16 @@ def _fitted(
     return model, kept, run
 
 
+def _given(ctx: click.Context, name: str) -> bool:
+    """Whether an option was on the command line."""
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
 def _going_on(ctx: click.Context, table: Table, path: str, options: dict[str, Any]) -> Table:
     """Take the settings of the model to go on from, and bring the table to its features."""
     begun = _loaded(options["init"], options["device"])
-    for name in OF_MODEL:
-        if ctx.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+    for name in begun.of_model:
+        if not _given(ctx, name):
             options[name] = getattr(begun, name)
     options["n_components"] = begun.n_components_
     with renamed({"table:": f"{path}:"}):

@@ -268,6 +268,24 @@ class Numbers(click.ParamType):
         return numbers
 
 
+class Sizes(click.ParamType):
+    """Positions along one axis, or two with an x between them."""
+
+    name = "sizes"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[int]:
+        """Split and convert."""
+        if isinstance(value, list):
+            return value
+        try:
+            sizes = [int(part) for part in value.lower().split("x")]
+        except ValueError:
+            sizes = []
+        if len(sizes) not in (1, 2) or min(sizes) < 1:
+            self.fail(f"expected one or two whole numbers such as 8x8; got {value!r}.", param, ctx)
+        return sizes
+
+
 ONE_OR_MORE = click.IntRange(min=1)
 SEED = click.IntRange(0, 2**32 - 1)
 

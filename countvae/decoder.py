@@ -1,4 +1,4 @@
-"""The linear-Gaussian decoder, p(eta | z), in centred-log-ratio space.
+"""The decoders, p(eta | z), in centred-log-ratio space: a linear-Gaussian one, and a network.
 
 The noise is isotropic, so the law of the counts does not depend on which orthonormal basis Psi is
 chosen: with V = Psi W the logits are mu + V z + eps. Psi is applied at the edges only.
@@ -9,13 +9,17 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
+from countvae.layers import ACTIVATIONS, Grid, dense, transposed_convolution
 from countvae.threads import cut, share, worth
 
 SIGMA2_RANGE = (1e-4, 100.0)
 
+DRAWS = 4096
+"""Points of the prior through which the straight map is laid that a network is closest to."""
+
 
 class Decoder(nn.Module):
-    """V, mu and sigma2, with V and mu centred over the features.
+    """The linear one: V, mu and sigma2, with V and mu centred over the features.
 
     Parameters
     ----------
@@ -31,6 +35,7 @@ class Decoder(nn.Module):
         Posterior variances of both, which a fit leaves; zeros until then.
     """
 
+    linear = True
     sigma2: Tensor
     V_var: Tensor
     Theta_var: Tensor
@@ -70,16 +75,30 @@ class Decoder(nn.Module):
         """Return the law of samples with these covariates."""
         return Given(self, f) if self.Theta.shape[1] else self
 
+    def logits(self, z: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
+        """Return the noiseless logits at some factors."""
+        return torch.addmm(self.mu, z, self.V.T)
+
+    def jacobian(self, z: Float[Tensor, "b k"]) -> Float[Tensor, "*b d k"]:
+        """Return the slopes of the logits in the factors: V, the same everywhere."""
+        return self.V
+
+    def linear_part(self) -> tuple[Float[Tensor, "d k"], Float[Tensor, " d"]]:
+        """V and mu of the straight map that is closest to the logits under N(0, I)."""
+        return self.V, self.mu
+
     def forward(
         self,
         z: Float[Tensor, "b k"],
         D: Float[Tensor, "b k"],
         U: Float[Tensor, "d _"] | None = None,
         f: Float[Tensor, "b p"] | None = None,
+        draws: Float[Tensor, "b k"] | None = None,
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
         """Mean m0 = mu + V z + Theta f and variance Q_j = v_j' diag(D) v_j of the noiseless logits.
 
-        With variances U of the loadings, Q_j has sum_c U_jc (z_c^2 + D_c) as well.
+        With variances U of the loadings, Q_j has sum_c U_jc (z_c^2 + D_c) as well. A linear
+        decoder needs no `draws`.
         """
         if f is not None and f.shape[1]:
             z, D = torch.cat([z, f], 1), torch.cat([D, torch.zeros_like(f)], 1)
@@ -126,6 +145,128 @@ class Decoder(nn.Module):
         self.sigma2.mul_(ratio.clamp(0.5, 2)).clamp_(*SIGMA2_RANGE)
 
 
+class ConvDecoder(Decoder):
+    """mu + V z plus a network of transposed convolutions, whose last layer starts at zero.
+
+    A dense layer makes images of the factors, each further layer doubles these, and the mean over
+    the features is taken out at the end. Its expectation under q is taken at a draw.
+
+    Parameters
+    ----------
+    V, mu, sigma2
+        As of a linear decoder.
+    grid : Grid
+        Where the features lie.
+    depth : int
+        Layers of the network, at least 2.
+    width : int
+        Channels of each.
+    generator : torch.Generator, optional
+        Draws the layers but the last.
+    """
+
+    linear = False
+
+    def __init__(
+        self,
+        V: Tensor,
+        mu: Tensor,
+        sigma2: Tensor,
+        *,
+        grid: Grid,
+        depth: int,
+        width: int,
+        activation: str,
+        generator: torch.Generator | None,
+    ) -> None:
+        super().__init__(V, mu, sigma2)
+        self.grid, axes = grid, len(grid.shape)
+        self.small = grid.halved(depth - 1)._replace(channels=width)
+        self.first = dense(V.shape[1], self.small.d, generator, V)
+        layers: list[nn.Module] = [ACTIVATIONS[activation]()]
+        for _ in range(depth - 2):
+            layers.append(transposed_convolution(width, width, axes, generator, V))
+            layers.append(ACTIVATIONS[activation]())
+        last = transposed_convolution(width, grid.channels, axes, generator, V)
+        nn.init.zeros_(last.weight)
+        self.hidden = nn.Sequential(*layers, last)
+
+    def bend(self, z: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
+        """Return what the network adds to the logits."""
+        return self._flat(self.hidden(self.small.images(self.first(z))))
+
+    def _flat(self, images: Tensor) -> Float[Tensor, "_ d"]:
+        """Cut the images to the grid, and centre them over the features."""
+        for axis, size in enumerate(self.grid.shape):
+            images = images.narrow(axis + 2, 0, size)
+        flat = self.grid.flat(images)
+        return flat - flat.mean(1, keepdim=True)
+
+    def logits(self, z: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
+        """Return the noiseless logits at some factors."""
+        return super().logits(z) + self.bend(z)
+
+    @torch.no_grad()
+    def jacobian(self, z: Float[Tensor, "b k"]) -> Float[Tensor, "*b d k"]:
+        """Return the slopes of the logits in the factors, of each sample."""
+        b, k = z.shape
+        values = self.small.images(self.first(z))
+        slopes = self.small.images(self.first.weight.T)[:, None].expand(-1, b, *values.shape[1:])
+        slopes = slopes.flatten(0, 1)  # of each factor, one sample after the other
+        for layer in self.hidden:
+            if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d):
+                slopes = layer(slopes) - layer(torch.zeros_like(slopes[:1]))
+            else:
+                slopes = (slopes.unflatten(0, (k, b)) * _slope(layer, values)).flatten(0, 1)
+            values = layer(values)
+        added = self._flat(slopes).unflatten(0, (k, b)).permute(1, 2, 0)
+        return self.V + added
+
+    @torch.no_grad()
+    def linear_part(self) -> tuple[Float[Tensor, "d k"], Float[Tensor, " d"]]:
+        """V and mu of the straight map that is closest to the logits under N(0, I)."""
+        k = self.V.shape[1]
+        draws = torch.randn(
+            DRAWS, k, generator=torch.Generator().manual_seed(0), dtype=self.V.dtype
+        )
+        design = torch.cat([draws, torch.ones_like(draws[:, :1])], 1)
+        fitted = torch.linalg.solve(design.T @ design, design.T @ self.logits(draws))
+        return fitted[:k].T.contiguous(), fitted[k]
+
+    def forward(
+        self,
+        z: Float[Tensor, "b k"],
+        D: Float[Tensor, "b k"],
+        U: Float[Tensor, "d _"] | None = None,
+        f: Float[Tensor, "b p"] | None = None,
+        draws: Float[Tensor, "b k"] | None = None,
+    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+        """Logits at a draw from q, without variance; or as if the decoder were straight near z."""
+        if draws is None:
+            return self.logits(z), (self.jacobian(z).square() @ D[:, :, None])[:, :, 0]
+        logits = self.logits(z + D.sqrt() * draws)
+        return logits, torch.zeros_like(logits)
+
+    @torch.no_grad()
+    def rescale(
+        self,
+        A: Float[Tensor, "k k"],
+        shift: Float[Tensor, " k"],
+        slope: Float[Tensor, "k p"] | None = None,
+    ) -> None:
+        """Write the same law in factors u, where z = A u + shift."""
+        self.first.bias.add_(self.first.weight @ shift)
+        self.first.weight.copy_(self.first.weight @ A)
+        super().rescale(A, shift, slope)
+
+
+def _slope(activation: nn.Module, at: Tensor) -> Tensor:
+    """Return the derivative of an activation."""
+    with torch.enable_grad():
+        at = at.detach().requires_grad_()
+        return torch.autograd.grad(activation(at).sum(), at)[0]
+
+
 class Given:
     """The law of some samples with covariates: a decoder with a centre for each sample.
 
@@ -138,15 +279,24 @@ class Given:
     """
 
     def __init__(self, decoder: Decoder, f: Float[Tensor, "b p"]) -> None:
-        self.V, self.sigma2 = decoder.V.detach(), decoder.sigma2
-        self.mu = decoder.mu.detach() + f @ decoder.Theta.detach().T
+        self.sigma2 = decoder.sigma2
         self.decoder, self.f = decoder, f
+        self.shift = f @ decoder.Theta.detach().T
+
+    def logits(self, z: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
+        """Return the noiseless logits at some factors, as of a decoder."""
+        return self.decoder.logits(z) + self.shift
+
+    def jacobian(self, z: Float[Tensor, "b k"]) -> Float[Tensor, "*b d k"]:
+        """Return the slopes of the logits in the factors, as of a decoder."""
+        return self.decoder.jacobian(z)
 
     def __call__(
         self, z: Float[Tensor, "b k"], D: Float[Tensor, "b k"]
     ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
         """Mean and variance of the noiseless logits, as of a decoder."""
-        return self.mu + z @ self.V.T, D @ self.V.square().T
+        m0, Q = self.decoder(z, D)
+        return m0 + self.shift, Q
 
     def unsure(self, z: Float[Tensor, "b k"], D: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
         """Variance of the logits that comes from that of the loadings, Theta's included."""

@@ -1,4 +1,4 @@
-"""The encoder, q(z | x) = N( F_L(Psi' log(x + pseudocount) - mu), D )."""
+"""The encoders, q(z | x) = N( F_L(Psi' log(x + pseudocount) - mu), D )."""
 
 from collections.abc import Callable
 
@@ -6,24 +6,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from countvae.layers import ACTIVATIONS, Grid, convolution, dense, zeros
 from countvae.logs import Logs, centred_logs
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "softplus": nn.Softplus,
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-}
 
 LOG_D_RANGE = (-16.0, 2.0)
 
+Read = Callable[[Float[Tensor, "d h"]], Float[Tensor, "b h"]]
+"""The encoder's input of a batch, times a matrix."""
+
 
 class Encoder(nn.Module):
-    """F_L and D: a linear map plus a deep network that starts at zero, so depth only adds.
+    """F_L and D: a linear map plus a network whose last layer starts at zero: depth only adds.
 
-    F_1 is linear. F_L with L > 1 adds a network of L dense layers, the last of which starts at
-    zero. Both read the CLR of the pseudocounted counts less the centre: Psi and Psi' cancel.
+    F_1 is linear. Both read the CLR of the pseudocounted counts less the centre: Psi and Psi'
+    cancel. What the network is, a subclass says: of `hidden` layers, and a `last` one.
 
     Parameters
     ----------
@@ -35,15 +31,12 @@ class Encoder(nn.Module):
         The centre subtracted from the CLR of the input.
     depth : int
         L, at least 1.
-    width : int
-        Units of each hidden layer.
     shared_D : bool
         One posterior variance for all samples, as in the paper, or one for each sample.
-    generator : torch.Generator
-        Draws the hidden layers.
     """
 
     centre: Tensor
+    last: nn.Linear
 
     def __init__(
         self,
@@ -53,36 +46,33 @@ class Encoder(nn.Module):
         centre: Tensor,
         *,
         depth: int,
-        width: int,
-        activation: str,
         pseudocount: float,
         shared_D: bool,
-        generator: torch.Generator,
     ) -> None:
         super().__init__()
-        k = A.shape[1]
+        self.depth = depth
         self.pseudocount = pseudocount
         self.shared_D = shared_D
         self.A = nn.Parameter(A.clone())
         self.b = nn.Parameter(b.clone())
         self.log_D = nn.Parameter(log_D.clone())
         self.register_buffer("centre", centre.clone())
-        self.G = None
-        if depth > 1:
-            mix = torch.randn(k, width, generator=generator, dtype=A.dtype) / k**0.5
-            self.G = nn.Parameter(A @ mix)
-            self.G_bias = nn.Parameter(torch.randn(width, generator=generator, dtype=A.dtype) / 2)
-            layers: list[nn.Module] = [ACTIVATIONS[activation]()]
-            for _ in range(depth - 2):
-                layers += [
-                    _dense(width, width, generator, A.dtype),
-                    ACTIVATIONS[activation](),
-                ]
-            self.hidden = nn.Sequential(*layers)
-            outputs = k if shared_D else 2 * k
-            self.last = _unset(width, outputs, A.dtype)
-            nn.init.zeros_(self.last.weight)
-            nn.init.zeros_(self.last.bias)
+
+    def _end(self, width: int) -> None:
+        """Make the last layer of the network."""
+        k = len(self.b)
+        self.last = zeros(width, k if self.shared_D else 2 * k, self.A)
+
+    def _seen(
+        self, x: Float[Tensor, "b d"], shift: Float[Tensor, "b d"] | None, read: Read
+    ) -> Float[Tensor, "b width"]:
+        """Return what the hidden layers make of counts whose logs covariates shift."""
+        raise NotImplementedError
+
+    @property
+    def wide(self) -> list[nn.Parameter]:
+        """Parameters whose rows are features: a step of theirs moves sums over all of these."""
+        return [self.A]
 
     def forward(
         self,
@@ -96,16 +86,16 @@ class Encoder(nn.Module):
         """
         learned = isinstance(self.pseudocount, Tensor)
         inputs = (centred_logs if learned else Logs)(x, self.pseudocount, self.centre)
+        shift = None if f is None or Theta is None or f.shape[1] == 0 else (f, Theta)
 
         def read(W: Float[Tensor, "d h"]) -> Float[Tensor, "b h"]:
-            if f is None or Theta is None or f.shape[1] == 0:
-                return inputs @ W
-            return inputs @ W - f @ (Theta.T @ W)
+            return inputs @ W if shift is None else inputs @ W - shift[0] @ (shift[1].T @ W)
 
         z = self.b + read(self.A)
         log_D = self.log_D.expand_as(z)
-        if self.G is not None:
-            deep = self.last(self.hidden(self.G_bias + read(self.G)))
+        if self.depth > 1:
+            moved = None if shift is None else shift[0] @ shift[1].T
+            deep = self.last(self._seen(x, moved, read))
             z = z + deep[:, : z.shape[1]]
             if not self.shared_D:
                 log_D = log_D + deep[:, z.shape[1] :]
@@ -122,7 +112,7 @@ class Encoder(nn.Module):
         self.b.copy_(inverse @ (self.b - shift))
         parts = inverse.square() * self.log_D.exp()
         self.log_D.copy_(parts.sum(1).log())
-        if self.G is not None:
+        if self.depth > 1:
             k = len(self.b)
             shares = parts / parts.sum(1, keepdim=True)
             for of_last in (self.last.weight, self.last.bias):
@@ -133,21 +123,115 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def recentre(self, centre: Float[Tensor, " d"]) -> None:
         """Subtract another centre from the input and encode the same."""
-        shift = centre - self.centre
-        self.b += shift @ self.A
-        if self.G is not None:
-            self.G_bias += shift @ self.G
+        self.b += (centre - self.centre) @ self.A
         self.centre.copy_(centre)
 
 
-def _dense(inputs: int, outputs: int, generator: torch.Generator, dtype: torch.dtype) -> nn.Linear:
-    layer = _unset(inputs, outputs, dtype)
-    with torch.no_grad():
-        layer.weight.normal_(0, (2 / inputs) ** 0.5, generator=generator)
-        layer.bias.zero_()
-    return layer
+class DenseEncoder(Encoder):
+    """F_L with L > 1 adds a network of L dense layers.
+
+    Parameters
+    ----------
+    width : int
+        Units of each hidden layer.
+    generator : torch.Generator, optional
+        Draws the hidden layers.
+    """
+
+    def __init__(
+        self,
+        A: Tensor,
+        b: Tensor,
+        log_D: Tensor,
+        centre: Tensor,
+        *,
+        depth: int,
+        width: int,
+        activation: str,
+        pseudocount: float,
+        shared_D: bool,
+        generator: torch.Generator | None,
+    ) -> None:
+        super().__init__(
+            A, b, log_D, centre, depth=depth, pseudocount=pseudocount, shared_D=shared_D
+        )
+        if depth > 1:
+            k = len(b)
+            like = {"generator": generator, "dtype": A.dtype, "device": A.device}
+            self.G = nn.Parameter(A @ (torch.randn(k, width, **like) / k**0.5))
+            self.G_bias = nn.Parameter(torch.randn(width, **like) / 2)
+            layers: list[nn.Module] = [ACTIVATIONS[activation]()]
+            for _ in range(depth - 2):
+                layers += [dense(width, width, generator, A), ACTIVATIONS[activation]()]
+            self.hidden = nn.Sequential(*layers)
+            self._end(width)
+
+    def _seen(self, x, shift, read):
+        return self.hidden(self.G_bias + read(self.G))
+
+    @property
+    def wide(self) -> list[nn.Parameter]:
+        """The linear map and the first layer."""
+        return [self.A, self.G] if self.depth > 1 else [self.A]
+
+    @torch.no_grad()
+    def recentre(self, centre: Float[Tensor, " d"]) -> None:
+        """Subtract another centre from the input and encode the same."""
+        if self.depth > 1:
+            self.G_bias += (centre - self.centre) @ self.G
+        super().recentre(centre)
 
 
-def _unset(inputs: int, outputs: int, dtype: torch.dtype) -> nn.Linear:
-    """Make a layer without drawing from torch's global generator."""
-    return nn.Linear(inputs, outputs, dtype=dtype, device="meta").to_empty(device="cpu")
+class ConvEncoder(Encoder):
+    """F_L with L > 1 adds L - 1 convolutions of the logs on their grid, and a dense layer.
+
+    Every convolution but the first halves the grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        Where the features lie.
+    width : int
+        Channels of each convolution.
+    generator : torch.Generator, optional
+        Draws the convolutions.
+    """
+
+    seen_from: Tensor
+
+    def __init__(
+        self,
+        A: Tensor,
+        b: Tensor,
+        log_D: Tensor,
+        centre: Tensor,
+        *,
+        grid: Grid,
+        depth: int,
+        width: int,
+        activation: str,
+        pseudocount: float,
+        shared_D: bool,
+        generator: torch.Generator | None,
+    ) -> None:
+        super().__init__(
+            A, b, log_D, centre, depth=depth, pseudocount=pseudocount, shared_D=shared_D
+        )
+        self.grid = grid
+        if depth > 1:
+            # not `centre`, which moves: no convolution could follow it
+            self.register_buffer("seen_from", centre.clone())
+            axes, layers = len(grid.shape), []
+            for i in range(depth - 1):
+                inputs, stride = (width, 2) if i else (grid.channels, 1)
+                layers += [
+                    convolution(inputs, width, axes, stride, generator, A),
+                    ACTIVATIONS[activation](),
+                ]
+            self.hidden = nn.Sequential(*layers)
+            self._end(width * grid.halved(depth - 2).positions)
+
+    def _seen(self, x, shift, read):
+        logs = centred_logs(x, self.pseudocount, self.seen_from)
+        logs = logs if shift is None else logs - shift
+        return self.hidden(self.grid.images(logs)).flatten(1)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from countvae.checks import MAX_COUNT, check_counts, check_unique, examples
 from countvae.decoder import Decoder
 from countvae.design import Design
 from countvae.devices import DEVICES, chosen, free_bytes
-from countvae.encoder import ACTIVATIONS, Encoder
+from countvae.encoder import DenseEncoder, Encoder
 from countvae.errors import (
     ArgumentError,
     CountvaeWarning,
@@ -51,6 +51,7 @@ from countvae.inference import (
     posterior_at,
     refine,
 )
+from countvae.layers import ACTIVATIONS
 from countvae.metrics import tail_shape
 from countvae.processes import joined
 from countvae.rows import Rows
@@ -63,6 +64,9 @@ from countvae.training import Kept, Schedule, train
 MAX_COVARIANCE_BYTES = 2**31
 EXACT = 1e-8
 """Tolerance of the solver in nats where an answer is reported, not trained on."""
+
+DRAWS = 64
+"""Draws of the factors by which the bound of a decoder that is a network is averaged."""
 
 OPTIMAL_STEPS = 30
 """Newton steps that stand for the optimum of a sample's posterior."""
@@ -81,12 +85,6 @@ OF_ANSWERS = ("refinement_steps", "whiten", "min_overlap")
 
 OF_THIS_RUN = ("basis", "progress", "checkpoint", "device", "init", "freeze")
 """Arguments that are no settings of a model; the basis is kept by itself."""
-
-OF_MODEL = (
-    *("n_components", "encoder_depth", "encoder_width", "activation", "pseudocount"),
-    *("formula", "noise", "posterior_variance"),
-)
-"""Settings that a fit shares with the one it goes on from."""
 
 WIDEST_BATCH = 2**23
 """Entries of a batch by default, at most."""
@@ -140,8 +138,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         regression on them, and factors are what they leave.
     noise : {"isotropic", "by_feature"}
         One noise variance, as in the paper, or one a feature, shrunk to the common one.
-    posterior_variance : {"per_sample", "shared"}
-        Whether the encoder's D depends on the sample; "shared" is the paper's.
+    posterior_variance : {"per_sample", "shared", "none"}
+        Whether the encoder's D depends on the sample; "shared" is the paper's. "none" fits a
+        plain autoencoder: factors are points, and nothing draws them to their prior. Its codes are
+        those of ``refinement_steps=0``; answers after Newton steps are those of its decoder.
     shrink_loadings : bool
         Put an empirical-Bayes t prior on the loadings after a sixth of the epochs.
     refinement_steps : int
@@ -229,6 +229,19 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     >>> model.transform(counts).shape
     (60, 2)
     """
+
+    of_model = (
+        *("n_components", "encoder_depth", "encoder_width", "activation", "pseudocount"),
+        *("formula", "noise", "posterior_variance"),
+    )
+    """Settings that a fit shares with the one it goes on from."""
+
+    kinds: ClassVar[dict[str, type["MultinomialVAE"]]] = {}
+    """Estimators by the name under which their models are kept."""
+
+    def __init_subclass__(cls, **options: Any) -> None:  # noqa: D105
+        super().__init_subclass__(**options)
+        cls.kinds[cls.__name__] = cls
 
     def __init__(
         self,
@@ -372,7 +385,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def _covariance(self, decoder: Law, posterior: Posterior) -> torch.Tensor:
         """Of the factors, (b, k, k): the whole one at an answer of Newton's, or the encoder's D."""
         if self.refinement_steps:
-            return factor_covariance(decoder.V, posterior.noise.w)
+            return factor_covariance(decoder.jacobian(posterior.z), posterior.noise.w)
         return torch.diag_embed(posterior.D)
 
     @property
@@ -382,12 +395,17 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Bound on log p(x) of each sample in nats, multinomial coefficient included, (n,)."""
-        return np.concatenate(
-            [
-                (posterior.bound + posterior.noise.overcount + log_coefficient(x)).cpu().numpy()
-                for _, x, posterior in self._posteriors(X, self.refinement_steps)
-            ]
-        )
+        bounds = []
+        for decoder, x, posterior in self._posteriors(X, self.refinement_steps):
+            if self._decoder.linear:
+                bound = posterior.bound + posterior.noise.overcount
+            else:
+                shape = DRAWS // 2, 1, self.n_components_
+                half = torch.from_numpy(np.random.RandomState(0).standard_normal(shape)).to(x)
+                draws = torch.cat([half, -half])
+                bound = importance_weights(decoder, x, posterior, draws).mean(0)
+            bounds.append((bound + log_coefficient(x)).cpu().numpy())
+        return np.concatenate(bounds)
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean of `score_samples`, in nats a sample."""
@@ -424,7 +442,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         rng = check_random_state(self.random_state if random_state is None else random_state)
         found, shapes = [], []
         for decoder, x, posterior in self._posteriors(X, max(1, self.refinement_steps)):
-            weights = importance_weights(decoder, x, posterior, int(draws), rng).cpu().numpy()
+            normal = torch.from_numpy(rng.standard_normal((int(draws), *posterior.z.shape)))
+            weights = importance_weights(decoder, x, posterior, normal.to(x)).cpu().numpy()
             found.append(
                 logsumexp(weights, axis=0) - np.log(draws) + log_coefficient(x).cpu().numpy()
             )
@@ -508,6 +527,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             If a feature is not the model's, or named twice.
         """
         check_is_fitted(self)
+        self.check_linear("subcomposition")
         at = np.asarray(features)
         if at.dtype.kind not in "iu":
             at = pd.Index(np.asarray(self.feature_ids_, dtype=object)).get_indexer(at)
@@ -551,6 +571,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _clr_at(self, y: np.ndarray) -> np.ndarray:
         """Centred log-ratios at coordinates y (or z, with `whiten`), without noise."""
+        if not self._decoder.linear:
+            with one_thread_an_operation():
+                z = torch.from_numpy(y / self._scale @ self._rotation.T)
+                return self._decoder.logits(z).numpy()
         if self.whiten:
             y = y * np.sqrt(self.explained_variance_)
         return self.mean_ + y @ self.components_
@@ -642,7 +666,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         noise_sd = np.sqrt(self.feature_noise_variance_)
         rows = []
         for yi, moved, N in zip(y, shifts, depths, strict=True):
-            logits = self._clr_at(yi) + moved
+            logits = self._clr_at(yi[None])[0] + moved
             rows.append(_multinomial(N, logits + noise_sd * rng.standard_normal(d), rng))
         return sp.csr_array(sp.vstack(rows)), y
 
@@ -727,6 +751,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             If it would not fit in memory.
         """
         check_is_fitted(self)
+        self.check_linear("get_covariance")
         d = self.n_features_in_
         if 8 * d * d > MAX_COVARIANCE_BYTES:
             raise TooLarge(
@@ -739,6 +764,11 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         covariance -= (noise - noise.mean()) / d
         covariance -= noise[:, None] / d
         return covariance
+
+    def check_linear(self, what: str) -> None:
+        """Refuse what takes loadings to be all that there is, if the decoder is a network."""
+        if not self._decoder.linear:
+            raise ArgumentError(f"{what}: needs a linear decoder; this model's is a network.")
 
     @property
     def basis_(self) -> sp.csc_array:
@@ -766,6 +796,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if hasattr(self, "feature_names_in_"):
             arrays["feature_names"] = self.feature_names_in_
         settings = {"parameters": settings, "history": self.history_.to_dict("list")}
+        if type(self) is not MultinomialVAE:
+            settings["kind"] = type(self).__name__
         if self._design is not None:
             settings["design"] = self._design.settings()
         store.save(path, arrays, settings, extra_files=extra_files, force=force)
@@ -775,7 +807,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Read a model folder written by `save`; it is checked before anything is used."""
         arrays, settings = store.load(path)
         try:
-            _check_state(arrays, settings)
+            kind = settings.get("kind")
+            if kind is not None:
+                cls = MultinomialVAE.kinds[kind]
+            _check_state(arrays, settings["parameters"])
             state = {
                 room: {
                     name.removeprefix(room + "."): value
@@ -798,24 +833,17 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             model.n_features_in_ = basis.d
             if "feature_names" in arrays:
                 model.feature_names_in_ = arrays["feature_names"]
-            tensors = {
-                room: {name: torch.from_numpy(value) for name, value in state[room].items()}
-                for room in ("encoder", "decoder")
-            }
-            of_decoder, of_encoder = tensors["decoder"], tensors["encoder"]
-            names = ("V", "mu", "sigma2", "Theta", "V_var", "Theta_var")
-            decoder = Decoder(*(of_decoder[name] for name in names))
+            V, mu, sigma2, Theta = (
+                torch.empty(arrays[f"decoder.{name}"].shape, dtype=torch.float64, device="meta")
+                for name in ("V", "mu", "sigma2", "Theta")
+            )
+            decoder = model._new_decoder(V, mu, sigma2, Theta, generator=None)
+            encoder = model._new_encoder(V, V[0], V[0], mu, generator=None)
+            for room, module in (("encoder", encoder), ("decoder", decoder)):
+                tensors = {name: torch.from_numpy(value) for name, value in state[room].items()}
+                module.load_state_dict(tensors, assign=True)
             design = settings.get("design")
             model._design = None if design is None else Design.restore(design)
-            encoder = model._new_encoder(
-                of_encoder["A"],
-                of_encoder["b"],
-                of_encoder["log_D"],
-                of_encoder["centre"],
-                torch.Generator(),
-            )
-            decoder.load_state_dict(of_decoder)
-            encoder.load_state_dict(of_encoder)
             model._identify(encoder, decoder)
         except Exception as error:
             if out_of_memory(error):
@@ -861,7 +889,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def _settings(self) -> dict[str, Any]:
         """Return the parameters as JSON has them, but for what is no setting of a model."""
         settings = {
-            name: value.item() if isinstance(value, np.generic) else value
+            name: _plain(value)
             for name, value in self.get_params(deep=False).items()
             if name not in OF_THIS_RUN
         }
@@ -888,7 +916,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         for name, choices in (
             ("activation", tuple(ACTIVATIONS)),
             ("noise", ("isotropic", "by_feature")),
-            ("posterior_variance", ("per_sample", "shared")),
+            ("posterior_variance", ("per_sample", "shared", "none")),
             ("optimizer", ("adam", "sgd")),
             ("device", DEVICES),
             ("freeze", (None, "decoder", "encoder")),
@@ -1043,8 +1071,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                         encoder.to(device),
                         decoder.to(device),
                         Schedule(max_epochs, rate, self.optimizer, self.patience),
-                        shrink_loadings=bool(self.shrink_loadings),
+                        shrink_loadings=bool(self.shrink_loadings) and decoder.linear,
                         generator=generator,
+                        points=self.posterior_variance == "none",
                         going_on=begun is not None,
                         frozen=self.freeze,
                         validation=validation,
@@ -1098,7 +1127,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             start = Start(*(part.cpu() for part in found))
         sigma2 = start.sigma2.expand(rows.d) if self.noise == "by_feature" else start.sigma2
         Theta = start.V.new_zeros(rows.d, rows.covariates.shape[1])
-        decoder = Decoder(start.V, start.mu, sigma2, Theta)
+        decoder = self._new_decoder(start.V, start.mu, sigma2, Theta, generator=generator)
         encoder = self._new_encoder(start.A, start.b, start.log_D, decoder.mu.detach(), generator)
         if begun is not None and begun._encoder is not None:
             encoder.load_state_dict(begun._encoder.state_dict())
@@ -1115,14 +1144,14 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             self.init if isinstance(self.init, MultinomialVAE) else MultinomialVAE.load(self.init)
         )
         check_is_fitted(begun)
+        if type(begun) is not type(self):
+            raise ArgumentError(f"init: a {type(begun).__name__}, not a {type(self).__name__}.")
         if begun._encoder is None:
             raise ArgumentError("init: the model of a subcomposition has no encoder to go on from.")
         theirs = begun._fitted_settings | {"n_components": begun.n_components_}
-        for name in OF_MODEL:
-            if theirs[name] != getattr(self, name):
-                raise ArgumentError(
-                    f"init: its {name} is {theirs[name]!r}, not {getattr(self, name)!r}."
-                )
+        for name in self.of_model:
+            if theirs[name] != (own := self._settings()[name]):
+                raise ArgumentError(f"init: its {name} is {theirs[name]!r}, not {own!r}.")
         if begun.feature_ids_ != self.feature_ids_:
             raise FeaturesDiffer(
                 f"init: has {begun.n_features_in_} features, and they are not the table's"
@@ -1153,12 +1182,16 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             d,
             min(int(self.n_components), most_components(n, d)),
             batch_size=self._batch_size(n, d),
-            width=int(self.encoder_width) if self.encoder_depth > 1 else 0,
+            **self._size_of_networks(d),
             nnz=int(getattr(counts, "nnz", n * d)),
             streamed=isinstance(counts, CountFile),
             itemsize=getattr(torch, self.dtype).itemsize,
             processes=joined().count,
         )
+
+    def _size_of_networks(self, d: int) -> dict[str, int]:
+        """What they add to a fit's memory, as `fit_bytes` takes it."""
+        return {"width": int(self.encoder_width) if self.encoder_depth > 1 else 0}
 
     def _check_memory(self, counts: Any, k: int) -> None:
         needed, device = self.estimate_memory(counts), chosen(self.device)
@@ -1183,25 +1216,29 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             return None
         return lambda row: progress({**row, "max_epochs": max_epochs, "waited": rows.waited})
 
-    def _new_encoder(self, A, b, log_D, centre, generator: torch.Generator) -> Encoder:
-        return Encoder(
-            A,
-            b,
-            log_D,
-            centre,
-            depth=int(self.encoder_depth),
-            width=int(self.encoder_width),
-            activation=self.activation,
-            pseudocount=float(self.pseudocount),
-            shared_D=self.posterior_variance == "shared",
-            generator=generator,
-        )
+    def _new_encoder(self, A, b, log_D, centre, generator: torch.Generator | None) -> Encoder:
+        return DenseEncoder(A, b, log_D, centre, **self._of_encoder, generator=generator)
+
+    @property
+    def _of_encoder(self) -> dict[str, Any]:
+        """Settings of an encoder, of any kind."""
+        return {
+            "depth": int(self.encoder_depth),
+            "width": int(self.encoder_width),
+            "activation": self.activation,
+            "pseudocount": float(self.pseudocount),
+            "shared_D": self.posterior_variance != "per_sample",
+        }
+
+    def _new_decoder(self, V, mu, sigma2, Theta, generator: torch.Generator | None) -> Decoder:
+        return Decoder(V, mu, sigma2, Theta)
 
     def _identify(self, encoder: Encoder, decoder: Decoder) -> None:
         """Read centre, axes, variances and signs off a trained decoder."""
         self._encoder: Encoder | None = encoder.requires_grad_(False)
         self._decoder = decoder.requires_grad_(False)
-        U, s, Rt = np.linalg.svd(self._decoder.V.numpy(), full_matrices=False)
+        V, _ = self._decoder.linear_part()
+        U, s, Rt = np.linalg.svd(V.numpy(), full_matrices=False)
         signs = np.sign(U[np.abs(U).argmax(0), np.arange(len(s))])
         signs[signs == 0] = 1
         self._rotation = Rt.T * signs
@@ -1212,7 +1249,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _describe(self) -> None:
         """Read the rest off the decoder, given the axes."""
-        self.mean_ = self._decoder.mu.numpy().copy()
+        _, mu = self._decoder.linear_part()
+        self.mean_ = mu.numpy().copy()
         d = len(self.mean_)
         self.feature_noise_variance_ = np.broadcast_to(self._decoder.sigma2.numpy(), (d,)).copy()
         self.noise_variance_ = float(self.feature_noise_variance_.mean())
@@ -1242,7 +1280,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             encoder = encoder and encoder.to(device)
         else:
             device = torch.device("cpu")
-        batch_size = max(1, 2**20 // counts.shape[1])
+        entries = 2**20 if model._decoder.linear else 2**17
+        batch_size = max(1, entries // counts.shape[1])
         rows = Rows(counts, batch_size, torch.float64, device, covariates=covariates)
         for x, f in zip(rows.in_order(), rows.covariates_in_order(), strict=True):
             law = decoder.given(f)
@@ -1255,6 +1294,13 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 posterior = posterior_at(law, x, *begin, tolerance=EXACT)
                 posterior = refine(law, x, posterior, further, tolerance=EXACT)
             yield law, x, posterior
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as JSON has it."""
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _multinomial(
@@ -1274,35 +1320,21 @@ def default_batch_size(n: int, d: int) -> int:
     return min(128, max(16, n // 8), max(16, WIDEST_BATCH // d))
 
 
-def _check_state(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> None:
-    """Refuse the state of a model whose parts do not fit together, before any is made.
+def _check_state(arrays: Mapping[str, np.ndarray], parameters: Mapping[str, Any]) -> None:
+    """Refuse the state of a model that cannot be one, before any part is made.
 
     Raises
     ------
     KeyError, ValueError, TypeError
     """
-    d, k = arrays["decoder.V"].shape
-    p = arrays["decoder.Theta"].shape[1]
-    shapes = {
-        **{"decoder.mu": (d,), "decoder.V_var": (d, k)},
-        **{"decoder.Theta": (d, p), "decoder.Theta_var": (d, p)},
-        **{"encoder.A": (d, k), "encoder.b": (k,), "encoder.log_D": (k,), "encoder.centre": (d,)},
-    }
-    parameters = settings["parameters"]
-    depth, width = parameters["encoder_depth"], parameters["encoder_width"]
-    if depth > 1:
-        shapes |= {"encoder.G": (d, width), "encoder.G_bias": (width,)}
-    for name, shape in shapes.items():
-        if arrays[name].shape != shape:
-            raise ValueError(f"{name} has the shape {arrays[name].shape}")
-    hidden = sum(name.startswith("encoder.hidden.") for name in arrays)
+    d, _ = arrays["decoder.V"].shape
     sigma2, reads = arrays["decoder.sigma2"], arrays["depth"]
     names = arrays.get("feature_names", np.arange(d))
     if (
-        hidden != 2 * max(0, depth - 2)
+        parameters["encoder_depth"] > len(arrays)
         or sigma2.shape not in ((), (d,))
         or not (sigma2 > 0).all()
-        or any(a.dtype.kind != "f" for n, a in arrays.items() if n.startswith(("enc", "dec")))
+        or any(a.dtype != float for n, a in arrays.items() if n.startswith(("enc", "dec")))
         or reads.ndim != 1
         or not (reads >= 0).all()
         or names.shape != (d,)

@@ -45,53 +45,64 @@ def posterior_at(
     return Posterior(z, D, solve_noise(m0, Q, x, decoder.sigma2, log_scale, tolerance))
 
 
+def through(c: Float[Tensor, "b d"], J: Float[Tensor, "*b d k"]) -> Float[Tensor, "b k"]:
+    """Return J' c of each sample, whether or not the slopes J are the same for all."""
+    return c @ J if J.ndim == 2 else (c[:, None, :] @ J)[:, 0]
+
+
 @torch.no_grad()
-def factor_precision(V: Float[Tensor, "d k"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b k k"]:
-    """Information about the factors, I + V'(diag(c) - c c'/sum(c))V, of logits that have c."""
-    (b, d), k = c.shape, V.shape[1]
-    H = V.new_empty(b, k, k)
+def factor_precision(J: Float[Tensor, "*b d k"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b k k"]:
+    """Information about the factors, I + J'(diag(c) - c c'/sum(c))J, of logits that have c."""
+    (b, d), k = c.shape, J.shape[-1]
+    H = J.new_empty(b, k, k)
     rows = max(1, BLOCK_ENTRIES // (d * k))
+    slopes = J.expand(b, d, k)
 
     def work(at: slice) -> None:
-        for weights, out in zip(c[at].split(rows), H[at].split(rows), strict=True):
-            torch.matmul(weights[:, None, :] * V.T, V, out=out)
+        parts = (whole[at].split(rows) for whole in (c, slopes, H))
+        for weights, of_part, out in zip(*parts, strict=True):
+            V = J if J.ndim == 2 else of_part
+            torch.matmul(weights[:, None, :] * V.mT, V, out=out)
 
     threads = worth(b * d * k, c.device)
     share(work, cut(b, threads), threads)
-    border = (c @ V) / c.sum(1, keepdim=True).sqrt()
+    border = through(c, J) / c.sum(1, keepdim=True).sqrt()
     H -= border[:, :, None] * border[:, None, :]
     H.diagonal(dim1=1, dim2=2).add_(1)
     return H
 
 
 @torch.no_grad()
-def newton_step(decoder: Law, posterior: Posterior) -> Float[Tensor, "b k"]:
-    """H^-1 gradient, exact at fixed D."""
-    gradient = posterior.noise.r @ decoder.V - posterior.z
-    H = factor_precision(decoder.V, posterior.noise.curvature)
+def newton_step(J: Float[Tensor, "*b d k"], posterior: Posterior) -> Float[Tensor, "b k"]:
+    """H^-1 gradient, exact at fixed D where the slopes J of the logits are constant."""
+    gradient = through(posterior.noise.r, J) - posterior.z
+    H = factor_precision(J, posterior.noise.curvature)
     return torch.linalg.solve(H, gradient)
 
 
 @torch.no_grad()
-def best_D(decoder: Law, noise: Noise) -> Float[Tensor, "b k"]:
-    """The variance at which the bound is stationary: 1/D_c = 1 + sum_j w_j V_jc^2."""
-    return 1 / (1 + noise.w @ decoder.V.square())
+def best_D(J: Float[Tensor, "*b d k"], noise: Noise) -> Float[Tensor, "b k"]:
+    """The variance at which the bound is stationary: 1/D_c = 1 + sum_j w_j J_jc^2."""
+    return 1 / (1 + through(noise.w, J.square()))
 
 
 @torch.no_grad()
-def factor_covariance(V: Float[Tensor, "d k"], w: Float[Tensor, "b d"]) -> Float[Tensor, "b k k"]:
+def factor_covariance(
+    J: Float[Tensor, "*b d k"], w: Float[Tensor, "b d"]
+) -> Float[Tensor, "b k k"]:
     """The covariance at which the bound is stationary if q(z | x) is free to have a whole one."""
-    return torch.linalg.inv(factor_precision(V, w))
+    return torch.linalg.inv(factor_precision(J, w))
 
 
 class LogRatios(NamedTuple):
     """A normal law of the logits eta of each sample: see `logits_given`.
 
-    Given z the logits are `mean` + A (z - z_hat) with A = diag(rho) V + (1 - rho) v_bar', and a
+    Given z the logits are `mean` + A (z - z_hat) with A = diag(rho) J + (1 - rho) v_bar', and a
     covariance diag(own) + (1 - rho)(1 - rho)' / sum(w) of their own.
     """
 
     mean: Float[Tensor, "b d"]
+    J: Float[Tensor, "*b d k"]
     rho: Float[Tensor, "b d"]
     own: Float[Tensor, "b d"]
     v_bar: Float[Tensor, "b k"]
@@ -109,11 +120,13 @@ def logits_given(decoder: Law, x: Float[Tensor, "b d"], posterior: Posterior) ->
     noise, sigma2 = posterior.noise, decoder.sigma2
     rho = 1 / (1 + sigma2 * (x - noise.r).clamp_min(0))
     total = noise.w.sum(1, keepdim=True)
+    J = decoder.jacobian(posterior.z)
     return LogRatios(
-        decoder.mu + posterior.z @ decoder.V.T + sigma2 * noise.r,
+        decoder.logits(posterior.z) + sigma2 * noise.r,
+        J,
         rho,
         sigma2 * rho + rho.square() * decoder.unsure(posterior.z, posterior.D),
-        (noise.w @ decoder.V) / total,
+        through(noise.w, J) / total,
         total,
     )
 
@@ -134,8 +147,10 @@ def log_ratios(
     variance = law.own * (1 - 2 / d) + law.own.mean(1, keepdim=True) / d
     together = (law.rho.mean(1, keepdim=True) - law.rho).square_()
     variance += together / law.total
-    for of_factors, rho, v_bar, covariance in zip(variance, law.rho, law.v_bar, S, strict=True):
-        A = v_bar + rho[:, None] * (decoder.V - v_bar)
+    slopes = law.J.expand(len(x), *law.J.shape[-2:])
+    of_samples = zip(variance, law.rho, law.v_bar, slopes, S, strict=True)
+    for of_factors, rho, v_bar, J, covariance in of_samples:
+        A = v_bar + rho[:, None] * (J - v_bar)
         A = A - A.mean(0)
         of_factors += ((A @ covariance) * A).sum(1)
     rates = (x - posterior.noise.r).clamp_min(0)
@@ -158,7 +173,8 @@ def drawn_logits(
 
     away = (torch.linalg.cholesky(S) @ normal(*posterior.z.shape, 1))[:, :, 0]
     level = (away * law.v_bar).sum(1, keepdim=True)
-    logits = law.mean + level + law.rho * (away @ decoder.V.T - level)
+    moved = decoder.logits(posterior.z + away) - decoder.logits(posterior.z)
+    logits = law.mean + level + law.rho * (moved - level)
     logits += law.own.sqrt() * normal(*x.shape)
     logits += (1 - law.rho) * normal(len(x), 1) / law.total.sqrt()
     return posterior.z + away, logits
@@ -169,23 +185,21 @@ def importance_weights(
     decoder: Law,
     x: Float[Tensor, "b d"],
     posterior: Posterior,
-    draws: int,
-    rng: np.random.RandomState,
+    draws: Float[Tensor, "s #b k"],
 ) -> Float[Tensor, "s b"]:
     """Logarithms of B(x | z) N(z; 0, I) / q(z) for draws of z from q; coefficient left out.
 
-    q is normal with the whole covariance of the factors, ten per cent wider.
+    q is normal with the whole covariance of the factors, ten per cent wider; it is drawn by
+    standard normal `draws`, which samples may share. The mean of the logarithms is a bound on
+    log p(x) too.
     """
-    b, k = posterior.z.shape
-    root = torch.linalg.cholesky(1.1 * factor_covariance(decoder.V, posterior.noise.w))
+    J = decoder.jacobian(posterior.z)
+    root = torch.linalg.cholesky(1.1 * factor_covariance(J, posterior.noise.w))
     log_det = root.diagonal(dim1=1, dim2=2).log().sum(1)
     none, noise, weights = torch.zeros_like(x), posterior.noise, []
-    for _ in range(draws):
-        standard = torch.from_numpy(rng.standard_normal((b, k))).to(root)
+    for standard in draws.expand(-1, *posterior.z.shape):
         z = posterior.z + (root @ standard[:, :, None])[:, :, 0]
-        noise = solve_noise(
-            decoder.mu + z @ decoder.V.T, none, x, decoder.sigma2, noise.log_scale, TOLERANCE
-        )
+        noise = solve_noise(decoder.logits(z), none, x, decoder.sigma2, noise.log_scale, TOLERANCE)
         prior = 0.5 * (standard.square() - z.square()).sum(1)
         weights.append(noise.bound + noise.overcount + prior + log_det)
     return torch.stack(weights)
@@ -205,11 +219,12 @@ def refine(
     """
     length = torch.ones_like(posterior.z[:, :1])
     for _ in range(steps):
+        J = decoder.jacobian(posterior.z)
         proposed = posterior_at(
             decoder,
             x,
-            posterior.z + length * newton_step(decoder, posterior),
-            best_D(decoder, posterior.noise),
+            posterior.z + length * newton_step(J, posterior),
+            best_D(J, posterior.noise),
             posterior.noise.log_scale,
             tolerance,
         )

@@ -309,6 +309,7 @@ def _check(by: str, partners: int, min_weight: float, fdr: float | None, draws: 
 
 
 def _law(model: MultinomialVAE) -> _Law:
+    model.check_linear("network")
     return _Law(model.clr_loadings_, model.feature_noise_variance_)
 
 

@@ -171,7 +171,8 @@ def _of_principal_components(
     for x in Rows(held, max(1, 2**20 // held.shape[1]), torch.float64).in_order():
         z = x.new_zeros(len(x), k)
         posterior = refine(decoder, x, posterior_at(decoder, x, z, torch.ones_like(z)), NEWTON)
-        weights = importance_weights(decoder, x, posterior, draws, rng)
+        normal = torch.from_numpy(rng.standard_normal((draws, len(x), k)))
+        weights = importance_weights(decoder, x, posterior, normal)
         found.append(weights.logsumexp(0) - math.log(draws) + log_coefficient(x))
     return torch.cat(found).numpy()
 

@@ -170,7 +170,7 @@ def _linear_encoder(
         posterior = refine(decoder, x, posterior, NEWTON_STEPS)
         features.append(centred_logs(x, pseudocount, mu) @ weighted)
         factors.append(posterior.z)
-        variances.append(best_D(decoder, posterior.noise))
+        variances.append(best_D(V, posterior.noise))
     inputs, z = torch.cat(features), torch.cat(factors)
     design = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1)
     ridge = 1e-5 * inputs.square().sum() / k + 1e-6

@@ -62,6 +62,7 @@ def train(
     *,
     shrink_loadings: bool,
     generator: torch.Generator,
+    points: bool = False,
     going_on: bool = False,
     frozen: str | None = None,
     validation: Rows | None = None,
@@ -83,7 +84,9 @@ def train(
     shrink_loadings : bool
         Put an empirical-Bayes prior on the loadings, and a variance on each: see `Shrinkage`.
     generator : torch.Generator
-        Shuffles the rows.
+        Shuffles the rows, and draws factors for a decoder that is a network.
+    points : bool
+        Fit a plain autoencoder: factors are points, without variance and divergence.
     going_on : bool
         Whether encoder and decoder are those of another fit: the prior is then centred at their
         loadings, from the first epoch on.
@@ -124,23 +127,31 @@ def train(
         if state.stopped:
             break
         finishing = frozen == "decoder" or epoch >= of_decoder
-        settling = not finishing and epoch + 1 >= of_decoder
+        settling = decoder.linear and not finishing and epoch + 1 >= of_decoder
         if finishing:
             state.shrinkage = None
             decoder.requires_grad_(False)
         shrinkage = state.shrinkage
         moments = _Moments(decoder, rows.n)
         log_scale = torch.zeros_like(state.log_scale)
+        draws = None
+        if not decoder.linear:
+            draws = torch.randn(rows.n, decoder.V.shape[1], generator=generator).to(decoder.V)
         for i, (index, x, f, size) in enumerate(rows.shuffled(generator)):
             number = epoch * steps_an_epoch + i
             done = number / (schedule.max_epochs * steps_an_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = group["rate"] * schedule.factor(done, number, group["end"])
             z, D = encoder(x, f, decoder.Theta.detach())
-            m0, Q = decoder(z, D, None if shrinkage is None else shrinkage.U, f)
+            if points:
+                D = torch.zeros_like(D)
+            U = None if shrinkage is None else shrinkage.U
+            m0, Q = decoder(z, D, U, f, None if draws is None else draws[index])
             warm = state.log_scale[index] if epoch else None
             noise = solve_noise(m0.detach(), Q.detach(), x, decoder.sigma2, warm)
-            bound = noise_bound(m0, Q, noise) - factor_kl(z, D)
+            bound = noise_bound(m0, Q, noise)
+            if not points:
+                bound = bound - factor_kl(z, D)
             loss = -bound.sum() / size
             loss.backward()
             if shrinkage is not None:
@@ -156,7 +167,8 @@ def train(
             if i == 0 and not finishing:
                 # chosen by their numbers: the same ones however many processes share the step
                 chosen = index % max(1, size // FOR_CORRELATIONS) == 0
-                moments.add_correlations(decoder, D[chosen], noise.w[chosen], shrinkage)
+                slopes = decoder.jacobian(z[chosen].detach())
+                moments.add_correlations(slopes, D[chosen], noise.w[chosen], shrinkage)
             if schedule.optimizer == "sgd":
                 _clip(optimizer)
             optimizer.step()
@@ -388,13 +400,13 @@ class _Moments:
             share(of_features, cut(len(self.squares), threads), threads)
 
     @torch.no_grad()
-    def add_correlations(self, decoder, D, w, shrinkage) -> None:
+    def add_correlations(self, J, D, w, shrinkage) -> None:
         """Estimate from one batch what the diagonal D leaves out of the covariance of z.
 
         D gets the correlations of H^-1 and its ratios to 1 / diag(H), not H^-1 itself: what scales
         as D does leaves the rescaling a place to rest.
         """
-        H = factor_precision(decoder.V, w)
+        H = factor_precision(J, w)
         if shrinkage is not None:
             H += torch.diag_embed(w @ shrinkage.U[:, : D.shape[1]])
         sd = (D * H.diagonal(dim1=1, dim2=2)).sqrt()
@@ -493,13 +505,17 @@ def _optimizer(
     x = rows[torch.arange(min(rows.n, rows.batch_size))]
     inputs = centred_logs(x, encoder.pseudocount, encoder.centre)
     reach = inputs.abs().sum(1).mean().item()
-    wide = [encoder.A] if encoder.G is None else [encoder.A, encoder.G]
+    wide = encoder.wide
     narrow = [p for p in encoder.parameters() if all(p is not q for q in wide)]
+    straight = [decoder.V, decoder.mu, decoder.Theta]
+    bent = [p for p in decoder.parameters() if all(p is not q for q in straight)]
     groups = [
-        {"params": list(decoder.parameters()), "rate": rate, "end": REST_FROM},
+        {"params": straight, "rate": rate, "end": REST_FROM},
         {"params": wide, "rate": rate * min(1.0, 30 / max(reach, 1e-6)), "end": 1.0},
         {"params": narrow, "rate": rate / 3, "end": 1.0},
     ]
+    if bent:
+        groups.append({"params": bent, "rate": rate / 5, "end": REST_FROM})
     if schedule.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=0.9, dampening=0.9)
     return torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.98), fused=True)

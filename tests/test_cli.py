@@ -981,3 +981,30 @@ def test_a_fit_goes_on_from_a_model_by_its_settings_and_features(shared, run, tm
         "fit", "less.tsv", "-o", "o", "--init", shared / "model", "--encoder-width", 9, code=3
     )
     assert "init: its encoder_width is" in refusal.stderr
+
+
+def test_a_table_on_a_grid_is_fitted_by_the_convolutional_model(run, tmp_path, counts):
+    names = np.array([f"p{j}" for j in range(6)], dtype=object)
+    write_tsv(tmp_path / "images.tsv", counts, features=names)
+    run("fit", "images.tsv", "-o", "m", "--grid", "3x2", "--decoder", "network", *QUICK)
+    model = cli.MultinomialVAE.load("m")
+    assert type(model) is cli.ConvMultinomialVAE
+    assert list(model.grid) == [3, 2]
+    assert model.decoder == "network"
+    assert model.encoder_width == cli.ConvMultinomialVAE().encoder_width
+    run("transform", "images.tsv", "--model", "m", "-o", "y.tsv", "--quiet")
+    found = pd.read_csv("y.tsv", sep="\t", index_col=0)
+    np.testing.assert_allclose(found.to_numpy()[:, :2], model.transform(read("images.tsv")))
+    run("fit", "images.tsv", "-o", "further", "--init", "m", *QUICK[2:])
+    assert list(cli.MultinomialVAE.load("further").grid) == [3, 2]
+    refusal = run("network", "--model", "m", "-o", "net", code=3)
+    assert "needs a linear decoder" in refusal.stderr
+
+
+def test_a_grid_that_does_not_fit_is_refused(run, tmp_path, counts):
+    write_tsv(tmp_path / "images.tsv", counts)
+    said = run("fit", "images.tsv", "-o", "m", "--grid", "4x2", *QUICK, code=3).stderr
+    assert "4 × 2 positions of 1 channels are 8 features; the table has 6" in said
+    for options in (("--grid", "4x"), ("--grid", "2x2x2"), ("--grid", "0x2"), ("--channels", 2)):
+        run("fit", "images.tsv", "-o", "m", *options, *QUICK, code=2)
+    assert not Path("m").exists()

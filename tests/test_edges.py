@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 
 from countvae import MultinomialVAE
 from countvae.decoder import Decoder
-from countvae.encoder import Encoder
+from countvae.encoder import DenseEncoder
 from countvae.errors import InputError
 from countvae.evidence import factor_kl, noise_bound, solve_noise
 from countvae.rows import Rows
@@ -92,7 +92,7 @@ def test_gradients_are_finite(name, dtype):
     rows, generator = Rows(X, X.shape[0], dtype), torch.Generator().manual_seed(0)
     start = residual_start(rows, min(X.shape) - 1, pseudocount=1.0, generator=generator)
     decoder = Decoder(start.V, start.mu, start.sigma2)
-    encoder = Encoder(
+    encoder = DenseEncoder(
         *(start.A, start.b, start.log_D, decoder.mu.detach()),
         **{"depth": 3, "width": 8, "activation": "silu", "pseudocount": 1.0},
         **{"shared_D": False, "generator": generator},

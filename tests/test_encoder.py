@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from countvae.encoder import ACTIVATIONS, Encoder
+from countvae.encoder import DenseEncoder
+from countvae.layers import ACTIVATIONS
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 N, D, K = 6, 8, 3
@@ -21,7 +22,7 @@ def make(depth=2, *, shared_D=False, activation="silu", pseudocount=1.0, seed=0)
     A, b, log_D, centre = (
         torch.tensor(rng.normal(size=shape)) for shape in ((D, K), (K,), (K,), (D,))
     )
-    return Encoder(
+    return DenseEncoder(
         A,
         b,
         log_D - 1,

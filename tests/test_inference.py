@@ -49,7 +49,7 @@ def gradient(decoder, x, z, D):
 def test_the_newton_step_is_the_newton_step_of_the_profiled_bound(by_feature, reads):
     decoder, x = draw(reads=reads, by_feature=by_feature)
     z, D = anywhere(1, len(x), spread=0.5)
-    step = newton_step(decoder, posterior_at(decoder, x, z, D, tolerance=TIGHT))
+    step = newton_step(decoder.V, posterior_at(decoder, x, z, D, tolerance=TIGHT))
 
     slopes, columns = [], []
     for direction in torch.eye(3).double():
@@ -94,7 +94,7 @@ def test_best_variance_is_stationary_by_autodiff(by_feature):
     decoder, x = draw(by_feature=by_feature)
     z, D = anywhere(3, len(x))
     for _ in range(40):
-        D = best_D(decoder, posterior_at(decoder, x, z, D, tolerance=TIGHT).noise)
+        D = best_D(decoder.V, posterior_at(decoder, x, z, D, tolerance=TIGHT).noise)
     log_D = D.log().requires_grad_()
     m0, Q = decoder(z, log_D.exp())
     noise = solve_noise(m0.detach(), Q.detach(), x, decoder.sigma2, tolerance=TIGHT)

@@ -13,7 +13,7 @@ import torch
 from countvae import evidence
 from countvae.basis import balanced
 from countvae.decoder import Decoder
-from countvae.encoder import Encoder
+from countvae.encoder import DenseEncoder
 from countvae.estimator import MultinomialVAE
 from countvae.inference import posterior_at
 from countvae.ppca import clr_counts, ppca
@@ -45,7 +45,7 @@ def things():
         CountTable(truth.counts, truth.sample_ids, truth.feature_ids),
         balanced(truth.feature_ids),
         decoder,
-        Encoder(
+        DenseEncoder(
             V,
             V.new_zeros(k),
             V.new_zeros(k),

@@ -6,7 +6,7 @@ import torch
 from scipy.sparse import csr_array
 
 from countvae.decoder import Decoder
-from countvae.encoder import Encoder
+from countvae.encoder import DenseEncoder
 from countvae.inference import posterior_at, refine
 from countvae.metrics import common_features, subspace_error
 from countvae.ppca import clr_counts, ppca
@@ -172,7 +172,7 @@ def test_the_start_is_finite_and_of_its_shape_on(name):
     assert all(part.isfinite().all() for part in start)
     assert start.V.shape == start.A.shape == (counts.shape[1], k)
     assert start.sigma2 > 0
-    encoder = Encoder(
+    encoder = DenseEncoder(
         start.A,
         start.b,
         start.log_D,

@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 
 import countvae.training
 from countvae.decoder import Decoder
-from countvae.encoder import Encoder
+from countvae.encoder import DenseEncoder
 from countvae.errors import Diverged
 from countvae.evidence import add_squares, noise_bound, solve_noise
 from countvae.inference import factor_precision, posterior_at, refine
@@ -34,7 +34,7 @@ def start_on(counts, k=3, *, dtype=torch.float32, batch_size=32, depth=2, by_fea
     start = residual_start(rows, k, pseudocount=1.0, generator=generator)
     sigma2 = start.sigma2.expand(rows.d) if by_feature else start.sigma2
     decoder = Decoder(start.V, start.mu, sigma2)
-    encoder = Encoder(
+    encoder = DenseEncoder(
         start.A,
         start.b,
         start.log_D,
@@ -298,7 +298,7 @@ def test_factors_are_scaled_by_their_whole_covariance(table):
         H = factor_precision(decoder.V, noise.w)
         D = 1 / H.diagonal(dim1=1, dim2=2)  # where D is what it should be, S is H^-1
         moments.add(z, D, x.new_zeros(len(x), 0), decoder(z, D)[1], noise, noise.bound, False)
-        moments.add_correlations(decoder, D, noise.w, None)
+        moments.add_correlations(decoder.V, D, noise.w, None)
         expected = (
             z.T @ z / len(z) + torch.linalg.inv(H).mean(0) - torch.outer(z.mean(0), z.mean(0))
         )

@@ -16,7 +16,7 @@ import torch
 from benchmarks.core.common import tell
 from benchmarks.performance.common import sparse_table, write
 from countvae.decoder import Decoder
-from countvae.encoder import Encoder
+from countvae.encoder import DenseEncoder
 from countvae.rows import Rows
 from countvae.start import residual_start
 from countvae.threads import one_thread_an_operation
@@ -64,7 +64,7 @@ def steps(d: int, k: int, seed: int) -> dict[str, float]:
     with one_thread_an_operation():
         start = residual_start(some, k, pseudocount=1.0, generator=generator)
         decoder = Decoder(start.V, start.mu, start.sigma2)
-        encoder = Encoder(
+        encoder = DenseEncoder(
             start.A,
             start.b,
             start.log_D,

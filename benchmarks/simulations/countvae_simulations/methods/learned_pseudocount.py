@@ -6,13 +6,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from countvae.encoder import Encoder
+from countvae.encoder import DenseEncoder
 from countvae.simulate import Simulation
 from countvae_simulations.methods import ours
 from countvae_simulations.methods.base import Found
 
 
-class Learning(Encoder):
+class Learning(DenseEncoder):
     """An encoder whose log pseudocount is a parameter."""
 
     log_pseudocount: nn.Parameter
@@ -29,5 +29,5 @@ class Learning(Encoder):
 
 def fit(truth: Simulation, k: int, seed: int, **settings: Any) -> Found:
     """Fit the estimator; the pseudocount of the settings is where it starts."""
-    with patch("countvae.estimator.Encoder", Learning):
+    with patch("countvae.estimator.DenseEncoder", Learning):
         return ours.fit(truth, k, seed, **settings)

@@ -1,0 +1,1 @@
+"""Models of images, measured: a script a claim."""

@@ -1,0 +1,144 @@
+"""The pictures, and the models compared on them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from sklearn.datasets import load_digits
+
+from countvae import ConvMultinomialVAE, MultinomialVAE
+from countvae.decoder import SIGMA2_RANGE, Decoder
+from countvae.evidence import log_coefficient
+from countvae.inference import (
+    factor_covariance,
+    importance_weights,
+    log_ratios,
+    posterior_at,
+    refine,
+)
+from countvae.ppca import clr_counts, ppca
+from countvae.rows import Rows
+from countvae.threads import one_thread_an_operation
+
+HERE = Path(__file__).parent
+K = 8
+SIDE = 32
+NEWTON = 20
+
+SETS = ("digits", "spots")
+"""scikit-learn's digits, and simulated photons."""
+
+
+class Pictures(NamedTuple):
+    """Counts of pictures, flattened, and what they show."""
+
+    fitted: np.ndarray
+    held: np.ndarray
+    fitted_label: np.ndarray
+    held_label: np.ndarray
+    held_light: np.ndarray | None
+    """True proportions of what was held out, where they are known."""
+    shape: tuple[int, int]
+
+
+def digits(seed: int) -> Pictures:
+    """Split the 1,797 pictures of 8 x 8 intensities, a quarter of them held out."""
+    counts, label = load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    held, fitted = order[: len(order) // 4], order[len(order) // 4 :]
+    return Pictures(counts[fitted], counts[held], label[fitted], label[held], None, (8, 8))
+
+
+def light(n: int, side: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Proportions of two or three round spots of light on a floor, and how many there are."""
+    rows, columns = np.indices((side, side)) / side
+    shares, spots = np.empty((n, side * side)), rng.integers(2, 4, n)
+    for i, number in enumerate(spots):
+        picture = np.full((side, side), 0.02)
+        for _ in range(number):
+            row, column = rng.uniform(0.15, 0.85, 2)
+            width, brightness = rng.uniform(0.05, 0.12), rng.uniform(0.5, 1.5)
+            away = (rows - row) ** 2 + (columns - column) ** 2
+            picture += brightness * np.exp(-away / (2 * width**2))
+        shares[i] = picture.ravel() / picture.sum()
+    return shares, spots
+
+
+def photons(seed: int, n: int = 2000, held: int = 500) -> Pictures:
+    """Simulate pictures of 32 x 32 pixels with 200 to 5,000 photons."""
+    rng = np.random.default_rng(seed)
+    shares, spots = light(n + held, SIDE, rng)
+    reads = np.exp(rng.uniform(np.log(200), np.log(5000), n + held)).astype(int)
+    counts = rng.multinomial(reads, shares).astype(float)
+    return Pictures(counts[:n], counts[n:], spots[:n], spots[n:], shares[n:], (SIDE, SIDE))
+
+
+def pictures(name: str, seed: int) -> Pictures:
+    """Return a set of pictures by its name."""
+    return digits(seed) if name == "digits" else photons(seed)
+
+
+class PCA:
+    """Probabilistic PCA of log(x + 1), its law put in the place of ours."""
+
+    def __init__(self, k: int, random_state: int) -> None:
+        self.k, self.random_state = k, random_state
+
+    def fit(self, X: np.ndarray) -> "PCA":
+        """Take principal components."""
+        logs = clr_counts(X)
+        rng = np.random.default_rng(self.random_state)
+        law = ppca(logs, self.k, rank=logs.shape[1] - 1, rng=rng)
+        sigma2 = torch.tensor(max(law.noise_variance, SIGMA2_RANGE[0]), dtype=torch.float64)
+        self.law = Decoder(torch.from_numpy(law.loadings), torch.from_numpy(law.mean), sigma2)
+        return self
+
+    def _answers(self, X: np.ndarray):
+        for x in Rows(csr_array(X), max(1, 2**20 // X.shape[1]), torch.float64).in_order():
+            z = x.new_zeros(len(x), self.k)
+            begun = posterior_at(self.law, x, z, torch.ones_like(z))
+            yield x, refine(self.law, x, begun, NEWTON)
+
+    def score_samples(self, X: np.ndarray) -> np.ndarray:
+        """Bound on log p(x), as ours."""
+        with one_thread_an_operation(), torch.no_grad():
+            return np.concatenate(
+                [
+                    (q.bound + q.noise.overcount + log_coefficient(x)).numpy()
+                    for x, q in self._answers(X)
+                ]
+            )
+
+    def evidence(self, X: np.ndarray, draws: int, seed: int) -> np.ndarray:
+        """Log p(x) by importance sampling, as ours."""
+        rng, found = np.random.RandomState(seed), []
+        with one_thread_an_operation(), torch.no_grad():
+            for x, q in self._answers(X):
+                normal = torch.from_numpy(rng.standard_normal((draws, *q.z.shape)))
+                weights = importance_weights(self.law, x, q, normal)
+                found.append(weights.logsumexp(0) - np.log(draws) + log_coefficient(x))
+        return torch.cat(found).numpy()
+
+    def proportions(self, X: np.ndarray) -> np.ndarray:
+        """Believed proportions, as ours."""
+        with one_thread_an_operation(), torch.no_grad():
+            return np.concatenate(
+                [
+                    log_ratios(self.law, x, q, factor_covariance(self.law.V, q.noise.w))[0].numpy()
+                    for x, q in self._answers(X)
+                ]
+            )
+
+
+def models(shape: tuple[int, int], seed: int, k: int = K) -> dict[str, object]:
+    """Make the models that are compared, unfitted."""
+    return {
+        "convolutional, network": ConvMultinomialVAE(
+            k, grid=shape, decoder="network", random_state=seed
+        ),
+        "convolutional, linear": ConvMultinomialVAE(k, grid=shape, random_state=seed),
+        "dense": MultinomialVAE(k, random_state=seed),
+        "PCA": PCA(k, seed),
+    }

@@ -1,0 +1,202 @@
+"""ConvMultinomialVAE: the same estimator for counts whose features lie on a grid."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from countvae.decoder import ConvDecoder, Decoder
+from countvae.encoder import ConvEncoder, Encoder
+from countvae.errors import ArgumentError, FeaturesDiffer
+from countvae.estimator import MultinomialVAE
+from countvae.layers import Grid
+
+DECODERS = ("linear", "network")
+
+
+class ConvMultinomialVAE(MultinomialVAE):
+    r"""Multinomial variational autoencoder of images, spectra and whatever else is binned.
+
+    A sample is an image of whole-number intensities, or counts along a line, flattened; its total
+    is its depth. The encoder's network convolves the pseudocounted logs on their grid, and the
+    decoder is the linear-Gaussian one of `MultinomialVAE` or a network of transposed convolutions,
+    which bends it:
+
+    .. math::
+
+        z \sim N(0, I), \quad \eta \mid z \sim N(V z + g(z) + \mu, \sigma^2 I), \quad
+        x \mid \eta \sim \mathrm{Mult}(\mathrm{softmax}(\eta))
+
+    Parameters
+    ----------
+    n_components : int
+        k, the number of factors.
+    grid : sequence of one or two int, optional
+        Positions along each axis. Features are those of ``images.reshape(n, -1)``. With None they
+        are a line.
+    channels : int
+        Features at each position; the last axis of images that have more than one.
+    decoder : {"linear", "network"}
+        Whether logits are straight in the factors, with all that can be said of such a model, or
+        bent by a network g of `encoder_depth` layers, at least two, as wide as the encoder's.
+    encoder_depth : int
+        L: L - 1 convolutions, of which all but the first halve the grid, and a dense layer.
+    encoder_width : int
+        Channels of each convolution.
+    activation, pseudocount, basis, formula, noise, posterior_variance, shrink_loadings
+        As of `MultinomialVAE`. A network takes no formula and shrinks no loadings.
+    refinement_steps, whiten, min_overlap, optimizer, learning_rate, max_epochs, batch_size
+        As of `MultinomialVAE`.
+    validation_fraction, patience, random_state, progress, device, dtype, init, freeze, checkpoint
+        As of `MultinomialVAE`.
+
+    Attributes
+    ----------
+    components_, explained_variance_, mean_, loadings_, clr_loadings_
+        Of a network: those of the straight map that is closest to it under the prior.
+
+    Notes
+    -----
+    Other attributes and methods are those of `MultinomialVAE`. With a network the bound of
+    `score_samples` is averaged over draws of the factors, `subcomposition`, `get_covariance` and
+    networks of features are not to be had, and Newton's steps take slopes at each sample.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from countvae import ConvMultinomialVAE
+    >>> images = np.random.default_rng(0).poisson(5.0, size=(60, 6, 4))
+    >>> model = ConvMultinomialVAE(2, grid=(6, 4), max_epochs=2).fit(images.reshape(60, -1))
+    >>> model.inverse_transform(model.transform(images.reshape(60, -1))).shape
+    (60, 24)
+    """
+
+    of_model = (*MultinomialVAE.of_model, "grid", "channels", "decoder")
+
+    def __init__(
+        self,
+        n_components=8,
+        *,
+        grid: Any = (8, 8),
+        channels=1,
+        decoder="linear",
+        encoder_depth=3,
+        encoder_width=32,
+        activation="silu",
+        pseudocount=1.0,
+        basis: Any = "balanced",
+        formula=None,
+        noise="isotropic",
+        posterior_variance="per_sample",
+        shrink_loadings=True,
+        refinement_steps=2,
+        whiten=False,
+        min_overlap=0.5,
+        optimizer="adam",
+        learning_rate=0.02,
+        max_epochs=None,
+        batch_size=None,
+        validation_fraction=0.0,
+        patience=None,
+        random_state=0,
+        progress=None,
+        device="auto",
+        dtype="float32",
+        init=None,
+        freeze=None,
+        checkpoint=None,
+    ) -> None:
+        super().__init__(
+            n_components,
+            encoder_depth=encoder_depth,
+            encoder_width=encoder_width,
+            activation=activation,
+            pseudocount=pseudocount,
+            basis=basis,
+            formula=formula,
+            noise=noise,
+            posterior_variance=posterior_variance,
+            shrink_loadings=shrink_loadings,
+            refinement_steps=refinement_steps,
+            whiten=whiten,
+            min_overlap=min_overlap,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            validation_fraction=validation_fraction,
+            patience=patience,
+            random_state=random_state,
+            progress=progress,
+            device=device,
+            dtype=dtype,
+            init=init,
+            freeze=freeze,
+            checkpoint=checkpoint,
+        )
+        self.grid = grid
+        self.channels = channels
+        self.decoder = decoder
+
+    def _check_settings(self) -> None:
+        super()._check_settings()
+        given = (1,) if self.grid is None else self.grid
+        shape = given if isinstance(given, list | tuple) else ()
+        sizes = [*shape, self.channels]
+        whole = all(isinstance(size, int | np.integer) and size >= 1 for size in sizes)
+        if not (whole and len(shape) in (1, 2)):
+            raise ArgumentError(
+                "grid, channels: expected one or two whole numbers of positions, and one of"
+                f" channels; got {self.grid!r} and {self.channels!r}."
+            )
+        if self.decoder not in DECODERS:
+            raise ArgumentError(f"decoder: expected one of {DECODERS}; got {self.decoder!r}.")
+        if self.decoder == "network" and self.formula is not None:
+            raise ArgumentError("formula: needs decoder='linear'.")
+
+    def _on(self, d: int) -> Grid:
+        """Return the grid of d features."""
+        shape = (d // self.channels,) if self.grid is None else self.grid
+        return Grid(tuple(int(size) for size in shape), int(self.channels))
+
+    def _counts(self, X: Any, *, reset: bool) -> Any:
+        counts = super()._counts(X, reset=reset)
+        d, grid = counts.shape[1], self._on(counts.shape[1])
+        if reset and d != grid.d:
+            shape = " × ".join(map(str, grid.shape))
+            raise FeaturesDiffer(
+                f"grid: {shape} positions of {grid.channels} channels are {grid.d} features; the"
+                f" table has {d}."
+            )
+        return counts
+
+    def _size_of_networks(self, d: int) -> dict[str, int]:
+        depth, width, grid = int(self.encoder_depth), int(self.encoder_width), self._on(d)
+        of_layers = [width * grid.halved(i).positions for i in range(depth - 1)]
+        networks = 2 if self.decoder == "network" else 1
+        convolved = 3 ** len(grid.shape) * width * (self.channels + width * max(0, depth - 2))
+        ends = 2 * int(self.n_components) * (of_layers[-1] if of_layers else 0)
+        return {
+            "width": 0,
+            "layers": networks * (convolved + ends),
+            "hidden": networks * sum(of_layers),
+        }
+
+    def _new_encoder(self, A, b, log_D, centre, generator: torch.Generator | None) -> Encoder:
+        return ConvEncoder(
+            A, b, log_D, centre, grid=self._on(len(A)), **self._of_encoder, generator=generator
+        )
+
+    def _new_decoder(self, V, mu, sigma2, Theta, generator: torch.Generator | None) -> Decoder:
+        if self.decoder == "linear":
+            return super()._new_decoder(V, mu, sigma2, Theta, generator)
+        return ConvDecoder(
+            V,
+            mu,
+            sigma2,
+            grid=self._on(len(V)),
+            depth=max(2, int(self.encoder_depth)),
+            width=int(self.encoder_width),
+            activation=self.activation,
+            generator=generator,
+        )
