@@ -6,6 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from countvae.errors import (
     CheckpointOfAnother,
     CountvaeWarning,
     DamagedModel,
+    InputError,
     NotAModel,
 )
 from countvae.training import Kept, State
@@ -21,6 +23,9 @@ from countvae.training import Kept, State
 __all__ = ["Checkpoint"]
 
 SECONDS_BETWEEN = 30.0
+
+STATE = r"(\d)-(\d{6,})"
+UNFINISHED = r"\.[0-9a-f]{8}-" + STATE
 
 KEPT = 2
 """States that stay: should a disk have lost the last one, there is the one before."""
@@ -32,7 +37,7 @@ class Checkpoint:
     Parameters
     ----------
     folder : path
-        Made when the first state is written, and removed by `forget`.
+        Made when the first state is written, and removed by `forget`. What else lies in it stays.
     this_fit : dict
         What tells this fit from others, as plain JSON.
     """
@@ -80,14 +85,33 @@ class Checkpoint:
         return None, 0
 
     def keep(self, attempt: int) -> Callable[[State], None]:
-        """Return what holds a state, and writes it if the last was written long enough ago."""
+        """Return what holds a state, and writes it if the last was written long enough ago.
+
+        Warns
+        -----
+        CountvaeWarning
+            If it cannot be written; that is no reason for a fit to end.
+        """
 
         def hold(state: State) -> None:
             self._latest = attempt, state.kept()
             if time.monotonic() - self._written >= SECONDS_BETWEEN:
-                self.leave()
+                self.try_to_leave()
 
         return hold
+
+    def try_to_leave(self) -> bool:
+        """Write the state held last, or warn that it could not be; say whether it was."""
+        try:
+            return self.leave()
+        except (InputError, OSError) as error:
+            self._written = time.monotonic()
+            warnings.warn(
+                f"{str(error).rstrip('.')}; the fit goes on without this state.",
+                CountvaeWarning,
+                stacklevel=2,
+            )
+            return False
 
     def leave(self) -> bool:
         """Write the state held last, and say whether there was one."""
@@ -99,29 +123,52 @@ class Checkpoint:
         settings = {"fit": self.this_fit, "attempt": attempt, "state": kept.settings}
         store.save(self.folder / f"{attempt}-{epoch:06}", kept.arrays, settings, force=True)
         last = self._states()[:KEPT]
-        for path in self.folder.iterdir():
+        for path in self._ours():
             if path not in last:
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
         self._written = time.monotonic()
         return True
 
+    def finish(self) -> None:
+        """Leave the last state, if states were left before: until the model is saved."""
+        if self.folder.is_dir():
+            self.try_to_leave()
+
     def forget(self) -> None:
-        """Remove the folder.
+        """Remove the states, and the folder if nothing else is in it.
 
         Raises
         ------
         NotAModel
-            If it holds anything but states.
+            If there is something, and no state in it.
         """
         self._states()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self._ours():
+            shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.resolve().rmdir()
+            self.folder.unlink(missing_ok=True)
+
+    def _ours(self) -> list[Path]:
+        """Return the folders of states, unfinished ones too."""
+        if not self.folder.is_dir():
+            return []
+        names = os.listdir(self.folder)
+        ours = (name for name in names if re.fullmatch(f"{STATE}|{UNFINISHED}", name))
+        return [self.folder / name for name in ours]
 
     def _states(self) -> list[Path]:
         """Return the folders of states, the last first."""
-        if not os.path.lexists(self.folder):
-            return []
-        names = os.listdir(self.folder) if self.folder.is_dir() else [""]
-        if not all(re.fullmatch(r"(\.[0-9a-f]{8}-)?\d-\d{6,}", name) for name in names):
+        ours = self._ours()
+        if os.path.lexists(self.folder) and not ours and not _is_empty_folder(self.folder):
             raise NotAModel(f"{self.folder}: is no checkpoint of a fit.")
-        whole = sorted((name for name in names if not name.startswith(".")), reverse=True)
-        return [self.folder / name for name in whole]
+        numbered = [
+            (int(found[1]), int(found[2]), path)
+            for path in ours
+            if (found := re.fullmatch(STATE, path.name))
+        ]
+        return [path for _, _, path in sorted(numbered, reverse=True)]
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())

@@ -564,7 +564,11 @@ def generate(
     help="Weight of an edge.",
 )
 @click.option(
-    "--partners", type=ONE_OR_MORE, default=10, show_default=True, help="Of each feature, at most."
+    "--partners",
+    type=ONE_OR_MORE,
+    default=10,
+    show_default=True,
+    help="The strongest of each feature, so many.",
 )
 @click.option(
     "--min-weight",
@@ -613,7 +617,7 @@ def network_command(folder: Path, output: Path, as_json: bool, force: bool, **op
         "positive": int((edges["weight"] > 0).sum()),
     }
     if options["modules"]:
-        found["modules"] = int(nodes["module"].max())
+        found["modules"] = int(nodes["module"].nunique())
     _tell(found, as_json)
 
 
@@ -642,7 +646,7 @@ def report_command(
     model = MultinomialVAE.load(folder).set_params(device=device)
     run = _run_of(folder)
     samples, features = (_tsv(folder / name) for name in ("samples.tsv", "features.tsv"))
-    found, why_none = _table_again(run, samples, table, metadata)
+    found, why_none = _table_again(model, run, samples, table, metadata)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CountvaeWarning)  # said when it was fitted
         text = report.page(
@@ -749,6 +753,8 @@ def _fitted(
             _settle(checkpoint, options, say)
     with timed(seconds, "read"):
         counts = _read(tables, options, processes)
+        digests = [sha256(path) for path in tables] if first else None
+        of_metadata = sha256(options["metadata"]) if first and options["metadata"] else None
         say(f"{table} ({counts.source}): {size(counts)}")
         kept = _filtered(counts, table, options, say)
         ordination.check_ids(kept.sample_ids, f"{table}: sample ids")
@@ -782,7 +788,8 @@ def _fitted(
         "seed": options["random_state"],
         "started": started.isoformat(timespec="seconds"),
         "input": {
-            "sha256": [sha256(path) for path in tables] if first else None,
+            "sha256": digests,
+            "metadata_sha256": of_metadata,
             "source": counts.source,
         },
         "before_filters": _shape(counts),
@@ -829,6 +836,9 @@ def _encoded(
 
 
 def _beside(output: Path) -> Path:
+    output = output.absolute()
+    if not output.name:
+        raise ArgumentError(f"{output}: is no name for a folder to make.")
     return output.with_name(f"{output.name}.checkpoint")
 
 
@@ -946,22 +956,34 @@ def _tsv(path: Path) -> pd.DataFrame:
 
 
 def _table_again(
-    run: dict[str, Any], samples: pd.DataFrame, table: Path | None, metadata: Path | None
+    model: MultinomialVAE,
+    run: dict[str, Any],
+    samples: pd.DataFrame,
+    table: Path | None,
+    metadata: Path | None,
 ) -> tuple[Table | None, str]:
     """Read the table of a fit once more, as it was read then; or say why that cannot be done."""
-    arguments = dict(run["arguments"])
+    arguments, given = dict(run["arguments"]), run["input"]
     paths = [Path(path) for path in arguments["tables"]] if table is None else [table]
     name = ", ".join(map(str, paths))
     if table is None:
         if not all(path.is_file() for path in paths):
             return None, f"The table, {name}, is not there any more; --table names it."
-        if [sha256(path) for path in paths] != run["input"]["sha256"]:
+        if [sha256(path) for path in paths] != given["sha256"]:
             return None, f"The table, {name}, is not what it was when it was fitted."
-    known = metadata or (arguments["metadata"] and Path(arguments["metadata"]))
-    options = arguments | {"metadata": known if metadata or (known and known.is_file()) else None}
+    if metadata is None and arguments["metadata"]:
+        known = Path(arguments["metadata"])
+        # only what was fitted is shown: a model from elsewhere may name any file
+        if known.is_file() and sha256(known) == given.get("metadata_sha256"):
+            metadata = known
+        elif arguments.get("formula"):
+            return None, f"The metadata, {known}, are not what was fitted; --metadata names them."
+    options = arguments | {"metadata": metadata}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CountvaeWarning)  # said when it was fitted
         kept = _filtered(_read(paths, options), name, options, lambda text: None)
+        if arguments.get("init"):
+            kept, _ = kept.align_features(model.feature_names_in_)
     if list(map(str, kept.sample_ids)) != list(map(str, samples.index)):
         raise Misfit(f"{name}: its samples are not those that were fitted.")
     return kept, ""
@@ -1039,7 +1061,7 @@ def _versions() -> dict[str, str]:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(part) for part in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value.absolute()) if isinstance(value, Path) else value
 
 
 def _percentages(ratios: list[float]) -> str:

@@ -22,7 +22,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TextIO
@@ -102,7 +102,7 @@ class Program(Exemplary, click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; say what went wrong on stderr."""
-        with _said_once(ctx):
+        with _said_once(ctx), redirect_stderr(_Heedless(sys.stderr)):
             return self._invoke(ctx)
 
     def _invoke(self, ctx: click.Context) -> Any:
@@ -121,6 +121,27 @@ class Program(Exemplary, click.Group):
             # what these hold is let go of now: a file that cannot be closed has its say here
             traceback.clear_frames(error.__traceback__)
             ctx.exit(code)
+
+
+class _Heedless:
+    """A stream that is written to whether or not anybody can still read it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, if that is possible."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, if that is possible."""
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager

@@ -71,6 +71,9 @@ DRAWS = 64
 OPTIMAL_STEPS = 30
 """Newton steps that stand for the optimum of a sample's posterior."""
 
+PROBED = 64
+"""Samples of a table on disk by which a checkpoint knows it again, besides the depth of all."""
+
 RETRIES = 1
 SMALLER = 10
 """A fit that diverged is tried again with a learning rate so many times smaller."""
@@ -182,8 +185,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Which half of `init` stays as it is.
     checkpoint : path, optional
         Folder in which a fit leaves its state, at most twice a minute and when it is interrupted,
-        and from which the same fit of the same table goes on if it is there. It is removed at the
-        end.
+        and from which the same fit of the same table goes on if it is there. It is removed when
+        the model is saved, or by `forget`.
 
     Attributes
     ----------
@@ -353,6 +356,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self._fitted_settings = self._settings()
         encoder, decoder = encoder.double(), decoder.double()
         decoder.centre()
+        if self._design is not None and self.freeze != "decoder":
+            decoder.widen(torch.from_numpy(fitted.covariates))
         self._identify(encoder, decoder)
         if diverged is not None:
             raise diverged
@@ -633,7 +638,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """
         check_is_fitted(self)
         rng = check_random_state(self.random_state if random_state is None else random_state)
-        axes = [f"F{c + 1}" for c in range(self.n_components_)]
+        axes = axis_names(self.n_components_)
         given = [name for name in axes if name in design.columns]
         if not given and self._design is None:
             raise ArgumentError(
@@ -801,15 +806,18 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if self._design is not None:
             settings["design"] = self._design.settings()
         store.save(path, arrays, settings, extra_files=extra_files, force=force)
+        if self.checkpoint is not None:
+            self.forget(self.checkpoint)
 
     @classmethod
     def load(cls, path: str | Path) -> "MultinomialVAE":
         """Read a model folder written by `save`; it is checked before anything is used."""
         arrays, settings = store.load(path)
         try:
-            kind = settings.get("kind")
-            if kind is not None:
+            if (kind := settings.get("kind")) is not None:
                 cls = MultinomialVAE.kinds[kind]
+            if unknown := settings["parameters"].keys() & set(OF_THIS_RUN):
+                raise ValueError(f"{min(unknown)} is no setting of a model")
             _check_state(arrays, settings["parameters"])
             state = {
                 room: {
@@ -1051,8 +1059,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         this_fit = self._settings() | {
             "seed": seed,
             "shape": [n, d],
-            "reads of each sample": hashlib.sha256(self.depth_.tobytes()).hexdigest(),
-            "init": begun and hashlib.sha256(begun.clr_loadings_.tobytes()).hexdigest(),
+            "counts": _digest(self.depth_, *_some_of(counts)),
+            "samples": _digest(fitted.names.astype(str), fitted.covariates),
+            "features": _digest(np.array(self.feature_ids_)),
+            "init": begun and _digest(*(p.numpy() for p in begun._decoder.state_dict().values())),
             "freeze": self.freeze,
         }
         claim = nullcontext() if self.checkpoint is None else claimed(self.checkpoint)
@@ -1102,7 +1112,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                         stacklevel=3,
                     )
             if writer:
-                writer.forget()
+                (writer.finish if diverged is None else writer.forget)()
         if diverged is not None and not history:
             raise diverged
         return encoder.cpu(), decoder.cpu(), history, diverged
@@ -1310,6 +1320,17 @@ def _multinomial(
     return sp.csr_array(rng.multinomial(N, softmax(logits))[None])
 
 
+def axis_names(k: int) -> list[str]:
+    """Names of the axes, in order.
+
+    Examples
+    --------
+    >>> axis_names(3)
+    ['F1', 'F2', 'F3']
+    """
+    return [f"F{c + 1}" for c in range(k)]
+
+
 def most_components(n: int, d: int) -> int:
     """Factors that a table can carry."""
     return max(1, min(n, d) - 1)
@@ -1342,6 +1363,22 @@ def _check_state(arrays: Mapping[str, np.ndarray], parameters: Mapping[str, Any]
         or len(arrays["basis.names"]) != d - 1
     ):
         raise ValueError("the arrays do not fit together")
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    """Return the SHA-256 of what arrays hold."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def _some_of(counts: sp.csr_array | CountFile) -> tuple[np.ndarray, ...]:
+    """Return what tells a table from others: its counts, or those of some samples on disk."""
+    n = counts.shape[0]
+    at = np.unique(np.linspace(0, n - 1, PROBED).astype(int))
+    some = counts[at] if isinstance(counts, CountFile) else counts
+    return some.indptr, some.indices, some.data
 
 
 def _names(table: Any, counts: Any) -> np.ndarray:

@@ -18,6 +18,12 @@ from countvae.errors import CannotWrite, InUse, NotReplaced, OutputExists
 
 __all__ = ["check_writable", "claimed", "holds_only", "new_file", "new_folder", "sha256"]
 
+BEGUN = r"\.[0-9a-f]{8}-"
+"""How names begin of what is not finished."""
+
+ASIDE = ".before"
+"""How names end of what is put aside while something takes its place."""
+
 
 def check_writable(path: str | os.PathLike[str], force: bool) -> None:
     """Refuse a place where nothing could be written; to be asked before a long job.
@@ -68,9 +74,7 @@ def claimed(path: str | os.PathLike[str]) -> Iterator[None]:
         except Timeout as error:
             raise InUse(f"{path}: another run is writing to it.") from error
     try:
-        for left in place.parent.glob(f".*-{glob.escape(place.name)}"):
-            if re.match(r"\.[0-9a-f]{8}-", left.name):
-                _remove(left)
+        _tidy(place)
         yield
     finally:
         # while it is held: a process that waits for this file sees that it is gone
@@ -250,7 +254,7 @@ def _exchange(new: Path, old: Path) -> None:
     swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     if swap is None or swap(here, os.fsencode(new), here, os.fsencode(old), exchange) != 0:
-        aside = _beside(old)
+        aside = _beside(old.with_name(old.name + ASIDE))
         os.rename(old, aside)
         try:
             os.rename(new, old)
@@ -258,6 +262,16 @@ def _exchange(new: Path, old: Path) -> None:
             os.rename(aside, old)
             raise
         os.rename(aside, new)
+
+
+def _tidy(place: Path) -> None:
+    """Remove what killed runs left beside a place; bring back what they had put aside."""
+    for left in place.parent.glob(f".*-{glob.escape(place.name)}*"):
+        found = re.fullmatch(BEGUN + re.escape(place.name) + f"({re.escape(ASIDE)})?", left.name)
+        if found and found[1] and not place.exists():
+            os.rename(left, place)
+        elif found:
+            _remove(left)
 
 
 def _remove(path: Path) -> None:

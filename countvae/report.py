@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,8 @@ LEVELS = 10
 
 COLUMNS = 40
 KNOWN = ("mean_clr", "noise_variance")
+PATHS = ("output", "metadata", "tree", "init")
+"""Settings that are paths."""
 
 
 def page(
@@ -110,7 +113,7 @@ def _facts(model: MultinomialVAE, run: Mapping[str, Any]) -> dict[str, Any]:
     }
     lost = 1 - after["reads"] / before["reads"] if before["reads"] else 0.0
     arguments = run["arguments"]
-    source = ", ".join(map(str, arguments.get("tables", [])))
+    source = _short("tables", arguments.get("tables", []))
     return {
         "subtitle": f"{source} ({run['input']['source']}), {run['started'][:10]}",
         "facts": [
@@ -134,9 +137,20 @@ def _facts(model: MultinomialVAE, run: Mapping[str, Any]) -> dict[str, Any]:
         ),
         "settings": [
             ("SHA-256", ", ".join(run["input"]["sha256"])),
-            *((name, str(value)) for name, value in arguments.items() if value is not None),
+            *(
+                (name, _short(name, value))
+                for name, value in arguments.items()
+                if value is not None
+            ),
         ],
     }
+
+
+def _short(name: str, value: Any) -> str:
+    """Return a setting as text, of a path its name alone: a page may go to others."""
+    if name == "tables":
+        return ", ".join(Path(path).name for path in value)
+    return Path(value).name if name in PATHS else str(value)
 
 
 def _times(run: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -296,7 +310,7 @@ def _network(model: MultinomialVAE, features: pd.DataFrame) -> dict[str, Any]:
         "network": _png(draw, (8.0, 5.5), "Network of features"),
         "network_says": (
             f"The {len(strongest)} strongest of {len(found):,} pairs at a false-discovery rate of"
-            " 5 %, by proportionality ρp of their log-ratios; at most five a feature."
+            " 5 %, by proportionality ρp of their log-ratios; the five strongest of each feature."
         ),
         "edges": [
             {

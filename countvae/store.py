@@ -31,6 +31,9 @@ MODEL = "model.safetensors"
 MAX_CONFIG_BYTES = 16 * 2**20
 """No configuration comes near this; a larger file is refused unread."""
 
+REPLACED = 5
+"""A folder that was replaced while it was read is read again, so often at most."""
+
 STORED_DTYPES = ("bool", "uint8", "int32", "int64", "float32", "float64")
 STRINGS = "str"
 PACKAGES = ("countvae", "numpy", "safetensors", "torch")
@@ -127,6 +130,26 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         If a file is missing, truncated, altered, foreign, or written by a newer version.
     """
     path = Path(path)
+    for _ in range(REPLACED):
+        before = _folder(path)
+        try:
+            return _load(path)
+        except (DamagedModel, NotAModel):
+            if _folder(path) == before:
+                raise
+    return _load(path)
+
+
+def _folder(path: Path) -> tuple[int, int]:
+    """Return which folder is at a place, and since when."""
+    try:
+        found = path.stat()
+    except OSError:
+        return -1, -1
+    return found.st_ino, found.st_ctime_ns
+
+
+def _load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if not path.is_dir():
         raise NotAModel(f"{path}: expected a model folder; there is no such folder.")
     config = _read_config(path / CONFIG)

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,11 @@ from click.testing import CliRunner
 from scipy.sparse import csr_array
 from skbio import DistanceMatrix, OrdinationResults
 
-from countvae import MultinomialVAE, cli, demo
+import countvae.checkpoint
+from countvae import MultinomialVAE, cli, demo, store
 from countvae.cli import main
 from countvae.console import EXIT_CODES, Progress, explain
-from countvae.errors import Diverged, InputError
+from countvae.errors import CannotWrite, Diverged, InputError
 from countvae.files import sha256
 from countvae.table import CountTable, read, write
 
@@ -1008,3 +1010,64 @@ def test_a_grid_that_does_not_fit_is_refused(run, tmp_path, counts):
     for options in (("--grid", "4x"), ("--grid", "2x2x2"), ("--grid", "0x2"), ("--channels", 2)):
         run("fit", "images.tsv", "-o", "m", *options, *QUICK, code=2)
     assert not Path("m").exists()
+
+
+def test_a_fit_that_could_not_be_saved_is_not_lost(shared, run, monkeypatch):
+    monkeypatch.setattr(countvae.checkpoint, "SECONDS_BETWEEN", 0.0)
+    arguments = ("fit", shared / "table.biom", "-o", "m", *QUICK)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "save", _full_at("m", store.save))
+        refused(run(*arguments, code=3), "No space left")
+    assert Path("m.checkpoint").is_dir()
+    assert "--resume goes on with it" in run(*arguments, code=3).stderr
+    run(*arguments, "--resume")
+    assert not Path("m.checkpoint").exists()
+    found, expected = (cli.MultinomialVAE.load(path) for path in ("m", shared / "model"))
+    np.testing.assert_array_equal(found.components_, expected.components_)
+
+
+def _full_at(place, save):
+    def full_there(path, *given, **named):
+        if str(path) == place:
+            raise CannotWrite(f"{path}: cannot be written (No space left on device).")
+        save(path, *given, **named)
+
+    return full_there
+
+
+def test_a_table_that_goes_while_it_is_fitted_is_not_missed(shared, run, monkeypatch):
+    shutil.copy(shared / "table.biom", "gone.biom")
+    fitted = cli.MultinomialVAE.fit
+
+    def fit_without(self, table):
+        Path("gone.biom").unlink()
+        return fitted(self, table)
+
+    monkeypatch.setattr(cli.MultinomialVAE, "fit", fit_without)
+    run("fit", "gone.biom", "-o", "m", *QUICK)
+    about = json.loads(Path("m/run.json").read_text())
+    assert about["input"]["sha256"] == [sha256(shared / "table.biom")]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_nobody_need_read_what_a_fit_says(shared, tmp_path):
+    command = [sys.executable, "-m", "countvae", "fit", shared / "table.biom", "-o", tmp_path / "m"]
+    with open("/dev/full", "w") as nobody:
+        done = subprocess.run([*command, *QUICK[:-1]], stderr=nobody, stdout=subprocess.PIPE)
+    assert done.returncode == 0
+    assert (tmp_path / "m").is_dir()
+
+
+def test_a_report_reads_no_metadata_but_those_that_were_fitted(run, tmp_path, counts):
+    write_tsv(tmp_path / "t.tsv", counts)
+    lines = ["id\tgroup", *(f"{name}\t{'ab'[i % 2]}" for i, name in enumerate(SAMPLES))]
+    Path("known.tsv").write_text("\n".join(lines) + "\n")
+    run("fit", "t.tsv", "-o", "m", "--metadata", "known.tsv", *QUICK)
+    run("report", "m", "-o", "before.html")
+    assert "group" in Path("before.html").read_text()
+    Path("known.tsv").write_text("\n".join(lines).replace("group", "secret") + "\n")
+    run("report", "m", "-o", "after.html")
+    page = Path("after.html").read_text()
+    assert "secret" not in page
+    assert str(tmp_path) not in page

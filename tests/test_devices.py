@@ -67,7 +67,7 @@ def test_a_fit_needs_no_doubles_where_there_are_none(monkeypatch):
     X = table()
     model = MultinomialVAE(3, max_epochs=3)
     model._check_settings()
-    model.depth_ = X.sum(axis=1)
+    model.depth_, model.n_features_in_ = X.sum(axis=1), X.shape[1]
     parts = [
         Samples(some, np.empty((some.shape[0], 0)), np.arange(some.shape[0]))
         for some in (X, X[:40])

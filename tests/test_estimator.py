@@ -17,7 +17,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import countvae.checkpoint
 import countvae.estimator
 import countvae.training
-from countvae import MultinomialVAE
+from countvae import MultinomialVAE, store
 from countvae.basis import sequential
 from countvae.errors import CountvaeWarning, Diverged, InputError
 from countvae.evidence import log_coefficient, solve_noise
@@ -632,6 +632,29 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         MultinomialVAE.load(tmp_path / "other")
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "init", "basis"])
+def test_a_model_s_settings_name_no_places(model, tmp_path, name):
+    arrays, settings = store.load(_saved(model, tmp_path / "model"))
+    settings["parameters"][name] = str(tmp_path / "victim")
+    store.save(tmp_path / "model", arrays, settings, force=True)
+    with pytest.raises(InputError, match="not a MultinomialVAE"):
+        MultinomialVAE.load(tmp_path / "model")
+
+
+def test_sizes_in_a_model_s_settings_are_not_trusted(model, tmp_path):
+    arrays, settings = store.load(_saved(model, tmp_path / "model"))
+    for name, value in (("encoder_depth", 10**9), ("encoder_depth", 3), ("encoder_width", 10**9)):
+        changed = settings | {"parameters": settings["parameters"] | {name: value}}
+        store.save(tmp_path / "model", arrays, changed, force=True)
+        with pytest.raises(InputError, match="not a MultinomialVAE"):
+            MultinomialVAE.load(tmp_path / "model")
+
+
+def _saved(model, path):
+    model.save(path)
+    return path
+
+
 def test_nothing_is_overwritten_without_force(model, tmp_path):
     model.save(tmp_path / "model")
     with pytest.raises(InputError):
@@ -943,6 +966,9 @@ def test_a_fit_that_was_broken_off_ends_as_if_it_had_not_been(
         resumed.set_params(progress=broken_off_after(epoch)).fit(X)
     assert (tmp_path / "state").is_dir()
     resumed.set_params(progress=None).fit(X)
+    assert (tmp_path / "state").is_dir(), "gone before the model was saved"
+    np.testing.assert_array_equal(clone(resumed).fit(X).transform(X), whole.transform(X))
+    resumed.save(tmp_path / "model")
     assert not (tmp_path / "state").exists()
     pd.testing.assert_frame_equal(resumed.history_, whole.history_)
     np.testing.assert_array_equal(resumed.components_, whole.components_)
@@ -958,7 +984,7 @@ def test_a_checkpoint_of_another_fit_or_of_none_is_refused_and_kept(X, tmp_path,
     other = MultinomialVAE(3, max_epochs=4, checkpoint=state)
     with pytest.raises(InputError, match="of another fit, with other n_components"):
         other.fit(X)
-    with pytest.raises(InputError, match="of another fit, with other reads of each sample, shape"):
+    with pytest.raises(InputError, match="of another fit, with other counts, samples, shape"):
         MultinomialVAE(2, max_epochs=4, checkpoint=state).fit(X[:-1])
     assert state.is_dir()
     MultinomialVAE.forget(state)
@@ -991,7 +1017,58 @@ def test_of_a_damaged_state_the_one_before_is_taken(X, tmp_path, monkeypatch, da
     with pytest.warns(CountvaeWarning, match="going on from the state before"):
         resumed.fit(X)
     np.testing.assert_array_equal(resumed.transform(X), whole.transform(X))
-    assert not (tmp_path / "state").exists()
+
+
+def test_a_checkpoint_knows_a_table_of_the_same_depths_and_names_from_its_own(
+    X, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(countvae.checkpoint, "SECONDS_BETWEEN", 0.0)
+    frame = pd.DataFrame(X, columns=[f"f{j}" for j in range(X.shape[1])])
+    model = MultinomialVAE(2, max_epochs=4, checkpoint=tmp_path / "state")
+    with pytest.raises(BrokenOff):
+        clone(model).set_params(progress=broken_off_after(2)).fit(frame)
+    swapped = frame.copy()
+    swapped.iloc[:, [0, 1]] = frame.iloc[:, [1, 0]].to_numpy()
+    for other, what in ((swapped, "counts"), (frame.rename(columns={"f0": "g"}), "features")):
+        with pytest.raises(InputError, match=f"of another fit, with other {what}"):
+            clone(model).fit(other)
+    clone(model).fit(frame)
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_a_fit(X, tmp_path, monkeypatch):
+    monkeypatch.setattr(countvae.checkpoint, "SECONDS_BETWEEN", 0.0)
+    whole = MultinomialVAE(2, max_epochs=4).fit(X)
+    (tmp_path / "state").touch()
+    with pytest.raises(InputError, match="is no checkpoint"):
+        MultinomialVAE(2, max_epochs=4, checkpoint=tmp_path / "state").fit(X)
+    (tmp_path / "state").unlink()
+
+    def stand_in_the_way(row):
+        if row["epoch"] == 1:
+            (tmp_path / "state").touch()
+
+    model = MultinomialVAE(2, max_epochs=4, checkpoint=tmp_path / "state")
+    with pytest.warns(CountvaeWarning, match="the fit goes on without this state"):
+        model.set_params(progress=stand_in_the_way).fit(X)
+    np.testing.assert_array_equal(model.transform(X), whole.transform(X))
+
+
+def test_what_else_lies_in_a_checkpoint_stays(X, tmp_path, monkeypatch):
+    monkeypatch.setattr(countvae.checkpoint, "SECONDS_BETWEEN", 0.0)
+    model = MultinomialVAE(2, max_epochs=5, checkpoint=tmp_path / "state")
+    with pytest.raises(BrokenOff):
+        clone(model).set_params(progress=broken_off_after(2)).fit(X)
+    (tmp_path / "state" / ".DS_Store").touch()
+    (tmp_path / "state" / ".01234567-0-000003").mkdir()
+    clone(model).fit(X).set_params(checkpoint=tmp_path / "state").save(tmp_path / "model")
+    assert [path.name for path in (tmp_path / "state").iterdir()] == [".DS_Store"]
+
+
+def test_states_are_in_the_order_of_their_numbers(tmp_path):
+    for name in ("0-999999", "0-1000000", "1-000001", "0-000002"):
+        (tmp_path / name).mkdir()
+    found = countvae.checkpoint.Checkpoint(tmp_path, {})._states()
+    assert [path.name for path in found] == ["1-000001", "0-1000000", "0-999999", "0-000002"]
 
 
 def test_two_fits_do_not_share_a_checkpoint(X, tmp_path):

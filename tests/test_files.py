@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from countvae import files
 from countvae.errors import CannotWrite, InputError, InUse
 from countvae.files import check_writable, claimed, holds_only, new_file, new_folder, sha256
 
@@ -178,11 +179,44 @@ def test_a_place_is_claimed_by_one_and_free_when_that_ends(tmp_path):
 
 
 def test_a_claim_removes_what_a_killed_run_began_there_and_nothing_else(tmp_path):
-    for name in (".0123abcd-m", ".0123abcd-mm", ".notes-m", "m"):
+    for name in (".0123abcd-m", ".4567abcd-m.before"):
+        (tmp_path / name).mkdir()
+    others = {".0123abcd-mm", ".0123abcd-my-m", ".0123abcd-m.after", ".notes-m", "m"}
+    for name in others:
         (tmp_path / name).mkdir()
     with claimed(tmp_path / "m"):
         pass
-    assert {path.name for path in tmp_path.iterdir()} == {".0123abcd-mm", ".notes-m", "m"}
+    assert {path.name for path in tmp_path.iterdir()} == others
+
+
+def test_a_claim_brings_back_what_a_killed_run_had_put_aside(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.ctypes, "CDLL", lambda *given, **named: object())  # no renameat2
+    for content in ("old", "new"):
+        with new_folder(tmp_path / "m", force=True, replaceable=holds_only("a")) as folder:
+            (folder / "a").write_text(content)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    rename = os.rename
+
+    def killed_after_the_first(before, after):
+        rename(before, after)
+        raise Killed
+
+    monkeypatch.setattr(files.os, "rename", killed_after_the_first)
+    monkeypatch.setattr(files.shutil, "rmtree", lambda *given, **named: None)
+    with (
+        pytest.raises(Killed),
+        new_folder(tmp_path / "m", force=True, replaceable=holds_only("a")) as folder,
+    ):
+        (folder / "a").write_text("newest")
+    monkeypatch.undo()
+    assert not (tmp_path / "m").exists()
+    with claimed(tmp_path / "m"):
+        assert (tmp_path / "m" / "a").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+class Killed(BaseException):
+    pass
 
 
 def test_a_place_in_no_folder_cannot_be_claimed(tmp_path):

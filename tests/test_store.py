@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -303,3 +304,22 @@ def test_a_model_folder_holds_no_pickle(folder):
 def test_a_moved_folder_is_still_the_model(folder, tmp_path):
     shutil.move(folder, tmp_path / "elsewhere")
     assert store.load(tmp_path / "elsewhere")[1] == SETTINGS
+
+
+def test_a_reader_finds_the_old_state_or_the_new_one_whole(tmp_path):
+    place, stop, seen = tmp_path / "state", threading.Event(), set()
+
+    def replace_again_and_again():
+        for i in range(1, 150):
+            store.save(place, {"a": np.full(50, float(i))}, {"i": i}, force=True)
+        stop.set()
+
+    store.save(place, {"a": np.zeros(50)}, {"i": 0})
+    writer = threading.Thread(target=replace_again_and_again)
+    writer.start()
+    while not stop.is_set():
+        arrays, settings = store.load(place)
+        assert set(arrays["a"]) == {settings["i"]}
+        seen.add(settings["i"])
+    writer.join()
+    assert len(seen) > 1

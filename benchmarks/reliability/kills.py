@@ -38,8 +38,9 @@ def measure(tries: int, seed: int = 0) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        A row a fit that ended: how it was stopped, how often, how often while it wrote, whether
-        anything was lost meanwhile, and whether the result is that of a fit left alone.
+        A row a fit that was stopped and got to its end: how it was stopped, how often, how often
+        while it wrote, whether anything was lost meanwhile (the earlier model, or an epoch of a
+        state that was written), and whether the result is that of a fit left alone.
     """
     rng, rows = np.random.default_rng(seed), []
     with tempfile.TemporaryDirectory() as name, Warm(Path(name)) as warm:
@@ -50,13 +51,17 @@ def measure(tries: int, seed: int = 0) -> pd.DataFrame:
         if done.outcome != "done":
             raise SystemExit(done.said)
         bits = (folder / "alone" / "model.safetensors").read_bytes()
-        MultinomialVAE.load(folder / "alone").save(folder / MODEL)
+        earlier = warm.run(*FIT, "-o", "earlier", "--seed", "2")
+        if earlier.outcome != "done":
+            raise SystemExit(earlier.said)
         killed = 0
         while killed < tries:
             how = list(HOW)[len(rows) % len(HOW)]
+            MultinomialVAE.load(folder / "earlier").save(folder / MODEL, force=True)
             row = stopped_and_resumed(warm, folder, HOW[how], done.seconds, rng)
             whole = folder / MODEL / "model.safetensors"
-            rows.append({"how": how, **row, "equal": int(whole.read_bytes() == bits)})
+            if row["stopped"]:
+                rows.append({"how": how, **row, "equal": int(whole.read_bytes() == bits)})
             killed += row["stopped"]
     return pd.DataFrame(rows)
 
@@ -65,7 +70,7 @@ def stopped_and_resumed(
     warm: Warm, folder: Path, how: signal.Signals, takes: float, rng: np.random.Generator
 ) -> dict[str, int]:
     """Stop a fit that replaces a model, again and again, until it gets to its end."""
-    stopped = writing = lost = 0
+    stopped = writing = lost = last = 0
     before, checkpoint = content(folder / MODEL), folder / f"{MODEL}.checkpoint"
     said = ""
     while True:
@@ -79,8 +84,10 @@ def stopped_and_resumed(
         if done.code == 0:
             break
         stopped += 1
-        held = before == content(folder / MODEL) or loads(folder / MODEL)
-        lost += not (held and _last_is_whole(checkpoint))
+        replaced = before != content(folder / MODEL)
+        reached = _last_epoch(checkpoint)
+        lost += not loads(folder / MODEL) if replaced else reached < last
+        last = max(last, reached)
         places = [place for place in (folder, checkpoint) if place.exists()]
         writing += any(BEGUN.match(name) for place in places for name in os.listdir(place))
         wrong = how is not signal.SIGKILL and done.outcome != "refused"
@@ -101,14 +108,15 @@ def _wait_for_a_write(*folders: Path, seconds: float = 0.3) -> None:
                 return
 
 
-def _last_is_whole(checkpoint: Path) -> bool:
-    """Whether the last state that is there can be loaded, if there is any."""
+def _last_epoch(checkpoint: Path) -> int:
+    """Epochs in the last state that is there, 0 without one, -1 if it is not whole."""
     try:
         for state in sorted(checkpoint.glob("[0-9]*"))[-1:]:
-            load(state)
+            _, settings = load(state)
+            return len(settings["state"]["history"])
     except InputError:
-        return False
-    return True
+        return -1
+    return 0
 
 
 if __name__ == "__main__":
