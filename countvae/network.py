@@ -306,6 +306,11 @@ def _check(by: str, partners: int, min_weight: float, fdr: float | None, draws: 
         raise ArgumentError(f"min_weight: expected 0 to 1; got {min_weight!r}.")
     if fdr is not None and not 0 < fdr <= 1:
         raise ArgumentError(f"fdr: expected a share above 0, at most 1; got {fdr!r}.")
+    if fdr is not None and by == "partial_correlation":
+        raise ArgumentError(
+            "fdr: tests whether two features share a factor, which says nothing of their partial"
+            " correlation."
+        )
 
 
 def _law(model: MultinomialVAE) -> _Law:

@@ -171,6 +171,7 @@ def test_modules_are_the_blocks_that_were_planted():
         ({"draws": 1}, "draws: expected a whole number >= 2; got 1."),
         ({"min_weight": 2.0}, "min_weight: expected 0 to 1; got 2.0."),
         ({"fdr": 0.0}, "fdr: expected a share above 0"),
+        ({"fdr": 0.1, "by": "partial_correlation"}, "says nothing of their partial correlation"),
     ],
 )
 def test_what_is_out_of_range_is_said(model, settings, sentence):
