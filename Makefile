@@ -65,7 +65,7 @@ $(BENCH_PERFORMANCE:%=bench-performance-%): bench-performance-%: venv
 	COUNTVAE_PEERS="$(PEERS)/bin/python" "$(PY)" -m benchmarks.performance.$*
 
 # What people take home, a script a claim.
-BENCH_TAKEHOME := network select score subcomposition finetune
+BENCH_TAKEHOME := network select score subcomposition finetune covariates
 
 bench-takehome: $(BENCH_TAKEHOME:%=bench-takehome-%)
 

@@ -12,7 +12,7 @@ from scipy.spatial.distance import pdist, squareform
 from skbio import DistanceMatrix, OrdinationResults
 
 from countvae.errors import UnsafeIds
-from countvae.estimator import MultinomialVAE
+from countvae.estimator import MultinomialVAE, axis_names
 from countvae.files import new_file
 from countvae.table import write_frame
 
@@ -36,17 +36,6 @@ MIN_AXES = 3
 """Emperor draws in space, so an ordination is filled up with axes of zeros."""
 
 Ids = Sequence[str] | Shaped[np.ndarray, " ids"]
-
-
-def axis_names(k: int) -> list[str]:
-    """Names of the axes, in order.
-
-    Examples
-    --------
-    >>> axis_names(3)
-    ['F1', 'F2', 'F3']
-    """
-    return [f"F{c + 1}" for c in range(k)]
 
 
 def check_ids(ids: Ids, what: str) -> None:

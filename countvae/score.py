@@ -20,7 +20,7 @@ from scipy.sparse import csr_array, issparse
 from scipy.stats import false_discovery_control
 
 from countvae.errors import ArgumentError
-from countvae.estimator import MultinomialVAE
+from countvae.estimator import MultinomialVAE, axis_names
 from countvae.stream import CountFile
 from countvae.table import CountTable
 
@@ -69,7 +69,7 @@ def scores(
     model, X = model.match(X)
     depth, evidence = _depth(X), model.score_samples(X)
     at_least_one = np.maximum(depth, 1)
-    drawn = _Drawn.at(model, at_least_one, int(reference), random_state)
+    drawn = _Drawn.at(model, X, at_least_one, int(reference), random_state)
     expected, t, p = drawn.compare(evidence, np.log(at_least_one))
     return pd.DataFrame(
         {
@@ -92,16 +92,25 @@ class _Drawn(NamedTuple):
     """Sorted."""
 
     @classmethod
-    def at(cls, model: MultinomialVAE, depth: np.ndarray, R: int, seed: int) -> "_Drawn":
-        """Draw at depths a factor of two apart, or less, that enclose those given."""
+    def at(cls, model: MultinomialVAE, X: Any, depth: np.ndarray, R: int, seed: int) -> "_Drawn":
+        """Draw at depths a factor of two apart, or less, that enclose those given.
+
+        Covariates, if the model has any, are those of samples of X.
+        """
         low, high = np.floor(depth.min()), np.ceil(depth.max())
         at = np.geomspace(low, high, 1 + int(np.ceil(np.log2(high / low))))
         at = np.unique(np.rint(at))
         evidence = []
         for i, N in enumerate(at):
-            counts, _ = model.sample(R, int(N), random_state=seed + i)
-            evidence.append(np.sort(model.score_samples(_named(model, counts))))
-        return cls(np.log(at), np.array(evidence))
+            if model.formula is None:
+                counts, _ = model.sample(R, int(N), random_state=seed + i)
+                evidence.append(model.score_samples(_named(model, counts)))
+            else:
+                known = X.sample_metadata.sample(R, replace=True, random_state=seed + i)
+                known = known.drop(columns=axis_names(model.n_components_), errors="ignore")
+                counts, _ = model.sample_design(known, int(N), random_state=seed + i)
+                evidence.append(model.score_samples(_named(model, counts, known)))
+        return cls(np.log(at), np.sort(evidence, axis=1))
 
     def compare(self, evidence: np.ndarray, log_depth: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return what is expected, t and p of samples, all interpolated in the depth."""
@@ -124,12 +133,15 @@ class _Drawn(NamedTuple):
         return expected, t, (1 + rank) / (1 + R)
 
 
-def _named(model: MultinomialVAE, counts: csr_array) -> csr_array | CountTable:
-    """Give drawn samples the features' names, if the model has any."""
+def _named(
+    model: MultinomialVAE, counts: csr_array, known: pd.DataFrame | None = None
+) -> csr_array | CountTable:
+    """Give drawn samples the features' names, if the model has any, and what is known of them."""
     if not hasattr(model, "feature_names_in_"):
         return counts
     ids = np.array([str(i) for i in range(counts.shape[0])], dtype=object)
-    return CountTable(counts, ids, model.feature_names_in_)
+    metadata = None if known is None else known.set_axis(ids)
+    return CountTable(counts, ids, model.feature_names_in_, metadata)
 
 
 def _depth(X: Any) -> Float[np.ndarray, " n"]:

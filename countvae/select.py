@@ -122,7 +122,8 @@ def select(
     Raises
     ------
     InputError
-        If k is empty or has a number below 1, or there are fewer than two folds or samples of one.
+        If k is empty, or has a number below 1 or above what the table carries, or there are fewer
+        than two folds or samples of one.
     """
     tried = _checked(k)
     table = X if isinstance(X, CountTable) else csr_array(X)
@@ -130,6 +131,12 @@ def select(
     depth = np.asarray(counts.sum(axis=1), dtype=float)
     if not 2 <= folds <= len(depth) // 2:
         raise ArgumentError(f"folds: expected 2 to {len(depth) // 2}; got {folds!r}.")
+    n, d = counts.shape
+    if tried[-1] > (most := min(n - -(-n // folds), d - 1) - 1):
+        raise ArgumentError(
+            f"k: {n} samples of {d} features, in {folds} folds, carry at most {most} factors; got"
+            f" {tried[-1]}."
+        )
     evidence = np.empty((len(tried), len(depth)))
     pareto = np.empty_like(evidence)
     of = np.random.default_rng(random_state).permutation(len(depth)) % folds

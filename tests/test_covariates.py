@@ -11,6 +11,7 @@ from countvae.cli import main
 from countvae.errors import InputError
 from countvae.metrics import subspace_error
 from countvae.ordination import coefficient_frame
+from countvae.score import scores
 from countvae.simulate import simulate
 from countvae.table import CountTable, write
 
@@ -45,8 +46,28 @@ def test_planted_effects_come_back_within_their_errors(drawn, adjusted):
     assert adjusted.coefficient_names_.tolist() == ["age", "batch[T.two]"]
     for found, sd, truth in zip(adjusted.coefficients_, adjusted.coefficients_sd_, B, strict=True):
         assert np.corrcoef(found, truth)[0, 1] > 0.95
-        inside = np.abs(found - truth) < 1.645 * sd
-        assert 0.6 < inside.mean() <= 1
+        assert (np.abs(found - truth) < 1.645 * sd).mean() > 0.75
+
+
+def test_effects_of_nothing_are_within_their_errors_alone_and_beside_one_alike(drawn):
+    """Of 90 % intervals one in ten excludes no effect; a copy of age must not look sure."""
+    table, B, _ = drawn
+    rng = np.random.default_rng(1)
+    metadata = table.sample_metadata.assign(
+        nothing=rng.normal(size=N), coin=rng.integers(0, 2, N).astype(float)
+    )
+    metadata["alike"] = metadata["age"] + rng.normal(0, 0.5, N)
+    known = CountTable(table.counts, table.sample_ids, table.feature_ids, metadata)
+    model = MultinomialVAE(K, formula="~ age + batch + nothing + coin + alike", max_epochs=30)
+    model.fit(known)
+    truth = np.vstack([B, np.zeros((3, D))])
+    off = np.abs(model.coefficients_ - truth) > 1.645 * model.coefficients_sd_
+    assert off[2:].mean() < 0.25
+    assert off[[0, 4]].mean() < 0.25
+    alone = MultinomialVAE(K, formula="~ age", max_epochs=30).fit(known)
+    apart = np.median(model.coefficients_sd_[0] / alone.coefficients_sd_[0])
+    # age is known but for what the other has of it: 10 / sqrt(12) against about 0.5
+    assert 3 < apart < 12
 
 
 def test_a_planted_batch_is_removed_and_the_factors_stay(drawn, adjusted):
@@ -170,3 +191,23 @@ def test_a_design_moves_what_is_drawn_as_the_effects_say(adjusted):
     assert np.corrcoef(moved, 6 * adjusted.coefficients_[0])[0, 1] > 0.95
     with pytest.raises(InputError, match=r"'three' in sample '0', which the model was not fitted"):
         adjusted.sample_design(design.assign(batch="three"))
+
+
+def test_samples_are_scored_given_their_covariates(drawn, adjusted):
+    table, _, _ = drawn
+    found = scores(adjusted, table, reference=200)
+    assert 0.35 < found["p_value"].mean() < 0.65
+    moved = table.sample_metadata.assign(batch=table.sample_metadata["batch"].to_numpy()[::-1])
+    wrong = CountTable(table.counts, table.sample_ids, table.feature_ids, moved)
+    changed = (moved["batch"] != table.sample_metadata["batch"]).to_numpy()
+    without = scores(adjusted, wrong, reference=200)
+    assert (without["t"] < found["t"])[changed].mean() > 0.9
+
+
+def test_text_among_the_numbers_of_new_samples_is_refused_by_name(drawn, adjusted):
+    table, _, _ = drawn
+    metadata = table.sample_metadata.astype({"age": object})
+    metadata.loc["s3", "age"] = "unknown"
+    new = CountTable(table.counts, table.sample_ids, table.feature_ids, metadata)
+    with pytest.raises(InputError, match="column 'age' has 'unknown' in sample 's3'"):
+        adjusted.transform(new)

@@ -69,6 +69,7 @@ def test_the_verdict_says_why_and_whether_more_may_do_better():
         ([], {}, "k: expected whole numbers >= 1"),
         ([0, 2], {}, "k: expected whole numbers >= 1"),
         ([2], {"folds": 1}, "folds: expected 2 to 120; got 1."),
+        ([2, 500], {}, "in 3 folds, carry at most .* factors; got 500"),
     ],
 )
 def test_what_is_out_of_range_is_said(truth, k, more, sentence):
