@@ -1,5 +1,6 @@
 """A folder in which a fit leaves its state, for another process to go on from."""
 
+import functools
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from countvae.errors import (
     InputError,
     NotAModel,
 )
+from countvae.files import BEGUN, is_empty_folder
 from countvae.training import Kept, State
 
 __all__ = ["Checkpoint"]
@@ -25,7 +27,7 @@ __all__ = ["Checkpoint"]
 SECONDS_BETWEEN = 30.0
 
 STATE = r"(\d)-(\d{6,})"
-UNFINISHED = r"\.[0-9a-f]{8}-" + STATE
+UNFINISHED = BEGUN + STATE
 
 KEPT = 2
 """States that stay: should a disk have lost the last one, there is the one before."""
@@ -38,13 +40,15 @@ class Checkpoint:
     ----------
     folder : path
         Made when the first state is written, and removed by `forget`. What else lies in it stays.
-    this_fit : dict
-        What tells this fit from others, as plain JSON.
+    this_fit : callable
+        Says what tells this fit from others, as plain JSON; asked once there is a state.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], this_fit: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], this_fit: Callable[[], dict[str, Any]]
+    ) -> None:
         self.folder = Path(folder)
-        self.this_fit = this_fit
+        self.this_fit = functools.cache(this_fit)
         self._written = time.monotonic()
         self._latest: tuple[int, Kept] | None = None
 
@@ -74,9 +78,9 @@ class Checkpoint:
                     stacklevel=2,
                 )
                 continue
-            fit = settings["fit"]
-            if fit != self.this_fit:
-                names = sorted(n for n in self.this_fit if fit.get(n) != self.this_fit[n])
+            theirs, ours = settings["fit"], self.this_fit()
+            if theirs != ours:
+                names = sorted(name for name in ours if theirs.get(name) != ours[name])
                 raise CheckpointOfAnother(
                     f"{self.folder}: is the checkpoint of another fit, with other"
                     f" {', '.join(names)}."
@@ -120,7 +124,7 @@ class Checkpoint:
         attempt, kept = self._latest
         epoch = len(kept.settings["history"])
         self.folder.mkdir(exist_ok=True)
-        settings = {"fit": self.this_fit, "attempt": attempt, "state": kept.settings}
+        settings = {"fit": self.this_fit(), "attempt": attempt, "state": kept.settings}
         store.save(self.folder / f"{attempt}-{epoch:06}", kept.arrays, settings, force=True)
         last = self._states()[:KEPT]
         for path in self._ours():
@@ -160,7 +164,7 @@ class Checkpoint:
     def _states(self) -> list[Path]:
         """Return the folders of states, the last first."""
         ours = self._ours()
-        if os.path.lexists(self.folder) and not ours and not _is_empty_folder(self.folder):
+        if os.path.lexists(self.folder) and not ours and not is_empty_folder(self.folder):
             raise NotAModel(f"{self.folder}: is no checkpoint of a fit.")
         numbered = [
             (int(found[1]), int(found[2]), path)
@@ -168,7 +172,3 @@ class Checkpoint:
             if (found := re.fullmatch(STATE, path.name))
         ]
         return [path for _, _, path in sorted(numbered, reverse=True)]
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())

@@ -245,14 +245,7 @@ class ConvDecoder(Decoder):
         fitted = torch.linalg.solve(design.T @ design, design.T @ self.logits(draws))
         return fitted[:k].T.contiguous(), fitted[k]
 
-    def forward(
-        self,
-        z: Float[Tensor, "b k"],
-        D: Float[Tensor, "b k"],
-        U: Float[Tensor, "d _"] | None = None,
-        f: Float[Tensor, "b p"] | None = None,
-        draws: Float[Tensor, "b k"] | None = None,
-    ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+    def forward(self, z, D, U=None, f=None, draws=None):
         """Logits at a draw from q, without variance; or as if the decoder were straight near z."""
         if draws is None:
             return self.logits(z), (self.jacobian(z).square() @ D[:, :, None])[:, :, 0]
@@ -260,12 +253,7 @@ class ConvDecoder(Decoder):
         return logits, torch.zeros_like(logits)
 
     @torch.no_grad()
-    def rescale(
-        self,
-        A: Float[Tensor, "k k"],
-        shift: Float[Tensor, " k"],
-        slope: Float[Tensor, "k p"] | None = None,
-    ) -> None:
+    def rescale(self, A, shift, slope=None):
         """Write the same law in factors u, where z = A u + shift."""
         self.first.bias.add_(self.first.weight @ shift)
         self.first.weight.copy_(self.first.weight @ A)

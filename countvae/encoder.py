@@ -1,6 +1,7 @@
 """The encoders, q(z | x) = N( F_L(Psi' log(x + pseudocount) - mu), D )."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -64,9 +65,9 @@ class Encoder(nn.Module):
         self.last = zeros(width, k if self.shared_D else 2 * k, self.A)
 
     def _seen(
-        self, x: Float[Tensor, "b d"], shift: Float[Tensor, "b d"] | None, read: Read
+        self, x: Float[Tensor, "b d"], shift: tuple[Tensor, Tensor] | None, read: Read
     ) -> Float[Tensor, "b width"]:
-        """Return what the hidden layers make of counts whose logs covariates shift."""
+        """Return what the hidden layers make of counts whose logs f and Theta shift, if given."""
         raise NotImplementedError
 
     @property
@@ -94,8 +95,7 @@ class Encoder(nn.Module):
         z = self.b + read(self.A)
         log_D = self.log_D.expand_as(z)
         if self.depth > 1:
-            moved = None if shift is None else shift[0] @ shift[1].T
-            deep = self.last(self._seen(x, moved, read))
+            deep = self.last(self._seen(x, shift, read))
             z = z + deep[:, : z.shape[1]]
             if not self.shared_D:
                 log_D = log_D + deep[:, z.shape[1] :]
@@ -132,6 +132,8 @@ class DenseEncoder(Encoder):
 
     Parameters
     ----------
+    start, depth, settings
+        As of `Encoder`.
     width : int
         Units of each hidden layer.
     generator : torch.Generator, optional
@@ -140,23 +142,16 @@ class DenseEncoder(Encoder):
 
     def __init__(
         self,
-        A: Tensor,
-        b: Tensor,
-        log_D: Tensor,
-        centre: Tensor,
-        *,
+        *start: Tensor,
         depth: int,
         width: int,
         activation: str,
-        pseudocount: float,
-        shared_D: bool,
         generator: torch.Generator | None,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            A, b, log_D, centre, depth=depth, pseudocount=pseudocount, shared_D=shared_D
-        )
+        super().__init__(*start, depth=depth, **settings)
         if depth > 1:
-            k = len(b)
+            A, k = start[0], len(self.b)
             like = {"generator": generator, "dtype": A.dtype, "device": A.device}
             self.G = nn.Parameter(A @ (torch.randn(k, width, **like) / k**0.5))
             self.G_bias = nn.Parameter(torch.randn(width, **like) / 2)
@@ -189,6 +184,8 @@ class ConvEncoder(Encoder):
 
     Parameters
     ----------
+    start, depth, settings
+        As of `Encoder`.
     grid : Grid
         Where the features lie.
     width : int
@@ -201,26 +198,20 @@ class ConvEncoder(Encoder):
 
     def __init__(
         self,
-        A: Tensor,
-        b: Tensor,
-        log_D: Tensor,
-        centre: Tensor,
-        *,
+        *start: Tensor,
         grid: Grid,
         depth: int,
         width: int,
         activation: str,
-        pseudocount: float,
-        shared_D: bool,
         generator: torch.Generator | None,
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            A, b, log_D, centre, depth=depth, pseudocount=pseudocount, shared_D=shared_D
-        )
+        super().__init__(*start, depth=depth, **settings)
         self.grid = grid
         if depth > 1:
+            A = start[0]
             # not `centre`, which moves: no convolution could follow it
-            self.register_buffer("seen_from", centre.clone())
+            self.register_buffer("seen_from", self.centre.clone())
             axes, layers = len(grid.shape), []
             for i in range(depth - 1):
                 inputs, stride = (width, 2) if i else (grid.channels, 1)
@@ -233,5 +224,7 @@ class ConvEncoder(Encoder):
 
     def _seen(self, x, shift, read):
         logs = centred_logs(x, self.pseudocount, self.seen_from)
-        logs = logs if shift is None else logs - shift
+        if shift is not None:
+            f, Theta = shift
+            logs = logs - f @ Theta.T
         return self.hidden(self.grid.images(logs)).flatten(1)

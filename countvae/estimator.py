@@ -549,7 +549,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         part.basis_operator_ = make_basis("balanced", part.feature_ids_)
         rows = self.components_[:, at]
         part.components_ = rows - rows.mean(1, keepdims=True)
-        part._describe()
+        part._describe(part._decoder.mu)
         return part
 
     def amortization_gap(self, X: Any) -> np.ndarray:
@@ -868,7 +868,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         InputError
             If the folder is no checkpoint.
         """
-        Checkpoint(checkpoint, {}).forget()
+        Checkpoint(checkpoint, dict).forget()
 
     @property
     def clr_loadings_(self) -> np.ndarray:
@@ -1056,15 +1056,20 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             None if held_out is None else Rows(held_out.counts, *where, held_out.covariates)
         )
         max_epochs = int(self.max_epochs or np.clip(np.ceil(700 * rows.batch_size / n), 9, 70))
-        this_fit = self._settings() | {
-            "seed": seed,
-            "shape": [n, d],
-            "counts": _digest(self.depth_, *_some_of(counts)),
-            "samples": _digest(fitted.names.astype(str), fitted.covariates),
-            "features": _digest(np.array(self.feature_ids_)),
-            "init": begun and _digest(*(p.numpy() for p in begun._decoder.state_dict().values())),
-            "freeze": self.freeze,
-        }
+
+        def this_fit() -> dict[str, Any]:
+            """What tells this fit from others: work that only a state that is there is worth."""
+            parts = () if begun is None else begun._decoder.state_dict().values()
+            return self._settings() | {
+                "seed": seed,
+                "shape": [n, d],
+                "counts": _digest(self.depth_, *_some_of(counts)),
+                "samples": _digest(fitted.names.astype(str), fitted.covariates),
+                "features": _digest(np.array(self.feature_ids_)),
+                "init": begun and _digest(*(part.numpy() for part in parts)),
+                "freeze": self.freeze,
+            }
+
         claim = nullcontext() if self.checkpoint is None else claimed(self.checkpoint)
         checkpoint = None if self.checkpoint is None else Checkpoint(self.checkpoint, this_fit)
         with processes.first_holds(claim):
@@ -1159,9 +1164,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if begun._encoder is None:
             raise ArgumentError("init: the model of a subcomposition has no encoder to go on from.")
         theirs = begun._fitted_settings | {"n_components": begun.n_components_}
+        ours = self._settings()
         for name in self.of_model:
-            if theirs[name] != (own := self._settings()[name]):
-                raise ArgumentError(f"init: its {name} is {theirs[name]!r}, not {own!r}.")
+            if theirs[name] != ours[name]:
+                raise ArgumentError(f"init: its {name} is {theirs[name]!r}, not {ours[name]!r}.")
         if begun.feature_ids_ != self.feature_ids_:
             raise FeaturesDiffer(
                 f"init: has {begun.n_features_in_} features, and they are not the table's"
@@ -1247,7 +1253,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Read centre, axes, variances and signs off a trained decoder."""
         self._encoder: Encoder | None = encoder.requires_grad_(False)
         self._decoder = decoder.requires_grad_(False)
-        V, _ = self._decoder.linear_part()
+        V, mu = self._decoder.linear_part()
         U, s, Rt = np.linalg.svd(V.numpy(), full_matrices=False)
         signs = np.sign(U[np.abs(U).argmax(0), np.arange(len(s))])
         signs[signs == 0] = 1
@@ -1255,11 +1261,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.components_ = (U * signs).T
         self.explained_variance_ = s**2
         self.n_components_ = len(s)
-        self._describe()
+        self._describe(mu)
 
-    def _describe(self) -> None:
-        """Read the rest off the decoder, given the axes."""
-        _, mu = self._decoder.linear_part()
+    def _describe(self, mu: torch.Tensor) -> None:
+        """Read the rest off the decoder, given the centre and the axes."""
         self.mean_ = mu.numpy().copy()
         d = len(self.mean_)
         self.feature_noise_variance_ = np.broadcast_to(self._decoder.sigma2.numpy(), (d,)).copy()

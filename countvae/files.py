@@ -16,7 +16,16 @@ from filelock import FileLock, Timeout
 
 from countvae.errors import CannotWrite, InUse, NotReplaced, OutputExists
 
-__all__ = ["check_writable", "claimed", "holds_only", "new_file", "new_folder", "sha256"]
+__all__ = [
+    "BEGUN",
+    "check_writable",
+    "claimed",
+    "holds_only",
+    "is_empty_folder",
+    "new_file",
+    "new_folder",
+    "sha256",
+]
 
 BEGUN = r"\.[0-9a-f]{8}-"
 """How names begin of what is not finished."""
@@ -41,7 +50,7 @@ def check_writable(path: str | os.PathLike[str], force: bool) -> None:
         If `path` exists and may not be replaced, or its folder is missing or not writable.
     """
     path = Path(path)
-    if os.path.lexists(path) and not force and not _is_empty_folder(path):
+    if os.path.lexists(path) and not force and not is_empty_folder(path):
         raise OutputExists(f"{path}: is already there; it is replaced only with force.")
     _check_parent(path)
 
@@ -215,13 +224,14 @@ def _check_parent(path: Path) -> None:
 
 
 def _check_replaceable(path: Path, replaceable: Callable[[Path], bool]) -> None:
-    if os.path.lexists(path) and not _is_empty_folder(path) and not replaceable(path):
+    if os.path.lexists(path) and not is_empty_folder(path) and not replaceable(path):
         raise NotReplaced(
             f"{path}: is not replaced, since it, or something in it, was not written here."
         )
 
 
-def _is_empty_folder(path: Path) -> bool:
+def is_empty_folder(path: Path) -> bool:
+    """Whether there is a folder, and nothing in it."""
     return path.is_dir() and not any(path.iterdir())
 
 

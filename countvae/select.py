@@ -14,7 +14,7 @@ is the smallest whose e_k is within one standard error of the difference to the 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,17 +23,18 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from scipy.sparse import csr_array
+from torch import Tensor
 
 from countvae.decoder import SIGMA2_RANGE, Decoder
 from countvae.errors import ArgumentError
 from countvae.estimator import MultinomialVAE
 from countvae.evidence import log_coefficient
-from countvae.inference import importance_weights, posterior_at, refine
+from countvae.inference import Posterior, importance_weights, posterior_at, refine
 from countvae.ppca import clr_counts, ppca
 from countvae.rows import Rows
 from countvae.table import CountTable
 
-__all__ = ["Selection", "select"]
+__all__ = ["Selection", "answers_under", "evidence_under", "principal_law", "select"]
 
 NEWTON = 20
 """Steps from the origin to the posterior of a sample under a law without an encoder."""
@@ -158,28 +159,36 @@ def select(
     plain = np.empty(len(depth))
     for fold in range(folds):
         held = np.flatnonzero(of == fold)
-        plain[held] = _of_principal_components(
-            counts[np.flatnonzero(of != fold)], counts[held], tried[chosen], draws, random_state
-        )
+        law = principal_law(counts[np.flatnonzero(of != fold)], tried[chosen], random_state)
+        plain[held] = evidence_under(law, counts[held], draws, random_state)
     both = _compared([0, 1], np.stack([plain, evidence[chosen]]), depth)
     gain = both["evidence_a_read"][1] - both["evidence_a_read"][0]
     return Selection(table, tried[chosen], float(gain), float(both["difference_se"].max()))
 
 
-def _of_principal_components(
-    fitted: csr_array, held: csr_array, k: int, draws: int, random_state: int
-) -> Float[np.ndarray, " n"]:
-    """Evidence under the law that probabilistic PCA of log(x + 1) finds."""
-    logs = clr_counts(fitted)
+def principal_law(counts: np.ndarray | csr_array, k: int, random_state: int) -> Decoder:
+    """Return the law that probabilistic PCA of log(x + 1) finds, in the place of a decoder."""
+    logs = clr_counts(counts)
     law = ppca(logs, k, rank=logs.shape[1] - 1, rng=np.random.default_rng(random_state))
     sigma2 = torch.tensor(max(law.noise_variance, SIGMA2_RANGE[0]), dtype=torch.float64)
-    decoder = Decoder(torch.from_numpy(law.loadings), torch.from_numpy(law.mean), sigma2)
+    return Decoder(torch.from_numpy(law.loadings), torch.from_numpy(law.mean), sigma2)
+
+
+def answers_under(law: Decoder, counts: csr_array) -> Iterator[tuple[Tensor, Posterior]]:
+    """Yield counts of samples, and their posterior under a law that has no encoder."""
+    for x in Rows(counts, max(1, 2**20 // counts.shape[1]), torch.float64).in_order():
+        z = x.new_zeros(len(x), law.V.shape[1])
+        yield x, refine(law, x, posterior_at(law, x, z, torch.ones_like(z)), NEWTON)
+
+
+def evidence_under(
+    law: Decoder, counts: csr_array, draws: int, random_state: int
+) -> Float[np.ndarray, " n"]:
+    """Log p(x) of samples under a law, in nats, by importance sampling."""
     rng, found = np.random.RandomState(random_state), []
-    for x in Rows(held, max(1, 2**20 // held.shape[1]), torch.float64).in_order():
-        z = x.new_zeros(len(x), k)
-        posterior = refine(decoder, x, posterior_at(decoder, x, z, torch.ones_like(z)), NEWTON)
-        normal = torch.from_numpy(rng.standard_normal((draws, len(x), k)))
-        weights = importance_weights(decoder, x, posterior, normal)
+    for x, posterior in answers_under(law, counts):
+        normal = torch.from_numpy(rng.standard_normal((draws, *posterior.z.shape)))
+        weights = importance_weights(law, x, posterior, normal)
         found.append(weights.logsumexp(0) - math.log(draws) + log_coefficient(x))
     return torch.cat(found).numpy()
 

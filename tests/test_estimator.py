@@ -1067,7 +1067,7 @@ def test_what_else_lies_in_a_checkpoint_stays(X, tmp_path, monkeypatch):
 def test_states_are_in_the_order_of_their_numbers(tmp_path):
     for name in ("0-999999", "0-1000000", "1-000001", "0-000002"):
         (tmp_path / name).mkdir()
-    found = countvae.checkpoint.Checkpoint(tmp_path, {})._states()
+    found = countvae.checkpoint.Checkpoint(tmp_path, dict)._states()
     assert [path.name for path in found] == ["1-000001", "0-1000000", "0-999999", "0-000002"]
 
 

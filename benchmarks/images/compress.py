@@ -65,13 +65,13 @@ def measure(name: str, seed: int) -> list[dict[str, object]]:
     tell_row("PNG", png(data.held, data.shape), 0.0)
     for method, model in models(data.shape, seed).items():
         model.fit(data.fitted)
+        evidence, _ = model.evidence(data.held, DRAWS)
+        ideal = DEPTH_BITS - evidence.mean() / math.log(2)
         if isinstance(model, PCA):
-            evidence = model.evidence(data.held, DRAWS, seed)
-            tell_row(f"{method}: ideal", DEPTH_BITS - evidence.mean() / math.log(2), 0.0)
+            tell_row(f"{method}: ideal", ideal, 0.0)
             continue
         once = 16 * size_of(model)
-        evidence, _ = model.evidence(data.held, draws=DRAWS)
-        tell_row(f"{method}: ideal", DEPTH_BITS - evidence.mean() / math.log(2), 0.0, once)
+        tell_row(f"{method}: ideal", ideal, 0.0, once)
         y = model.transform(data.held)
         for kind, bits in (("float16", 16), ("int8", 8)):
             decoded = model.inverse_transform(rounded(y, kind))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.core.common import arguments, tell, write
-from benchmarks.images.scene import HERE, PCA, SETS, models, pictures
+from benchmarks.images.scene import HERE, SETS, models, pictures
 
 KEPT = (0.02, 0.05, 0.1, 0.2, 0.5)
 
@@ -31,8 +31,6 @@ def measure(name: str, seed: int) -> list[dict[str, object]]:
             if model is None:
                 found = counts[seen] + 0.5 * common * counts.shape[1]
                 found = found / found.sum(1, keepdims=True)
-            elif isinstance(model, PCA):
-                found = model.proportions(counts[seen].astype(float))
             else:
                 found = model.denoise(counts[seen].astype(float))[0]
             rest = (whole - counts)[seen]

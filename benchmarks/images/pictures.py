@@ -31,11 +31,9 @@ def draw(name: str) -> None:
     denoised, drawn = {}, {}
     for method, model in models(data.shape, 0).items():
         model.fit(data.fitted)
-        if isinstance(model, PCA):
-            denoised[method] = model.proportions(seen.astype(float))
-            continue
         denoised[method] = model.denoise(seen.astype(float))[0]
-        drawn[method] = model.sample(SHOWN, random_state=0)[0].toarray()
+        if not isinstance(model, PCA):
+            drawn[method] = model.sample(SHOWN, random_state=0)[0].toarray()
     kept = f"{KEPT[name]:.0%} of the photons"
     original = "true light" if data.held_light is not None else "the picture"
     truth = whole if data.held_light is None else data.held_light[:SHOWN]

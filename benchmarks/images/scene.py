@@ -9,23 +9,13 @@ from scipy.sparse import csr_array
 from sklearn.datasets import load_digits
 
 from countvae import ConvMultinomialVAE, MultinomialVAE
-from countvae.decoder import SIGMA2_RANGE, Decoder
 from countvae.evidence import log_coefficient
-from countvae.inference import (
-    factor_covariance,
-    importance_weights,
-    log_ratios,
-    posterior_at,
-    refine,
-)
-from countvae.ppca import clr_counts, ppca
-from countvae.rows import Rows
-from countvae.threads import one_thread_an_operation
+from countvae.inference import factor_covariance, log_ratios
+from countvae.select import answers_under, evidence_under, principal_law
 
 HERE = Path(__file__).parent
 K = 8
 SIDE = 32
-NEWTON = 20
 
 SETS = ("digits", "spots")
 """scikit-learn's digits, and simulated photons."""
@@ -81,58 +71,39 @@ def pictures(name: str, seed: int) -> Pictures:
 
 
 class PCA:
-    """Probabilistic PCA of log(x + 1), its law put in the place of ours."""
+    """Probabilistic PCA of log(x + 1), its law put in the place of ours; answers as ours gives."""
 
     def __init__(self, k: int, random_state: int) -> None:
         self.k, self.random_state = k, random_state
 
     def fit(self, X: np.ndarray) -> "PCA":
         """Take principal components."""
-        logs = clr_counts(X)
-        rng = np.random.default_rng(self.random_state)
-        law = ppca(logs, self.k, rank=logs.shape[1] - 1, rng=rng)
-        sigma2 = torch.tensor(max(law.noise_variance, SIGMA2_RANGE[0]), dtype=torch.float64)
-        self.law = Decoder(torch.from_numpy(law.loadings), torch.from_numpy(law.mean), sigma2)
+        self.law = principal_law(X, self.k, self.random_state).requires_grad_(False)
         return self
 
-    def _answers(self, X: np.ndarray):
-        for x in Rows(csr_array(X), max(1, 2**20 // X.shape[1]), torch.float64).in_order():
-            z = x.new_zeros(len(x), self.k)
-            begun = posterior_at(self.law, x, z, torch.ones_like(z))
-            yield x, refine(self.law, x, begun, NEWTON)
-
     def score_samples(self, X: np.ndarray) -> np.ndarray:
-        """Bound on log p(x), as ours."""
-        with one_thread_an_operation(), torch.no_grad():
-            return np.concatenate(
-                [
-                    (q.bound + q.noise.overcount + log_coefficient(x)).numpy()
-                    for x, q in self._answers(X)
-                ]
-            )
+        """Bound on log p(x)."""
+        bounds = [
+            q.bound + q.noise.overcount + log_coefficient(x)
+            for x, q in answers_under(self.law, csr_array(X))
+        ]
+        return torch.cat(bounds).numpy()
 
-    def evidence(self, X: np.ndarray, draws: int, seed: int) -> np.ndarray:
-        """Log p(x) by importance sampling, as ours."""
-        rng, found = np.random.RandomState(seed), []
-        with one_thread_an_operation(), torch.no_grad():
-            for x, q in self._answers(X):
-                normal = torch.from_numpy(rng.standard_normal((draws, *q.z.shape)))
-                weights = importance_weights(self.law, x, q, normal)
-                found.append(weights.logsumexp(0) - np.log(draws) + log_coefficient(x))
-        return torch.cat(found).numpy()
+    def evidence(self, X: np.ndarray, draws: int) -> tuple[np.ndarray, None]:
+        """Log p(x) by importance sampling."""
+        return evidence_under(self.law, csr_array(X), draws, self.random_state), None
 
-    def proportions(self, X: np.ndarray) -> np.ndarray:
-        """Believed proportions, as ours."""
-        with one_thread_an_operation(), torch.no_grad():
-            return np.concatenate(
-                [
-                    log_ratios(self.law, x, q, factor_covariance(self.law.V, q.noise.w))[0].numpy()
-                    for x, q in self._answers(X)
-                ]
-            )
+    def denoise(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Believed proportions and log-ratios."""
+        found = [
+            log_ratios(self.law, x, q, factor_covariance(self.law.V, q.noise.w))
+            for x, q in answers_under(self.law, csr_array(X))
+        ]
+        proportions, clr, sd = (torch.cat(part).numpy() for part in zip(*found, strict=True))
+        return proportions, clr, sd
 
 
-def models(shape: tuple[int, int], seed: int, k: int = K) -> dict[str, object]:
+def models(shape: tuple[int, int], seed: int, k: int = K) -> dict[str, MultinomialVAE | PCA]:
     """Make the models that are compared, unfitted."""
     return {
         "convolutional, network": ConvMultinomialVAE(

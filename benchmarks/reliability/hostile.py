@@ -59,7 +59,7 @@ def _read(path: Path) -> None:
 
 
 def _state(path: Path) -> None:
-    Checkpoint(path, {}).found()
+    Checkpoint(path, dict).found()
 
 
 TABLE: tuple[Reader, ...] = (_read, _streamed)

@@ -24,10 +24,8 @@ from benchmarks.reliability.scene import (
 from benchmarks.reliability.warm import Warm
 from countvae import MultinomialVAE
 from countvae.errors import InputError
+from countvae.files import BEGUN
 from countvae.store import load
-
-BEGUN = re.compile(r"\.[0-9a-f]{8}-")
-"""How what is being written is called."""
 
 HOW = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
 
@@ -89,7 +87,7 @@ def stopped_and_resumed(
         lost += not loads(folder / MODEL) if replaced else reached < last
         last = max(last, reached)
         places = [place for place in (folder, checkpoint) if place.exists()]
-        writing += any(BEGUN.match(name) for place in places for name in os.listdir(place))
+        writing += any(re.match(BEGUN, name) for place in places for name in os.listdir(place))
         wrong = how is not signal.SIGKILL and done.outcome != "refused"
         lost += wrong
         said = done.said or said
@@ -104,7 +102,7 @@ def _wait_for_a_write(*folders: Path, seconds: float = 0.3) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         for folder in folders:
-            if folder.exists() and any(BEGUN.match(name) for name in os.listdir(folder)):
+            if folder.exists() and any(re.match(BEGUN, name) for name in os.listdir(folder)):
                 return
 
 
