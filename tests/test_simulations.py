@@ -25,7 +25,7 @@ from countvae_simulations.methods import METHODS, base, ours, peer
 from countvae_simulations.methods.base import Found
 from countvae_simulations.page import Ran, page, write_results
 from countvae_simulations.runner import Cell, read_store, run, run_cell
-from countvae_simulations.scenarios import SCENARIOS
+from countvae_simulations.scenarios import SCENARIOS, depth
 from countvae_simulations.scenarios import base as base_of_scenarios
 
 from countvae import training
@@ -497,18 +497,18 @@ def test_a_second_run_repeats_tables_and_figures_to_the_bit(tmp_path):
             2,
             seed,
             {"encoder_depth": L, "pseudocount": 1.0, **QUICK},
-            cell_measures,
+            depth.MEASURES,
         )
         for N, L, seed in itertools.product((100, 1000), (1, 3), (0, 1))
-        for cell_measures in [("covariance", "gap")]
     ]
     grid += [
         Cell(TABLE | {"design": "flat", "reads": N}, "log_ppca", 2, 0, {"pseudocount": 1.0})
         for N in (100, 1000)
     ]
     for name in ("a", "b"):
-        write_results(scenario, run(grid, tmp_path / f"{name}.csv"), tmp_path / name)
-    for file in ("depth.csv", "depth.svg"):
+        ran = Ran(run(grid, tmp_path / f"{name}.csv"), False, len(grid))
+        write_results(scenario, ran, tmp_path / name)
+    for file in ("depth.csv", "depth.svg", "depth.md"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
@@ -657,14 +657,25 @@ def made_up(scenario, full, better):
 def test_every_scenario_has_its_say_on_the_page(tmp_path, name, full):
     scenario = SCENARIOS[name]
     rows = made_up(scenario, full, 0.1)
-    write_results(scenario, rows, tmp_path)
-    text = page({name: Ran(rows, full, len(rows) + 3)}, "results", "countvae benchmark")
+    write_results(scenario, Ran(rows, full, len(rows) + 3), tmp_path / "results")
+    text = page(tmp_path / "results", tmp_path)
     assert f"## {scenario.question}" in text and "nan" not in text
+    assert f"- *{scenario.question}* {scenario.conclude(rows)[0]}\n" in text
+    assert f"`countvae benchmark{' --full' if full else ''} --scenario {name}`; countvae" in text
     assert f"The {'whole' if full else 'small'} grid: {len(rows):,} of" in text
     assert "cells were run, 3 left out; " in text
     assert len(scenario.conclude(rows)) >= 2
     assert f"![{scenario.question}](results/{name}.svg)" in text
-    assert (tmp_path / f"{name}.svg").stat().st_size > 10_000
+    assert (tmp_path / "results" / f"{name}.svg").stat().st_size > 10_000
+
+
+def test_the_page_keeps_the_scenarios_that_were_run_before(tmp_path):
+    for name in ("sizes", "width"):
+        rows = made_up(SCENARIOS[name], False, 1.0)
+        write_results(SCENARIOS[name], Ran(rows, False, len(rows)), tmp_path)
+    text = page(tmp_path, tmp_path)
+    width, sizes = (text.index(f"## {SCENARIOS[name].question}") for name in ("width", "sizes"))
+    assert 0 < width < sizes < text.index("## Glossary")
 
 
 def test_summaries_are_numbers_and_only_averages_of_squares_have_roots(tmp_path):
@@ -672,7 +683,7 @@ def test_summaries_are_numbers_and_only_averages_of_squares_have_roots(tmp_path)
     rows = made_up(scenario, False, 1.0)
     rows["z_bias_square"] = np.where(rows["seed"] % 2, 0.04, -0.02)
     rows["held_z_bias_square"] = np.where(rows["seed"] % 2, 0.02, -0.04)
-    write_results(scenario, rows, tmp_path)
+    write_results(scenario, Ran(rows, False, len(rows)), tmp_path)
     summary = pd.read_csv(tmp_path / "depth.csv")
     ten = summary[summary["seeds"] == 10]
     assert {"gap_0_min", "gap_0_median", "gap_0_max"} <= set(summary.columns)

@@ -1,7 +1,6 @@
 """`countvae benchmark`: run a scenario, say what it shows, keep its tables and figure."""
 
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -48,7 +47,12 @@ STORES = "cells"
     metavar="ADDRESS",
     help="Dask scheduler whose workers run the cells, but for those that are timed.",
 )
-@click.option("--page", "page_file", type=click.Path(path_type=Path), help="Write a page as well.")
+@click.option(
+    "--page",
+    "page_file",
+    type=click.Path(path_type=Path),
+    help="Write a page of all that the folder has.",
+)
 @click.option("--quiet", is_flag=True, help="No progress.")
 @debug_option
 def benchmark(
@@ -64,7 +68,6 @@ def benchmark(
     output.mkdir(parents=True, exist_ok=True)
     if page_file is not None and not page_file.parent.is_dir():
         raise CannotWrite(f"--page: there is no folder '{page_file.parent}'.")
-    found = {}
     for name in names or SCENARIOS:
         scenario = SCENARIOS[name]
         begun = time.monotonic()
@@ -94,15 +97,12 @@ def benchmark(
         if rows.empty:
             click.echo(f"{scenario.question}\n  No cell could be run.")
             continue
-        write_results(scenario, rows, output)
-        found[name] = Ran(rows, whole, len(grid))
+        write_results(scenario, Ran(rows, whole, len(grid)), output)
         click.echo(scenario.question)
         for sentence in scenario.conclude(rows):
             click.echo(f"  {sentence}")
     if page_file is not None:
-        folder = os.path.relpath(output, page_file.parent)
-        command = "countvae benchmark " + " ".join(sys.argv[2:])
-        page_file.write_text(page(found, Path(folder).as_posix(), command), encoding="utf-8")
+        page_file.write_text(page(output, page_file.parent), encoding="utf-8")
 
 
 def _whole(scenario: Scenario, store: Path) -> bool:

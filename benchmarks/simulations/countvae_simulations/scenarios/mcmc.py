@@ -14,7 +14,7 @@ TABLES = (
 DRAWS = {20: (10, 25, 50, 200, 800), 50: (10, 25, 50, 200, 800), 100: (10, 25, 50, 200)}
 """A chain keeps so many, by features; more of the largest would not fit most memories."""
 
-SEEDS = {20: 10, 50: 5, 100: 3}
+SEEDS = {20: 5, 50: 3, 100: 3}
 """Seeds by features: a chain of the largest takes minutes."""
 
 FEW_DRAWS = {20: (10, 50, 200), 50: (10, 50)}
