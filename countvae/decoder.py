@@ -17,6 +17,8 @@ SIGMA2_RANGE = (1e-4, 100.0)
 DRAWS = 4096
 """Points of the prior through which the straight map is laid that a network is closest to."""
 
+DRAWS_AT_ONCE = 128
+
 
 class Decoder(nn.Module):
     """The linear one: V, mu and sigma2, with V and mu centred over the features.
@@ -237,12 +239,13 @@ class ConvDecoder(Decoder):
     @torch.no_grad()
     def linear_part(self) -> tuple[Float[Tensor, "d k"], Float[Tensor, " d"]]:
         """V and mu of the straight map that is closest to the logits under N(0, I)."""
-        k = self.V.shape[1]
-        draws = torch.randn(
-            DRAWS, k, generator=torch.Generator().manual_seed(0), dtype=self.V.dtype
-        )
+        k, generator = self.V.shape[1], torch.Generator().manual_seed(0)
+        draws = torch.randn(DRAWS, k, generator=generator, dtype=self.V.dtype).to(self.V.device)
         design = torch.cat([draws, torch.ones_like(draws[:, :1])], 1)
-        fitted = torch.linalg.solve(design.T @ design, design.T @ self.logits(draws))
+        by_logits = design.new_zeros(k + 1, len(self.V))
+        for some in design.split(DRAWS_AT_ONCE):  # a network's layers are large
+            by_logits.addmm_(some.T, self.logits(some[:, :k]))
+        fitted = torch.linalg.solve(design.T @ design, by_logits)
         return fitted[:k].T.contiguous(), fitted[k]
 
     def forward(self, z, D, U=None, f=None, draws=None):
