@@ -47,12 +47,17 @@ class Noise(NamedTuple):
     """Nats of `kl` spent on the direction of the noise that softmax ignores; never negative."""
     r: Float[Tensor, "b d"]
     """x - lambda, the gradient of the bound with respect to the logits m0."""
-    w: Float[Tensor, "b d"]
-    """lambda / (1 + sigma2 lambda), minus twice the gradient with respect to Q."""
+    of_Q: Float[Tensor, "b d"]
+    """-w / 2, the gradient with respect to Q."""
     curvature: Float[Tensor, "b d"]
     """d lambda / d m0 while the log-scale stands still: what a Newton step needs."""
     log_scale: Float[Tensor, " b"]
     """c, the log-scale at which the rates lambda sum to N; a warm start for the next solution."""
+
+    @property
+    def w(self) -> Float[Tensor, "b d"]:
+        """What a sample tells of each logit: lambda / (1 + sigma2 lambda)."""
+        return -2 * self.of_Q
 
     @property
     def bound(self) -> Float[Tensor, " b"]:
@@ -283,7 +288,7 @@ def _evaluate(log_u, c, prior, Q, x, N, sigma2) -> Noise:
         0.5 * kl.sum(1, dtype=wide),
         0.5 * (torch.log1p(total / precision) - informed / precision),
         torch.where(u > 1, e / sigma2, x - rate).to(dtype),
-        w.to(dtype),
+        (-0.5 * w).to(dtype),
         (rate / slope).to(dtype),
         c.to(dtype),
     )
@@ -302,12 +307,13 @@ def add_squares(
     sums = squares, information, fisher
     if kernel is not None and Q.dtype == torch.float32 and Q.device.type == "cpu":
         add = kernel.add_squares
-        arrays = [array.numpy() for array in (noise.r, noise.w, Q.contiguous(), *sums)]
+        arrays = [array.numpy() for array in (noise.r, noise.of_Q, Q.contiguous(), *sums)]
         share(lambda at: add(*arrays, at.start, at.stop), cut(len(squares), threads), threads)
     else:
-        square = noise.w.square()
+        w = noise.w
+        square = w.square()
         squares += torch.addcmul(noise.r.square(), square, Q).sum(0)
-        information += noise.w.sum(0)
+        information += w.sum(0)
         fisher += square.sum(0)
 
 
@@ -315,30 +321,24 @@ class _AtFixedPoint(torch.autograd.Function):
     """The bound as a function of (m0, Q), differentiated by the envelope theorem."""
 
     @staticmethod
-    def forward(ctx, m0, Q, bound, r, w):
-        ctx.save_for_backward(r, w)
+    def forward(ctx, m0, Q, bound, r, of_Q):
+        ctx.save_for_backward(r, of_Q)
         return bound.clone()
 
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        r, w = ctx.saved_tensors
-        grad = grad[:, None].to(r.dtype)
-        of_m0, of_Q = torch.empty_like(r), torch.empty_like(w)
-
-        def work(at: slice) -> None:
-            torch.mul(grad[at], r[at], out=of_m0[at])
-            torch.mul(-0.5 * grad[at], w[at], out=of_Q[at])
-
-        threads = worth(r.numel(), r.device)
-        share(work, cut(len(r), threads), threads)
-        return of_m0, of_Q, None, None, None
+        r, of_Q = ctx.saved_tensors
+        if not bool((grad == 1).all()):  # of a plain sum nothing has to be multiplied, or copied
+            grad = grad[:, None].to(r.dtype)
+            r, of_Q = grad * r, grad * of_Q
+        return r, of_Q, None, None, None
 
 
 def noise_bound(
     m0: Float[Tensor, "b d"], Q: Float[Tensor, "b d"], noise: Noise
 ) -> Float[Tensor, " b"]:
     """E log p(x | eta) - KL of the noise, in nats, differentiable in m0 and Q."""
-    return _AtFixedPoint.apply(m0, Q, noise.bound, noise.r, noise.w)
+    return _AtFixedPoint.apply(m0, Q, noise.bound, noise.r, noise.of_Q)
 
 
 def factor_kl(z: Float[Tensor, "b k"], D: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:

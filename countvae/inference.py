@@ -83,7 +83,7 @@ def newton_step(J: Float[Tensor, "*b d k"], posterior: Posterior) -> Float[Tenso
 @torch.no_grad()
 def best_D(J: Float[Tensor, "*b d k"], noise: Noise) -> Float[Tensor, "b k"]:
     """The variance at which the bound is stationary: 1/D_c = 1 + sum_j w_j J_jc^2."""
-    return 1 / (1 + through(noise.w, J.square()))
+    return 1 / (1 - 2 * through(noise.of_Q, J.square()))
 
 
 @torch.no_grad()

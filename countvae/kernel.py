@@ -279,13 +279,13 @@ def _evaluate(work, size, shift, c):
 
 @compiled(fastmath=ANY_ORDER, forceinline=True)
 @no_type_check
-def _store(work, first, size, scale, r, w, curvature):
+def _store(work, first, size, scale, r, of_Q, curvature):
     """Write what `_evaluate` left, with rates that sum to N."""
     for j in range(size):
         near = work[COUNTS + j] - scale * work[FACTORS + j]
         r[first + j] = work[STEP + j] if work[LOG_U + j] > F(1.0) else near
     for j in range(size):
-        w[first + j] = scale * work[INVERSE + j]
+        of_Q[first + j] = F(-0.5) * scale * work[INVERSE + j]
     for j in range(size):
         curvature[first + j] = scale * work[PRECISION + j]
 
@@ -305,7 +305,7 @@ def solve(
     kl,
     overcount,
     r,
-    w,
+    of_Q,
     curvature,
     settled,
 ):
@@ -361,7 +361,7 @@ def solve(
         for chunk in range(chunks):
             part, first = work[chunk * ROWS : (chunk + 1) * ROWS], chunk * CHUNK
             size = min(CHUNK, d - first)
-            _store(part, first, size, scale, r[i], w[i], curvature[i])
+            _store(part, first, size, scale, r[i], of_Q[i], curvature[i])
         likelihood[i] = expected - offset - total * math.log(rates)
         kl[i] = 0.5 * divergence
         overcount[i] = 0.5 * (math.log1p(rates / precision) - informed / precision)
@@ -454,13 +454,14 @@ def transposed_logs_times(starts, rows, values, means, centre, g, out):
 
 @compiled(fastmath=ANY_ORDER, cache=True)
 @no_type_check
-def add_squares(r, w, Q, squares, information, fisher, start, stop):
+def add_squares(r, of_Q, Q, squares, information, fisher, start, stop):
     """Add sum(r^2 + w^2 Q), sum(w) and sum(w^2) over the samples to those of some features."""
     for first in range(start, stop, CHUNK):
         last = min(first + CHUNK, stop)
         for i in range(r.shape[0]):
             for j in range(first, last):
-                square = w[i, j] * w[i, j]
+                w = F(-2.0) * of_Q[i, j]
+                square = w * w
                 squares[j] += r[i, j] * r[i, j] + square * Q[i, j]
-                information[j] += w[i, j]
+                information[j] += w
                 fisher[j] += square

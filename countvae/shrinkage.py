@@ -70,8 +70,8 @@ class Shrinkage:
         weight: float,
         columns: slice = slice(None),
     ) -> None:
-        """Add that of minus the logarithm of the prior of some columns, V / prior_var, so often."""
-        gradient.addcdiv_(self._away(V, columns), self.prior_var[:, columns], value=weight)
+        """Add that of the logarithm of the prior of some columns, -V / prior_var, so often."""
+        gradient.addcdiv_(self._away(V, columns), self.prior_var[:, columns], value=-weight)
 
     def rescale(self, A: Float[Tensor, "k k"]) -> None:
         """Follow the first factors to others, z = A u."""

@@ -152,15 +152,15 @@ def train(
             bound = noise_bound(m0, Q, noise)
             if not points:
                 bound = bound - factor_kl(z, D)
-            loss = -bound.sum() / size
-            loss.backward()
+            total = bound.sum()
+            total.backward()
             if shrinkage is not None:
-                # these samples' share of the prior, which the loss of all samples has once
-                _add_prior(shrinkage, decoder, len(x) / size / rows.n)
+                # these samples' share of the prior, which all samples have once
+                _add_prior(shrinkage, decoder, len(x) / rows.n)
             if settling:
-                moments.add_gradients(decoder, size)
-            _total_gradients(loss, encoder, decoder, rows)
-            if not torch.isfinite(loss):
+                moments.add_gradients(decoder)
+            _total_gradients(total, encoder, decoder, rows)
+            if not torch.isfinite(total):
                 at_fault = index[~bound.isfinite().cpu()].tolist()
                 raise state.diverged(f"the bound is not finite in epoch {epoch + 1}", at_fault)
             moments.add(z, D, f, Q, noise, bound, settling or shrinkage is not None)
@@ -170,7 +170,7 @@ def train(
                 slopes = decoder.jacobian(z[chosen].detach())
                 moments.add_correlations(slopes, D[chosen], noise.w[chosen], shrinkage)
             if schedule.optimizer == "sgd":
-                _clip(optimizer)
+                _clip(optimizer, size)
             optimizer.step()
             optimizer.zero_grad()
             log_scale[index] = noise.log_scale
@@ -354,14 +354,14 @@ def _add_prior(shrinkage: Shrinkage, decoder: Decoder, weight: float) -> None:
             shrinkage.add_gradient(part, part.grad, weight, columns)
 
 
-def _total_gradients(loss: Tensor, encoder: Encoder, decoder: Decoder, rows: Rows) -> None:
-    """Add up loss and gradients of all processes."""
+def _total_gradients(total: Tensor, encoder: Encoder, decoder: Decoder, rows: Rows) -> None:
+    """Add up bound and gradients of all processes."""
     if rows.processes.count == 1:
         return
     parameters = [*encoder.parameters(), *decoder.parameters()]
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    rows.processes.total(loss.detach(), flat)
+    rows.processes.total(total.detach(), flat)
     parts = flat.split([gradient.numel() for gradient in gradients])
     for gradient, part in zip(gradients, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
@@ -392,10 +392,10 @@ class _Moments:
         add_squares(noise, Q.detach(), self.squares, self.information, self.fisher)
         if of_loadings:
             square = torch.cat([z.square() + D, f.square()], 1)
-            threads = worth(noise.w.numel(), square.device)
+            threads = worth(Q.numel(), square.device)
 
             def of_features(at: slice) -> None:
-                self.of_loadings[at].addmm_(noise.w[:, at].T, square)
+                self.of_loadings[at].addmm_(noise.of_Q[:, at].T, square, alpha=-2)
 
             share(of_features, cut(len(self.squares), threads), threads)
 
@@ -414,16 +414,16 @@ class _Moments:
         self.left_out += (S - torch.diag_embed(D)).sum(0)
         self.looked += len(w)
 
-    def add_gradients(self, decoder: Decoder, size: int) -> None:
-        """Add this batch's part of the gradients of the whole loss; `size` undoes its mean."""
+    def add_gradients(self, decoder: Decoder) -> None:
+        """Add this batch's part of the gradients of the whole bound."""
         of_loadings = [part.grad for part in (decoder.V, decoder.Theta) if part.grad is not None]
         if not of_loadings or decoder.mu.grad is None:
             return
         if not len(self.gradient_mu):
             self.gradient = torch.zeros_like(self.of_loadings)
             self.gradient_mu = torch.zeros_like(decoder.mu)
-        self.gradient.add_(torch.cat(of_loadings, 1), alpha=size)
-        self.gradient_mu.add_(decoder.mu.grad, alpha=size)
+        self.gradient += torch.cat(of_loadings, 1)
+        self.gradient_mu += decoder.mu.grad
 
     @torch.no_grad()
     def settle(self, decoder: Decoder, shrinkage: Shrinkage | None) -> None:
@@ -441,7 +441,7 @@ class _Moments:
             (decoder.mu, of_mu, self.gradient_mu),
         ):
             sd = variance.sqrt()
-            parameter -= (variance * gradient).clamp(-sd, sd)
+            parameter += (variance * gradient).clamp(-sd, sd)
         decoder.keep_variances(of_loadings)
         decoder.centre()
 
@@ -517,15 +517,18 @@ def _optimizer(
     if bent:
         groups.append({"params": bent, "rate": rate / 5, "end": REST_FROM})
     if schedule.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=0.9, dampening=0.9)
-    return torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+        return torch.optim.SGD(groups, lr=rate, momentum=0.9, dampening=0.9, maximize=True)
+    eps = 1e-8 * rows.batch_size
+    return torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.98), eps=eps, fused=True, maximize=True)
 
 
-def _clip(optimizer: torch.optim.Optimizer) -> None:
-    """Clip each gradient to unit root mean square: a rate then means the same everywhere."""
+def _clip(optimizer: torch.optim.Optimizer, size: int) -> None:
+    """Clip each mean gradient to unit root mean square: a rate then means the same everywhere."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            nn.utils.clip_grad_norm_(parameter, parameter.numel() ** 0.5)
+            if parameter.grad is not None:
+                parameter.grad /= size
+                nn.utils.clip_grad_norm_(parameter, parameter.numel() ** 0.5)
 
 
 def _parts(encoder: Encoder, decoder: Decoder) -> dict[str, Tensor]:

@@ -226,6 +226,21 @@ def test_gradient_of_the_noise_bound_equals_finite_differences(reads, by_feature
     assert torch.autograd.gradcheck(bound, inputs, eps=1e-4, atol=1e-6 + 1e-9 * reads)
 
 
+def test_gradients_of_a_sum_are_those_that_weights_of_the_samples_multiply():
+    m0, Q, x = draw()
+    m0.requires_grad_(), Q.requires_grad_()
+    noise = solve_noise(m0.detach(), Q.detach(), x, noise_variance(False))
+    weights = torch.arange(1.0, len(x) + 1).double()
+
+    def gradients(weights):
+        return torch.autograd.grad((weights * noise_bound(m0, Q, noise)).sum(), (m0, Q))
+
+    of_sum = torch.autograd.grad(noise_bound(m0, Q, noise).sum(), (m0, Q))
+    for plain, weighted in zip(of_sum, gradients(weights), strict=True):
+        torch.testing.assert_close(weighted, weights[:, None] * plain)
+    torch.testing.assert_close(of_sum[1], -noise.w / 2)
+
+
 def test_gradient_of_the_whole_bound_in_every_parameter_equals_finite_differences():
     _, _, x = draw(1, d=5)
     rng = np.random.default_rng(2)

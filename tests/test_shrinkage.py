@@ -64,7 +64,7 @@ def test_the_gradient_added_is_that_of_the_prior():
     V = torch.tensor([[1.0, -2.0], [3.0, 0.5]], requires_grad=True)
     prior = Shrinkage(V.detach())
     density = torch.distributions.Normal(0.0, prior.prior_var.sqrt())
-    (-0.3 * density.log_prob(V).sum()).backward()
+    (0.3 * density.log_prob(V).sum()).backward()
     gradient = torch.ones(2, 2)
     prior.add_gradient(V.detach(), gradient, 0.3)
     torch.testing.assert_close(gradient, 1 + V.grad)

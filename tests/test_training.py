@@ -355,7 +355,7 @@ def test_one_step_on_the_whole_table_takes_out_what_minibatches_left(monkeypatch
         z, D = encoder(x)
         m0, Q = decoder(z, D, shrinkage.U)
         noise = solve_noise(m0.detach(), Q.detach(), x, decoder.sigma2)
-        (-noise_bound(m0, Q, noise).sum()).backward()
+        noise_bound(m0, Q, noise).sum().backward()
         shrinkage.add_gradient(decoder.V, decoder.V.grad, 1.0)
         return (shrinkage.U * decoder.V.grad.square()).mean().item()
 

@@ -46,7 +46,7 @@ def sampled_noise() -> Iterator[None]:
         likelihood = (x * logits).sum(1) - N * log_total
         # of the bound with respect to log sigma
         slope, curve = slope + ((x - rate) * own).sum(), curve + (rate * own.square()).sum()
-        return Noise(likelihood, none, none, x - rate, rate, rate, log_scale)
+        return Noise(likelihood, none, none, x - rate, -0.5 * rate, rate, log_scale)
 
     def follow(self: Any, decoder: Decoder, shrunk: bool) -> None:
         nonlocal slope, curve
