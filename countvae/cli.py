@@ -592,6 +592,7 @@ def network_command(folder: Path, output: Path, as_json: bool, force: bool, **op
 
     OUTPUT_DIR holds edges.tsv (a row a pair, with the spread of its weight), nodes.tsv (a row a
     feature) and network.graphml, both with the features' names and what else features.tsv says.
+    Modules have two features or more.
     """
     with new_folder(output, force, replaceable=holds_only(*NETWORK)) as made:
         model = MultinomialVAE.load(folder)
@@ -606,7 +607,6 @@ def network_command(folder: Path, output: Path, as_json: bool, force: bool, **op
         nodes = _nodes(model, folder, edges)
         if options["modules"]:
             nodes["module"] = network.modules(edges, options["seed"]).reindex(nodes.index)
-            nodes["module"] = nodes["module"].astype("Int64")
         write_frame(edges.set_index("feature_1"), made / "edges.tsv")
         write_frame(nodes, made / "nodes.tsv")
         nx.write_graphml(network.graph(edges, nodes), made / "network.graphml")
@@ -618,6 +618,7 @@ def network_command(folder: Path, output: Path, as_json: bool, force: bool, **op
     }
     if options["modules"]:
         found["modules"] = int(nodes["module"].nunique())
+        found["in_no_module"] = int((nodes["module"].isna() & (nodes["degree"] > 0)).sum())
     _tell(found, as_json)
 
 

@@ -836,11 +836,15 @@ def test_network_writes_edges_nodes_and_a_graph_with_the_features_names(shared, 
 
 def test_modules_are_nodes_attributes(shared, run, tmp_path):
     pytest.importorskip("igraph")
-    run("network", "--model", shared / "model", "-o", "net", "--modules")
-    nodes = pd.read_csv(tmp_path / "net/nodes.tsv", sep="\t", index_col=0)
+    told = run("network", "--model", shared / "model", "-o", "net", "--modules")
+    nodes = pd.read_csv(tmp_path / "net/nodes.tsv", sep="\t", keep_default_na=False, na_values=[""])
+    nodes = nodes.set_index("feature-id")
     assert nodes["module"].min() == 1
     G = nx.read_graphml(tmp_path / "net/network.graphml")
-    assert {attributes["module"] for _, attributes in G.nodes(data=True)} <= set(range(1, 7))
+    of_nodes = {node: known["module"] for node, known in G.nodes(data=True) if "module" in known}
+    assert of_nodes == nodes["module"].dropna().to_dict()
+    assert nodes["module"].value_counts().min() >= 2
+    assert f"in no module              {nodes['module'].isna().sum()}" in told.stdout
 
 
 def test_a_network_is_not_overwritten_and_needs_a_model(shared, run, tmp_path):
