@@ -63,7 +63,7 @@ from countvae.layers import ACTIVATIONS
 from countvae.processes import ALONE, Processes, launched
 from countvae.simulate import Design, Simulation, simulate
 from countvae.stream import CountFile
-from countvae.table import CountTable, read, read_metadata, write, write_frame
+from countvae.table import CountTable, check_overlap, read, read_metadata, write, write_frame
 
 Table = CountTable | CountFile
 
@@ -232,6 +232,11 @@ def main() -> None:
 )
 @click.option("--patience", type=ONE_OR_MORE, help="Stop after so many epochs without gain.")
 @click.option("--init", "init", type=PATH, help="Folder of a model to go on from.")
+@setting(
+    "min_overlap",
+    type=click.FloatRange(0, 1),
+    help="Share of features, and of reads, that table and --init must have in common.",
+)
 @click.option(
     "--freeze",
     type=click.Choice(["decoder", "encoder"]),
@@ -257,7 +262,8 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
     one after the other where there are several. No filter may leave features out.
 
     With --init a fit goes on from another: the table is brought to the features of that model,
-    whose settings hold, and loadings are expected near its own.
+    whose settings hold, and loadings are expected near its own. A table that shares less than
+    --min-overlap with it is refused.
 
     A fit of more than half a minute leaves its state in OUTPUT_DIR.checkpoint until it ends. Under
     torchrun all processes share one fit, and the first of them writes.
@@ -815,6 +821,7 @@ def _going_on(ctx: click.Context, table: Table, path: str, options: dict[str, An
     options["n_components"] = begun.n_components_
     with renamed({"table:": f"{path}:"}):
         aligned, overlap = table.align_features(begun.feature_names_in_)
+        check_overlap(overlap, options["min_overlap"], "table")
     if overlap.missing or overlap.extra:
         warnings.warn(
             f"{path}: {overlap} Those that are not are zero.", CountvaeWarning, stacklevel=2

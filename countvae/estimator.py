@@ -57,7 +57,7 @@ from countvae.processes import joined
 from countvae.rows import Rows
 from countvae.start import Start, residual_start
 from countvae.stream import CountFile, open_counts
-from countvae.table import CountTable, place_features
+from countvae.table import CountTable, check_overlap, place_features
 from countvae.threads import one_thread_an_operation
 from countvae.training import Kept, Schedule, train
 
@@ -502,10 +502,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if len(shared) == len(known) == table.d:
             return self, matched
         overlap = replace(overlap, missing=len(known) - len(shared))
-        if overlap.least < self.min_overlap or len(shared) < 2:
-            raise FeaturesDiffer(
-                f"{argument}: {overlap} Less than min_overlap={self.min_overlap:g} is shared."
-            )
+        check_overlap(overlap, self.min_overlap, argument)
         warnings.warn(f"{argument}: {overlap}", CountvaeWarning, stacklevel=2)
         return (self if len(shared) == len(known) else self.subcomposition(shared)), matched
 

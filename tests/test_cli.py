@@ -989,6 +989,21 @@ def test_a_fit_goes_on_from_a_model_by_its_settings_and_features(shared, run, tm
     assert "init: its encoder_width is" in refusal.stderr
 
 
+def test_a_fit_goes_on_only_with_a_table_that_shares_enough(shared, run, tmp_path, counts):
+    others = [*FEATURES[:2], "x1", "x2", "x3", "x4"]
+    write_tsv(tmp_path / "other.tsv", counts + 1, features=others)
+    fit = ["fit", "other.tsv", "--init", shared / "model", "--quiet", "-o"]
+    said = run(*fit, "o", code=3)
+    refused(said, "other.tsv: 2 of 6 features are in the table", "Less than min_overlap=0.5")
+    assert not (tmp_path / "o").exists()
+    write_tsv(tmp_path / "foreign.tsv", np.c_[counts + 1, np.full(len(counts), 10**4)],
+              features=[*FEATURES, "x"])  # fmt: skip
+    foreign = ["fit", "foreign.tsv", *fit[2:]]
+    refused(run(*foreign, "o", code=3), "foreign.tsv: 6 of 6 features", "min_overlap=0.5")
+    assert "2 of 6" in run(*fit, "told", "--min-overlap", 0).stderr
+    assert cli.MultinomialVAE.load("told").min_overlap == 0
+
+
 def test_a_table_on_a_grid_is_fitted_by_the_convolutional_model(run, tmp_path, counts):
     names = np.array([f"p{j}" for j in range(6)], dtype=object)
     write_tsv(tmp_path / "images.tsv", counts, features=names)
