@@ -909,6 +909,24 @@ def test_denoised_proportions_go_into_any_kind_of_file(shared, run, tmp_path, su
         assert "".join(adata.var["taxonomy"]) == "uvwxyz"
 
 
+@pytest.mark.filterwarnings("ignore:.*expected whole numbers")
+@pytest.mark.parametrize("suffix", [".biom", ".h5ad", ".tsv"])
+def test_intervals_of_proportions_lie_beside_them(shared, run, tmp_path, suffix):
+    given = shared / "table.biom", "--model", shared / "model", "--interval", 0.8, "--seed", 3
+    run("denoise", *given, "-o", f"d{suffix}", "--quiet")
+    model, table = MultinomialVAE.load(shared / "model"), read(shared / "table.biom")
+    expected = model.interval(table, 0.8, random_state=3)
+    for end, values in zip(("lower", "upper"), expected, strict=True):
+        path, layer = (f"d{suffix}", end) if suffix == ".h5ad" else (f"d.{end}{suffix}", None)
+        found = read(tmp_path / path, allow_fractional=True, layer=layer)
+        assert list(found.sample_ids) == list(SAMPLES)
+        np.testing.assert_allclose(found.counts.toarray(), values, rtol=1e-6)
+    if suffix != ".h5ad":
+        (tmp_path / f"d{suffix}").unlink()
+        refused(run("denoise", *given, "-o", f"d{suffix}", code=3), f"d.lower{suffix}", "force")
+        assert not (tmp_path / f"d{suffix}").exists()
+
+
 def test_generate_draws_a_table_of_its_own_or_like_another(shared, run, tmp_path):
     model = "--model", shared / "model"
     run("generate", *model, "--n-samples", 7, "--depth", 50, "-o", "g.biom", "--quiet")
@@ -950,7 +968,8 @@ def test_generate_draws_what_a_design_asks_for(shared, run, tmp_path):
         "--depth",
         10**6,
     )
-    run(*arguments, "-o", "d.h5ad", "--quiet")
+    said = run(*arguments, "-o", "d.h5ad", "--quiet").stderr
+    assert "its columns 'site' are neither factors nor covariates of the model" in said
     drawn = anndata.read_h5ad("d.h5ad")
     assert list(drawn.obs_names) == ["low", "high", "free"]
     assert list(drawn.obs["site"]) == ["a", "b", "b"]

@@ -1197,6 +1197,23 @@ def test_loadings_of_any_epoch_that_is_kept_have_standard_deviations(monkeypatch
     assert ratio.min() > 0.4 and ratio.max() < 2.5
 
 
+def test_intervals_of_proportions_hold_the_true_ones_as_often_as_they_say():
+    truth = simulate(150, 25, 2, 400, keep_proportions=True, rng=np.random.default_rng(1))
+    model = MultinomialVAE(2, max_epochs=25).fit(truth.counts)
+    for level in (0.5, 0.9):
+        lower, upper = model.interval(truth.counts, level, random_state=0)
+        within = (lower <= truth.proportions) & (truth.proportions <= upper)
+        assert within.mean() == pytest.approx(level, abs=0.06)
+        assert (lower > 0).all() and (lower < upper).all() and (upper < 1).all()
+    np.testing.assert_array_equal(lower, model.interval(truth.counts, 0.9, random_state=0)[0])
+    few = model.interval(truth.counts[:4], 0.9, draws=2000)
+    means = model.denoise(truth.counts[:4])[0]
+    assert ((few[0] < means) & (means < few[1])).mean() > 0.95
+    for wrong in ({"level": 1.0}, {"level": 0.0}, {"draws": 5}):
+        with pytest.raises(InputError, match=f"^{min(wrong)}: expected"):
+            model.interval(truth.counts, **wrong)
+
+
 # --- going on from another fit -------------------------------------------------------------------
 
 
