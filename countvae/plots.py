@@ -350,8 +350,8 @@ def _label(ax: Axes, names: Sequence[tuple[str, np.ndarray]], points: np.ndarray
     dots = ax.transData.transform(points.reshape(-1, 2))
     halo = patheffects.withStroke(linewidth=2, foreground="white")
     written: list[Bbox] = []
-    for name, xy in names:
-        text = ax.annotate(name, xy, (0, 0), textcoords="offset points", fontsize=8, zorder=3)
+    for name, (x, y) in names:
+        text = ax.annotate(name, (x, y), (0, 0), textcoords="offset points", fontsize=8, zorder=3)
         text.set(path_effects=[halo], in_layout=False)
         free = []
         for dx, dy, across, up in PLACES:
