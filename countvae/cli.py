@@ -45,12 +45,14 @@ from countvae.console import (
     together,
 )
 from countvae.convolutional import DECODERS, ConvMultinomialVAE
+from countvae.design import variables
 from countvae.devices import DEVICES, chosen
 from countvae.errors import (
     ArgumentError,
     CountvaeWarning,
     FeaturesDiffer,
     InputError,
+    MetadataError,
     Misfit,
     NoSuchFile,
     NotAModel,
@@ -63,7 +65,7 @@ from countvae.layers import ACTIVATIONS
 from countvae.processes import ALONE, Processes, launched
 from countvae.simulate import Design, Simulation, simulate
 from countvae.stream import CountFile
-from countvae.table import CountTable, read, read_metadata, write, write_frame
+from countvae.table import CountTable, check_overlap, read, read_metadata, write, write_frame
 
 Table = CountTable | CountFile
 
@@ -78,6 +80,7 @@ COORDINATES = (".tsv", ".h5ad", ".txt")
 DENOISED = 6
 """Arrays of samples x features that are in memory while denoised ones are written."""
 
+ENDS = ("lower", "upper")
 SELECTION = ("selection.tsv", "selection.png")
 NETWORK = ("edges.tsv", "nodes.tsv", "network.graphml")
 OF_TABLE = dict.fromkeys(("samples", "features", "reads"), int | float)
@@ -116,7 +119,11 @@ reading = together(
     click.option("--allow-fractional", is_flag=True, help="Take values that are not whole."),
     click.option("--stream", is_flag=True, help="Leave the table on disk, and read it as needed."),
 )
+drop_missing_option = click.option(
+    "--drop-missing", is_flag=True, help="Leave out samples without a value of a covariate."
+)
 matching = together(
+    drop_missing_option,
     setting(
         "min_overlap",
         type=click.FloatRange(0, 1),
@@ -206,7 +213,8 @@ def main() -> None:
 )
 @click.option("--tree", type=PATH, help="Newick file; loadings are then given in its balances.")
 @setting("basis", type=click.Choice(list(NAMED)), help="Log-ratios of the loadings.")
-@click.option("--formula", help="Covariates, such as '~ age + delivery', in the metadata.")
+@click.option("--formula", help="Covariates, such as '~ age + C(run)', in the metadata.")
+@drop_missing_option
 @reading
 @filtering
 @setting(
@@ -232,6 +240,11 @@ def main() -> None:
 )
 @click.option("--patience", type=ONE_OR_MORE, help="Stop after so many epochs without gain.")
 @click.option("--init", "init", type=PATH, help="Folder of a model to go on from.")
+@setting(
+    "min_overlap",
+    type=click.FloatRange(0, 1),
+    help="Share of features, and of reads, that table and --init must have in common.",
+)
 @click.option(
     "--freeze",
     type=click.Choice(["decoder", "encoder"]),
@@ -257,7 +270,8 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
     one after the other where there are several. No filter may leave features out.
 
     With --init a fit goes on from another: the table is brought to the features of that model,
-    whose settings hold, and loadings are expected near its own.
+    whose settings hold, and loadings are expected near its own. A table that shares less than
+    --min-overlap with it is refused.
 
     A fit of more than half a minute leaves its state in OUTPUT_DIR.checkpoint until it ends. Under
     torchrun all processes share one fit, and the first of them writes.
@@ -316,7 +330,8 @@ def transform(
     .tsv has coordinates and their standard deviations, .h5ad the whole table with obsm["X_mvae"],
     obsm["X_mvae_sd"], varm["mvae_loadings"] and uns["mvae"], .txt scikit-bio's ordination.
     Features are matched by id. Those that only the model has say nothing unless --zero-fill makes
-    them zeros; those that only the table has are left out.
+    them zeros; those that only the table has are left out. Coordinates and distances are of what
+    covariates leave, if the model has any.
     """
     if output.resolve() == table.resolve():
         raise ArgumentError(f"{output}: is the table itself; name another output.")
@@ -335,7 +350,9 @@ def transform(
         if distances is not None:
             if kind == "aitchison":
                 _check_dense(aligned, table)
-            points = mean if kind == "latent" else answering.denoise(aligned)[1]
+            points = mean
+            if kind == "aitchison":
+                points = answering.denoise(aligned)[1] - answering.of_covariates(aligned)
             ordination.check_ids(aligned.sample_ids, f"{table}: sample ids")
             with new_file(distances, options["force"]) as beside:
                 ordination.distances(aligned.sample_ids, points).write(str(beside))
@@ -435,8 +452,8 @@ def score_command(
     """Say how well a model explains samples, and which are unlike all that it knows.
 
     The file has the evidence of each sample in nats, what the model's own samples of that depth
-    have, and a p-value: the share of these with no more evidence. A shallow sample is not unusual
-    for being shallow.
+    have, and a one-sided p-value: the share of these with no more evidence. A shallow sample is not
+    unusual for being shallow; one with more evidence than usual has a p-value near 1.
     """
     check_writable(output, force)
     model = _loaded(folder, options["device"])
@@ -460,32 +477,57 @@ def score_command(
 @click.argument("table", type=PATH)
 @model_option
 @click.option("-o", "--output", type=PATH, required=True, help="A .biom, .h5ad or .tsv file.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Give the proportions' intervals of this probability too, such as 0.9.",
+)
 @reading
 @matching
 @device_option
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the intervals.")
 @force_option
 @quiet_option
 @debug_option
-def denoise(table: Path, folder: Path, output: Path, force: bool, **options: Any) -> None:
+def denoise(
+    table: Path,
+    folder: Path,
+    output: Path,
+    interval: float | None,
+    seed: int,
+    force: bool,
+    **options: Any,
+) -> None:
     """Give the proportions behind the counts, as far as the model and the counts tell.
 
     Posterior means of the proportions: no zeros, rows sum to one. An .h5ad file has those in X and
     the centred log-ratios with their standard deviations in layers["clr"] and layers["clr_sd"].
+
+    The ends of the intervals are in layers["lower"] and layers["upper"], or, of a .biom or .tsv
+    file, in two files beside it: OUTPUT.lower.biom and OUTPUT.upper.biom, without its own suffix.
     """
-    check_writable(output, force)
+    ends = [output.with_suffix(f".{end}{output.suffix}") for end in ENDS]
+    apart = interval is not None and output.suffix != ".h5ad"
+    for path in (output, *ends) if apart else (output,):
+        check_writable(path, force)
     model = _loaded(folder, options["device"])
     model, _, aligned = _table_for(model, table, options)
-    _check_dense(aligned, table)
+    _check_dense(aligned, table, DENOISED + (2 * len(ENDS) if interval else 0))
+    layers: dict[str, np.ndarray] = {}
     with renamed({"X:": f"{table}:"}):
-        proportions, clr, clr_sd = model.denoise(aligned)
-    found = CountTable(
-        csr_array(proportions),
-        aligned.sample_ids,
-        aligned.feature_ids,
-        aligned.sample_metadata,
-        aligned.feature_metadata,
-    )
-    _write_table(found, output, force, layers={"clr": clr, "clr_sd": clr_sd})
+        proportions, layers["clr"], layers["clr_sd"] = model.denoise(aligned)
+        if interval is not None:
+            layers |= zip(ENDS, model.interval(aligned, interval, random_state=seed), strict=True)
+
+    def known(values: np.ndarray) -> CountTable:
+        of_samples, of_features = aligned.sample_metadata, aligned.feature_metadata
+        ids = aligned.sample_ids, aligned.feature_ids
+        return CountTable(csr_array(values), *ids, of_samples, of_features)
+
+    _write_table(known(proportions), output, force, layers=layers)
+    if apart:
+        for path, end in zip(ends, ENDS, strict=True):
+            _write_table(known(layers[end]), path, force)
 
 
 @main.command(example="countvae generate --model fitted --n-samples 50 -o generated.biom")
@@ -493,7 +535,7 @@ def denoise(table: Path, folder: Path, output: Path, force: bool, **options: Any
 @click.option("-o", "--output", type=PATH, required=True, help="A .biom, .h5ad or .tsv file.")
 @click.option("--n-samples", type=ONE_OR_MORE, help="How many.  [default: as many as fitted]")
 @click.option("--like", type=PATH, help="Table whose samples are drawn anew, in turn.")
-@click.option("--design", type=PATH, help="TSV of samples to draw: F1, F2, ..., covariates.")
+@click.option("--design", type=PATH, help="TSV of samples to draw: F1, F2, ..., covariates, depth.")
 @click.option("--depth", type=ONE_OR_MORE, help="Reads.  [default: those fitted, or of the table]")
 @reading
 @matching
@@ -518,6 +560,9 @@ def generate(
     Samples are the model's own; or, with --like, drawn from what is believed of the proportions of
     each sample of a table; or, with --design, of the coordinates and covariates given, and any
     where a cell is empty. An .h5ad file has their coordinates in obsm["X_mvae"].
+
+    The own samples of a model with covariates have these at their means: to draw samples like
+    those of a study, give its metadata as the --design.
     """
     if design is not None and (like is not None or n_samples is not None):
         raise click.UsageError("--design says what to draw: leave out --like and --n-samples.")
@@ -529,6 +574,13 @@ def generate(
             counts, y = model.sample_design(known, depth, seed)
     elif like is None:
         model = MultinomialVAE.load(folder)
+        if model.formula is not None:
+            warnings.warn(
+                f"{folder}: samples are drawn at the means of the covariates"
+                f" {examples(variables(model.formula))}; --design gives others.",
+                CountvaeWarning,
+                stacklevel=2,
+            )
         counts, y = model.sample(n_samples or len(model.depth_), depth, seed)
     else:
         model = _loaded(folder, options["device"])
@@ -592,6 +644,7 @@ def network_command(folder: Path, output: Path, as_json: bool, force: bool, **op
 
     OUTPUT_DIR holds edges.tsv (a row a pair, with the spread of its weight), nodes.tsv (a row a
     feature) and network.graphml, both with the features' names and what else features.tsv says.
+    Modules have two features or more.
     """
     with new_folder(output, force, replaceable=holds_only(*NETWORK)) as made:
         model = MultinomialVAE.load(folder)
@@ -606,7 +659,6 @@ def network_command(folder: Path, output: Path, as_json: bool, force: bool, **op
         nodes = _nodes(model, folder, edges)
         if options["modules"]:
             nodes["module"] = network.modules(edges, options["seed"]).reindex(nodes.index)
-            nodes["module"] = nodes["module"].astype("Int64")
         write_frame(edges.set_index("feature_1"), made / "edges.tsv")
         write_frame(nodes, made / "nodes.tsv")
         nx.write_graphml(network.graph(edges, nodes), made / "network.graphml")
@@ -618,6 +670,7 @@ def network_command(folder: Path, output: Path, as_json: bool, force: bool, **op
     }
     if options["modules"]:
         found["modules"] = int(nodes["module"].nunique())
+        found["in_no_module"] = int((nodes["module"].isna() & (nodes["degree"] > 0)).sum())
     _tell(found, as_json)
 
 
@@ -751,16 +804,18 @@ def _fitted(
         if first:
             rehearse(output, options["force"])
             _settle(checkpoint, options, say)
+    begun = _going_on(ctx, options) if options["init"] else None
     with timed(seconds, "read"):
         counts = _read(tables, options, processes)
         digests = [sha256(path) for path in tables] if first else None
         of_metadata = sha256(options["metadata"]) if first and options["metadata"] else None
         say(f"{table} ({counts.source}): {size(counts)}")
-        kept = _filtered(counts, table, options, say)
+        kept = _with_covariates(counts, table, options["formula"], options, say)
+        kept = _filtered(kept, table, options, say)
         ordination.check_ids(kept.sample_ids, f"{table}: sample ids")
         ordination.check_ids(kept.feature_ids, f"{table}: feature ids")
-        if options["init"]:
-            kept = _going_on(ctx, kept, table, options)
+        if begun is not None:
+            kept = _brought(kept, begun, table, options["min_overlap"])
     kind = ConvMultinomialVAE if options["grid"] else MultinomialVAE
     settings = {
         name: options[name]
@@ -805,15 +860,21 @@ def _given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
-def _going_on(ctx: click.Context, table: Table, path: str, options: dict[str, Any]) -> Table:
-    """Take the settings of the model to go on from, and bring the table to its features."""
+def _going_on(ctx: click.Context, options: dict[str, Any]) -> MultinomialVAE:
+    """Load the model to go on from, and take its settings."""
     begun = _loaded(options["init"], options["device"])
     for name in begun.of_model:
         if not _given(ctx, name):
             options[name] = getattr(begun, name)
     options["n_components"] = begun.n_components_
+    return begun
+
+
+def _brought(table: Table, begun: MultinomialVAE, path: str, min_overlap: float) -> Table:
+    """Bring a table to the features of the model to go on from."""
     with renamed({"table:": f"{path}:"}):
         aligned, overlap = table.align_features(begun.feature_names_in_)
+        check_overlap(overlap, min_overlap, "table")
     if overlap.missing or overlap.extra:
         warnings.warn(
             f"{path}: {overlap} Those that are not are zero.", CountvaeWarning, stacklevel=2
@@ -976,12 +1037,13 @@ def _table_again(
         # only what was fitted is shown: a model from elsewhere may name any file
         if known.is_file() and sha256(known) == given.get("metadata_sha256"):
             metadata = known
-        elif arguments.get("formula"):
+        elif model.formula is not None:
             return None, f"The metadata, {known}, are not what was fitted; --metadata names them."
     options = arguments | {"metadata": metadata}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CountvaeWarning)  # said when it was fitted
-        kept = _filtered(_read(paths, options), name, options, lambda text: None)
+        kept = _with_covariates(_read(paths, options), name, model.formula, options, str)
+        kept = _filtered(kept, name, options, str)
         if arguments.get("init"):
             kept, _ = kept.align_features(model.feature_names_in_)
     if list(map(str, kept.sample_ids)) != list(map(str, samples.index)):
@@ -1007,8 +1069,32 @@ def _read(paths: Sequence[Path], options: dict[str, Any], processes: Processes =
     return table
 
 
+def _with_covariates(
+    table: Table,
+    path: str,
+    formula: str | None,
+    options: dict[str, Any],
+    say: Callable[[str], object],
+) -> Table:
+    """Leave out samples without a value of a covariate, where that is asked for."""
+    if formula is None or not options.get("drop_missing"):
+        return table
+    metadata, columns = table.sample_metadata, variables(formula)
+    if metadata is None or not set(columns) <= set(metadata.columns):
+        return table  # which the design refuses, by a sentence of its own
+    known = metadata[columns].notna()
+    there = known.all(axis=1).to_numpy()
+    if there.all():
+        return table
+    without = ", ".join(f"{name!r} {n}" for name, n in (~known).sum().items() if n)
+    say(f"drop-missing: {(~there).sum()} of {table.n} samples left out; without {without}")
+    if not there.any():
+        raise MetadataError(f"{path}: no sample has a value of every covariate.")
+    return table.select_samples(there)
+
+
 def _filtered(
-    table: Table, path: str, options: dict[str, Any], say: Callable[[str], None]
+    table: Table, path: str, options: dict[str, Any], say: Callable[[str], object]
 ) -> Table:
     names = ("min_sample_count", "min_feature_count", "min_feature_samples")
     least = {name: options[name] for name in names}
@@ -1099,8 +1185,10 @@ def _table_for(
     model: MultinomialVAE, path: Path, options: dict[str, Any]
 ) -> tuple[MultinomialVAE, Table, Table]:
     """Read a table; return a model of the features that both have, the table, and it in these."""
+    say = _say(options["quiet"])
     counts = _read((path,), options)
-    _say(options["quiet"])(f"{path} ({counts.source}): {size(counts)}")
+    say(f"{path} ({counts.source}): {size(counts)}")
+    counts = _with_covariates(counts, str(path), model.formula, options, say)
     names, own = model.feature_names_in_, counts.feature_ids
     with renamed({"table:": f"{path}:"}):
         if options["zero_fill"]:
@@ -1125,9 +1213,9 @@ def _table_for(
     return model, counts, aligned
 
 
-def _check_dense(table: Table, path: Path) -> None:
+def _check_dense(table: Table, path: Path, arrays: int = DENOISED) -> None:
     """Refuse a table whose proportions, log-ratios and deviations do not fit into memory."""
-    needed, free = DENOISED * 8 * table.n * table.d, available_bytes()
+    needed, free = arrays * 8 * table.n * table.d, available_bytes()
     if free is not None and needed > free:
         raise TooLarge(
             f"{path}: {table.n} samples × {table.d} features, none of them zero, take"

@@ -115,16 +115,15 @@ class Decoder(nn.Module):
         self.Theta_var.copy_(of_loadings[:, k:])
 
     @torch.no_grad()
-    def widen(self, f: Float[Tensor, "n p"]) -> None:
+    def widen(self, n: int, chance: Float[Tensor, " p"]) -> None:
         """Add to the variances of Theta what covariates share, with each other and by chance.
 
         `keep_variances` took each covariate to be alone, and the factors to be known. Among n
         samples a factor leans on f by chance, with variance (F'F)^-1_aa, and Theta takes up V times
         that; beside other covariates the noise counts n (F'F)^-1_aa times.
         """
-        inverse = torch.linalg.pinv(f.T @ f).diagonal()
-        self.Theta_var.mul_(len(f) * inverse)
-        self.Theta_var.add_(self.V.square().sum(1, keepdim=True) * inverse)
+        self.Theta_var.mul_(n * chance)
+        self.Theta_var.add_(self.V.square().sum(1, keepdim=True) * chance)
 
     @torch.no_grad()
     def unsure(self, z: Float[Tensor, "b k"], D: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:

@@ -1,12 +1,14 @@
 """Covariates: from a formula and what is known of the samples to the columns of a regression.
 
 A formula names columns of the metadata, with ``+``, ``:``, ``*`` and ``-`` between them; nothing
-in it is ever evaluated, so one that comes from a file can do no harm. A categorical column becomes
-an indicator for each level but the first. Columns of new samples are made as those of the fit.
+in it is ever evaluated, so one that comes from a file can do no harm. A categorical column, which
+is one of text, or of numbers inside ``C()``, becomes an indicator for each level but the first.
+Columns of new samples are made as those of the fit.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,10 @@ from jaxtyping import Float
 from countvae.checks import examples
 from countvae.errors import FormulaError, MetadataError, MissingPackage
 
-__all__ = ["Design"]
+__all__ = ["Design", "variables"]
+
+AS_GROUPS = re.compile(r"`[^`]*`|\bC\(\s*(`[^`]+`|[^\W\d][\w.]*)\s*\)")
+"""C(name), and names in backticks, in which there is none."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,9 @@ class Design:
         Columns of the regression, (p,).
     centre, scale : tuple of float
         Mean and standard deviation of each over the samples fitted: `matrix` has them standard.
+    chance : tuple of float
+        Diagonal of (F'F)^-1 over the samples fitted: with what variance a factor leans on each
+        column by chance. Empty until they were `seen`.
     """
 
     formula: str
@@ -40,6 +48,7 @@ class Design:
     names: tuple[str, ...]
     centre: tuple[float, ...]
     scale: tuple[float, ...]
+    chance: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, formula: Any, metadata: pd.DataFrame | None) -> "Design":
@@ -68,12 +77,12 @@ class Design:
         >>> Design.of("~ age + site", metadata).names
         ('age', 'site[T.b]')
         """
-        variables = _variables(formula)
-        known = _columns(variables, metadata)
+        known = _columns(variables(formula), metadata)
+        as_groups = _as_groups(formula)
         levels = {
-            name: sorted(map(str, column.unique()))
+            name: _levels(column)
             for name, column in known.items()
-            if not pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)
+            if name in as_groups or not _is_number(column)
         }
         raw = _matrix(formula, known, levels)
         X, names = raw.to_numpy(dtype=float), tuple(map(str, raw.columns))
@@ -97,9 +106,9 @@ class Design:
         InputError
             If a column is missing or has missing values, or a level that the fit did not have.
         """
-        known = _columns(_variables(self.formula), metadata)
+        known = _columns(variables(self.formula), metadata)
         for name, levels in self.levels.items():
-            new = ~known[name].astype(str).isin(levels)
+            new = ~_groups(known[name]).isin(levels)
             if new.any():
                 sample = known.index[new][0]
                 raise MetadataError(
@@ -118,6 +127,11 @@ class Design:
         raw = _matrix(self.formula, known, self.levels).to_numpy(dtype=float)
         return (raw - np.array(self.centre)) / np.array(self.scale)
 
+    def seen(self, F: Float[np.ndarray, "n p"]) -> "Design":
+        """Return this design with what chance does among the samples that were fitted."""
+        chance = np.linalg.pinv(F.T @ F).diagonal()
+        return replace(self, chance=tuple(chance.tolist()))
+
     def settings(self) -> dict[str, Any]:
         """Return plain JSON, from which `restore` makes the same."""
         return {
@@ -126,23 +140,30 @@ class Design:
             "names": list(self.names),
             "centre": list(self.centre),
             "scale": list(self.scale),
+            "chance": list(self.chance),
         }
 
     @classmethod
     def restore(cls, settings: Mapping[str, Any]) -> "Design":
         """Make a design of what `settings` gave."""
-        _variables(settings["formula"])
-        lists = (tuple(settings[name]) for name in ("names", "centre", "scale"))
+        variables(settings["formula"])
+        lists = (tuple(settings.get(name, ())) for name in ("names", "centre", "scale", "chance"))
         return cls(settings["formula"], dict(settings["levels"]), *lists)
 
 
-def _variables(formula: Any) -> list[str]:
-    """Names of the columns in a formula, which has nothing else in it."""
+def variables(formula: Any) -> list[str]:
+    """Names of the columns in a formula, which has nothing else in it.
+
+    Examples
+    --------
+    >>> variables("~ age * site + C(batch)")
+    ['age', 'site', 'batch']
+    """
     if not isinstance(formula, str):
         raise FormulaError(f"formula: expected text such as '~ age + site'; got {formula!r}.")
     formulaic = _formulaic()
     try:
-        terms = list(formulaic.Formula(formula))
+        terms = list(formulaic.Formula(_plain(formula)))
     except (formulaic.errors.FormulaicError, SyntaxError, ValueError, TypeError) as error:
         raise FormulaError(f"formula: {formula!r} cannot be read.") from error
     factors = [factor for term in terms for factor in getattr(term, "factors", [None])]
@@ -153,16 +174,42 @@ def _variables(formula: Any) -> list[str]:
     if len(constant) + len(names) < len(factors):
         wrong = next(f for f in factors if f.eval_method.value == "python")
         raise FormulaError(
-            f"formula: expected names of columns; got {wrong.expr!r}. Make such a column first."
+            f"formula: expected names of columns; got {wrong.expr!r}. Make such a column first;"
+            " C(name) takes numbers as groups."
         )
     if not constant:
         raise FormulaError(
             f"formula: keep the constant, which is the model's centre; got {formula!r}."
         )
-    variables = list(dict.fromkeys(f.expr for f in names))
-    if not variables:
+    found = list(dict.fromkeys(f.expr for f in names))
+    if not found:
         raise FormulaError(f"formula: names no column; got {formula!r}.")
-    return variables
+    return found
+
+
+def _plain(formula: str) -> str:
+    """Return a formula with the name alone in place of C(name)."""
+    return AS_GROUPS.sub(lambda found: found[1] or found[0], formula)
+
+
+def _as_groups(formula: str) -> set[str]:
+    return {found[1].strip("`") for found in AS_GROUPS.finditer(formula) if found[1]}
+
+
+def _is_number(column: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
+def _groups(column: pd.Series) -> pd.Series:
+    """Return the groups of a column as text: whole numbers without a point, however read."""
+    if not _is_number(column):
+        return column.astype(str)
+    return column.map(lambda v: f"{v:.0f}" if v == np.floor(v) else repr(float(v)))
+
+
+def _levels(column: pd.Series) -> list[str]:
+    ordered = column if _is_number(column) else _groups(column)
+    return _groups(ordered.sort_values()).unique().tolist()
 
 
 def _columns(names: list[str], metadata: pd.DataFrame | None) -> pd.DataFrame:
@@ -190,9 +237,9 @@ def _columns(names: list[str], metadata: pd.DataFrame | None) -> pd.DataFrame:
 
 def _matrix(formula: str, known: pd.DataFrame, levels: Mapping[str, list[str]]) -> pd.DataFrame:
     typed = known.assign(
-        **{name: pd.Categorical(known[name].astype(str), levels[name]) for name in levels}
+        **{name: pd.Categorical(_groups(known[name]), levels[name]) for name in levels}
     )
-    matrix = pd.DataFrame(_formulaic().model_matrix(formula, typed))
+    matrix = pd.DataFrame(_formulaic().model_matrix(_plain(formula), typed))
     return matrix.drop(columns="Intercept")
 
 

@@ -164,13 +164,15 @@ class NotStreamable(InputError):
 class MetadataError(InputError):
     """The metadata lack a sample, a column or a value, or have a level that the model lacks."""
 
-    cure = "Complete the metadata, or leave out the samples or the column."
+    cure = "Complete the metadata, or leave out the samples (`--drop-missing`) or the column."
 
 
 class FormulaError(InputError):
     """A formula cannot be read, or its columns do not make a regression."""
 
-    cure = "Write one side, names of columns with `+` or `:` between them, such as `~ age + site`."
+    cure = (
+        "Write one side, names of columns with `+` or `:` between them, such as `~ age + C(run)`."
+    )
 
 
 class BasisError(InputError):

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -24,7 +25,7 @@ from countvae.budget import available_bytes, fit_bytes
 from countvae.checkpoint import Checkpoint
 from countvae.checks import MAX_COUNT, check_counts, check_unique, examples
 from countvae.decoder import Decoder
-from countvae.design import Design
+from countvae.design import Design, variables
 from countvae.devices import DEVICES, chosen, free_bytes
 from countvae.encoder import DenseEncoder, Encoder
 from countvae.errors import (
@@ -49,6 +50,7 @@ from countvae.inference import (
     importance_weights,
     log_ratios,
     posterior_at,
+    proportion_interval,
     refine,
 )
 from countvae.layers import ACTIVATIONS
@@ -57,7 +59,7 @@ from countvae.processes import joined
 from countvae.rows import Rows
 from countvae.start import Start, residual_start
 from countvae.stream import CountFile, open_counts
-from countvae.table import CountTable, place_features
+from countvae.table import CountTable, check_overlap, place_features
 from countvae.threads import one_thread_an_operation
 from countvae.training import Kept, Schedule, train
 
@@ -68,6 +70,9 @@ EXACT = 1e-8
 DRAWS = 64
 """Draws of the factors by which the bound of a decoder that is a network is averaged."""
 
+INTERVAL_ENTRIES = 2**22
+"""Drawn proportions that are in memory at once."""
+
 OPTIMAL_STEPS = 30
 """Newton steps that stand for the optimum of a sample's posterior."""
 
@@ -77,6 +82,9 @@ PROBED = 64
 RETRIES = 1
 SMALLER = 10
 """A fit that diverged is tried again with a learning rate so many times smaller."""
+
+DEPTH = "depth"
+"""Column of a design that has the reads of each sample."""
 
 PSEUDOCOUNTS = (1e-9, 1e9)
 
@@ -201,6 +209,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     coefficients_, coefficients_sd_ : (p, d)
         What one unit of each covariate adds to the centred log-ratios, and its posterior standard
         deviation.
+    coefficients_chance_ : (p,)
+        Variance with which a factor leans on each covariate by chance. The effects on features i
+        and j have it times v_i'v_j in common, so that those on all features err together.
     coefficient_names_ : (p,)
         Columns that the formula made.
     noise_variance_ : float
@@ -357,7 +368,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         encoder, decoder = encoder.double(), decoder.double()
         decoder.centre()
         if self._design is not None and self.freeze != "decoder":
-            decoder.widen(torch.from_numpy(fitted.covariates))
+            self._design = self._design.seen(fitted.covariates)
+            decoder.widen(
+                len(fitted.covariates), torch.tensor(self._design.chance, dtype=torch.float64)
+            )
         self._identify(encoder, decoder)
         if diverged is not None:
             raise diverged
@@ -502,10 +516,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if len(shared) == len(known) == table.d:
             return self, matched
         overlap = replace(overlap, missing=len(known) - len(shared))
-        if overlap.least < self.min_overlap or len(shared) < 2:
-            raise FeaturesDiffer(
-                f"{argument}: {overlap} Less than min_overlap={self.min_overlap:g} is shared."
-            )
+        check_overlap(overlap, self.min_overlap, argument)
         warnings.warn(f"{argument}: {overlap}", CountvaeWarning, stacklevel=2)
         return (self if len(shared) == len(known) else self.subcomposition(shared)), matched
 
@@ -589,6 +600,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     ) -> tuple[sp.csr_array, np.ndarray]:
         """Draw counts from the fitted model, noise included.
 
+        Of a model with a formula, samples whose covariates are at the means of the fit; see
+        `sample_design` for others.
+
         Parameters
         ----------
         n_samples : int
@@ -620,9 +634,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         design : DataFrame
             A row a sample. Columns F1, F2, ... are coordinates, as `transform` gives them; those
             left out, and empty cells, are drawn from the prior. Of a model with a formula, its
-            covariates are needed too.
+            covariates are needed too. Other columns change nothing, which a warning says.
         depth : int or (n_samples,), optional
-            Reads of each sample; by default drawn from those of the fit.
+            Reads of each sample; by default those in the column "depth" of the design, or drawn
+            from those of the fit.
         random_state : int, RandomState or None
             By default the estimator's own.
 
@@ -634,30 +649,48 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Raises
         ------
         InputError
-            If no column is a factor or covariate, or one does not hold what it should.
+            If no column is a factor or covariate, one is a factor that the model lacks, or one
+            does not hold what it should; if depths are given twice.
         """
         check_is_fitted(self)
         rng = check_random_state(self.random_state if random_state is None else random_state)
         axes = axis_names(self.n_components_)
-        given = [name for name in axes if name in design.columns]
-        if not given and self._design is None:
+        covariates = [] if self._design is None else variables(self._design.formula)
+        columns = [str(name) for name in design.columns]
+        others = [name for name in columns if name not in (*axes, *covariates)]
+        if beyond := [name for name in others if re.fullmatch(r"F\d+", name)]:
             raise ArgumentError(
-                f"design: expected columns among {examples(axes)}; got"
-                f" {examples([str(name) for name in design.columns])}."
+                f"design: has a column {beyond[0]!r}; the model's factors are {examples(axes)}."
             )
-        frame = design[given].apply(pd.to_numeric, errors="coerce").reindex(columns=axes)
-        wrong = frame[given].isna() & design[given].notna() | np.isinf(frame[given])
-        if wrong.to_numpy().any():
-            name = next(name for name in given if wrong[name].any())
-            row = wrong.index[wrong[name]][0]
+        if not covariates and not set(axes) & set(columns):
             raise ArgumentError(
-                f"design: expected numbers; got {design[name][row]!r} in sample {str(row)!r},"
-                f" column {name!r}."
+                f"design: expected columns among {examples(axes)}; got {examples(columns)}."
             )
+        if DEPTH in others:
+            if depth is not None:
+                raise ArgumentError(
+                    f"depth: is given twice, as {depth!r} and in a column of the design."
+                )
+            others.remove(DEPTH)
+            depth = _numbers(design, [DEPTH])[DEPTH]
+            if (wrong := ~(depth >= 0) | (depth % 1 != 0)).any():
+                row = wrong.index[wrong][0]
+                raise ArgumentError(
+                    f"design: expected a whole number of reads; got {depth[row]!r} in sample"
+                    f" {str(row)!r}, column {DEPTH!r}."
+                )
+        if others:
+            warnings.warn(
+                f"design: its columns {examples(others)} are neither factors nor covariates of the"
+                " model, and change nothing.",
+                CountvaeWarning,
+                stacklevel=2,
+            )
+        y = _numbers(design, [name for name in axes if name in columns]).reindex(columns=axes)
         shift: Any = 0.0
         if self._design is not None:
             shift = self._design.matrix(design) @ self._decoder.Theta.numpy().T
-        return self._sample(frame.to_numpy(dtype=float), shift, depth, rng)
+        return self._sample(y.to_numpy(dtype=float), shift, depth, rng)
 
     def _sample(
         self, y: np.ndarray, shift: Any, depth: Any, rng: np.random.RandomState
@@ -699,6 +732,62 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             torch.cat(part).cpu().numpy() for part in zip(*found, strict=True)
         )
         return proportions, clr, clr_sd
+
+    def interval(
+        self, X: Any, level: float = 0.9, draws: int = 200, random_state: Any = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Intervals of the proportions behind the counts, beside the means that `denoise` gives.
+
+        Parameters
+        ----------
+        X : as in `fit`, (n, d)
+            Counts.
+        level : float
+            Probability with which a proportion lies in its interval, if the model is right.
+        draws : int
+            Of the proportions of each sample, whose quantiles these are; at least 20.
+        random_state : int, RandomState or None
+            By default the estimator's own.
+
+        Returns
+        -------
+        lower, upper : (n, d)
+        """
+        if not (isinstance(level, int | float | np.number) and 0 < level < 1):
+            raise ArgumentError(f"level: expected a probability above 0, below 1; got {level!r}.")
+        if not isinstance(draws, int | np.integer) or draws < 20:
+            raise ArgumentError(f"draws: expected a whole number >= 20; got {draws!r}.")
+        rng = check_random_state(self.random_state if random_state is None else random_state)
+        posteriors = self._posteriors(
+            X, self.refinement_steps, whole=True, entries=INTERVAL_ENTRIES // draws
+        )
+        found = [
+            proportion_interval(
+                decoder, x, posterior, self._covariance(decoder, posterior), level, draws, rng
+            )
+            for decoder, x, posterior in posteriors
+        ]
+        lower, upper = torch.cat(found, 1).cpu().numpy()
+        return lower, upper
+
+    def of_covariates(self, X: Any) -> np.ndarray:
+        """What the covariates of each sample add to its centred log-ratios, (n, d).
+
+        Zeros without a formula. Centred log-ratios less this are adjusted: those of samples whose
+        covariates are at the means of the fit.
+
+        Parameters
+        ----------
+        X : as in `fit`, (n, d)
+            A table.
+        """
+        check_is_fitted(self)
+        model, table = self.match(X, whole=True)
+        covariates = self._covariates(table)
+        if covariates is None:
+            return np.zeros(model._counts(table, reset=False).shape)
+        added = covariates @ self._decoder.Theta.numpy().T
+        return added - added.mean(1, keepdims=True)
 
     def sample_like(
         self, X: Any, depth: Any = None, random_state: Any = None
@@ -1277,10 +1366,13 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             self.coefficient_names_ = np.array(self._design.names, dtype=object)
             self.coefficients_ = (self._decoder.Theta.numpy() / scale).T
             self.coefficients_sd_ = (self._decoder.Theta_var.sqrt().numpy() / scale).T
+            # a model of before it was kept: that of covariates which have nothing in common
+            chance = self._design.chance or np.full(len(scale), 1 / len(self.depth_))
+            self.coefficients_chance_ = chance / scale**2
         self.clr_loadings_sd_ = np.sqrt(self._decoder.V_var.numpy() @ self._rotation**2)
 
     def _posteriors(
-        self, X: Any, steps: int, *, whole: bool = False
+        self, X: Any, steps: int, *, whole: bool = False, entries: int = 2**20
     ) -> Iterator[tuple[Law, torch.Tensor, Posterior]]:
         """Answer for the samples of a table, some at a time, where the answers are computed."""
         check_is_fitted(self)
@@ -1295,7 +1387,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             encoder = encoder and encoder.to(device)
         else:
             device = torch.device("cpu")
-        entries = 2**20 if model._decoder.linear else 2**17
+        if not model._decoder.linear:
+            entries = min(entries, 2**17)
         batch_size = max(1, entries // counts.shape[1])
         rows = Rows(counts, batch_size, torch.float64, device, covariates=covariates)
         for x, f in zip(rows.in_order(), rows.covariates_in_order(), strict=True):
@@ -1316,6 +1409,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(part) for part in value]
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _numbers(design: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Return columns of a design as numbers, missing where a cell is empty."""
+    given = design[names]
+    found = given.apply(pd.to_numeric, errors="coerce")
+    wrong = found.isna() & given.notna() | np.isinf(found)
+    for name in names:
+        if wrong[name].any():
+            row = wrong.index[wrong[name]][0]
+            raise ArgumentError(
+                f"design: expected numbers; got {given[name][row]!r} in sample {str(row)!r},"
+                f" column {name!r}."
+            )
+    return found
 
 
 def _multinomial(

@@ -181,6 +181,22 @@ def drawn_logits(
 
 
 @torch.no_grad()
+def proportion_interval(
+    decoder: Law,
+    x: Float[Tensor, "b d"],
+    posterior: Posterior,
+    S: Float[Tensor, "b k k"],
+    level: float,
+    draws: int,
+    rng: np.random.RandomState,
+) -> Float[Tensor, "2 b d"]:
+    """Quantiles of the proportions between which a draw lies with probability `level`."""
+    drawn = [drawn_logits(decoder, x, posterior, S, rng)[1].softmax(1) for _ in range(draws)]
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2]).to(x)
+    return torch.stack(drawn).quantile(ends, dim=0)
+
+
+@torch.no_grad()
 def importance_weights(
     decoder: Law,
     x: Float[Tensor, "b d"],

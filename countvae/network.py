@@ -249,7 +249,7 @@ def graph(edges: pd.DataFrame, nodes: pd.DataFrame | None = None) -> nx.Graph:
     """
     G = nx.Graph()
     if nodes is not None:
-        for name, row in nodes.iterrows():
+        for name, row in nodes.astype(object).iterrows():
             G.add_node(str(name), **{str(key): _plain(v) for key, v in row.dropna().items()})
     for row in edges.to_dict("records"):
         a, b = row.pop("feature_1"), row.pop("feature_2")
@@ -270,7 +270,8 @@ def modules(edges: pd.DataFrame, random_state: int = 0) -> pd.Series:
     Returns
     -------
     Series
-        The module of each feature that has an edge, 1 the largest, by feature.
+        The module of each feature that has an edge, 1 the largest, by feature; missing for one
+        that is in no module with another.
 
     Raises
     ------
@@ -291,9 +292,9 @@ def modules(edges: pd.DataFrame, random_state: int = 0) -> pd.Series:
     igraph.set_random_number_generator(random.Random(random_state))
     found = G.community_leiden("modularity", weights=positive["weight"].tolist(), n_iterations=-1)
     sizes = pd.Series(found.membership).value_counts(sort=True)
-    rank = {module: i + 1 for i, module in enumerate(sizes.index)}
-    of_each = [rank[module] for module in found.membership]
-    return pd.Series(of_each, pd.Index(names, dtype=object), name="module")
+    rank = {module: i + 1 for i, module in enumerate(sizes.index[sizes > 1])}
+    of_each = [rank.get(module) for module in found.membership]
+    return pd.Series(of_each, pd.Index(names, dtype=object), "Int64", "module")
 
 
 def _check(by: str, partners: int, min_weight: float, fdr: float | None, draws: int) -> None:

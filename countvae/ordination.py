@@ -165,7 +165,8 @@ def distances(sample_ids: Ids, points: Float[np.ndarray, "n p"]) -> DistanceMatr
     points : ndarray, shape (n, p)
         Coordinates from `MultinomialVAE.transform`, whose distances are Aitchison distances
         between what the factors say of the samples; or the centred log-ratios of
-        `MultinomialVAE.denoise`, whose distances have the noise of single features as well.
+        `MultinomialVAE.denoise`, whose distances have the noise of single features as well. Less
+        `MultinomialVAE.of_covariates`, these are adjusted too, as coordinates always are.
 
     Returns
     -------
@@ -212,14 +213,19 @@ def coefficient_frame(model: MultinomialVAE, *, balances: bool = False) -> pd.Da
     DataFrame
         A row for each feature (or balance) and covariate, indexed by "feature-id" (or
         "balance-id"): `covariate`, `effect`, `sd`, and the interval `low` to `high` that holds it
-        with 90 %.
+        with 90 %. Errors of the effects on features are independent but for what the factors lean
+        on the covariates by chance, which moves all of them; those on balances count both.
     """
     effects, variances = model.coefficients_, model.coefficients_sd_**2
     names, label = model.feature_ids_, "feature-id"
     if balances:
         basis = model.basis_operator_
         effects = np.asarray(basis.adjoint(effects))
-        variances = np.asarray(variances @ basis.to_sparse().power(2))
+        # all effects err together by V times what factors lean on the covariates by chance
+        together = np.outer(model.coefficients_chance_, np.square(model.clr_loadings_).sum(1))
+        apart = np.maximum(variances - together, 0) @ basis.to_sparse().power(2)
+        W = model.loadings_
+        variances = apart + np.outer(model.coefficients_chance_, np.square(W).sum(1))
         names, label = [str(name) for name in basis.names], "balance-id"
     sd = np.sqrt(variances)
     p = len(effects)

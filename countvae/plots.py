@@ -10,6 +10,7 @@ from jaxtyping import Float, Shaped
 from matplotlib import patheffects
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
 from scipy.sparse import csr_array
 from sklearn.isotonic import IsotonicRegression
 
@@ -33,6 +34,9 @@ COLOURS = (
 GREY = "#9a9a9a"
 MAX_POINTS = 20_000
 """More points than these make a file large and a picture no clearer."""
+
+BY_PATHS = 500
+"""Nodes up to which a network is laid out by the lengths of all its paths."""
 
 
 def ordination(
@@ -291,8 +295,9 @@ def network(
     labels : mapping, optional
         What to write beside a node in place of its name.
     top : int
-        How many nodes to label: that of the most edges in each of the largest modules, or those of
-        the most edges where there are no modules.
+        How many nodes to label at most: that of the most edges in each of the largest modules, or
+        those of the most edges where there are no modules. A name for which there is no room
+        beside those before it is left out.
     ax : Axes, optional
         Where to draw; by default on a new figure.
 
@@ -302,10 +307,7 @@ def network(
     """
     ax = _new_axes(ax)
     graph = graph.subgraph([node for node, degree in graph.degree if degree])
-    pull = nx.Graph()
-    pull.add_nodes_from(graph)
-    pull.add_weighted_edges_from((a, b, max(w, 0.02)) for a, b, w in graph.edges.data("weight"))
-    at = _laid_out(pull)
+    at = _laid_out(graph)
     for a, b, weight in graph.edges.data("weight"):
         colour = COLOURS[0] if weight > 0 else COLOURS[1]
         style = {"color": colour, "alpha": 0.4, "linewidth": 1.5 * abs(weight), "zorder": 1}
@@ -317,40 +319,75 @@ def network(
         colour = GREY if of is None or of > len(COLOURS) else COLOURS[of - 1]
         size = 14 + 3 * degree[node]
         ax.scatter(x, y, s=size, color=colour, edgecolors="white", linewidths=0.5, zorder=2)
-    leaders: dict[Any, str] = {}
-    for node in sorted(degree, key=degree.__getitem__, reverse=True):
-        leaders.setdefault(node if module[node] is None else module[node], node)
-    halo: list[patheffects.AbstractPathEffect] = [
-        patheffects.withStroke(linewidth=2, foreground="white")
-    ]
-    for _, node in sorted(leaders.items(), key=lambda item: str(item[0]).zfill(9))[:top]:
-        name, (x, y) = str((labels or {}).get(node, node)), at[node]
-        text = ax.annotate(name, (x, y), (4, 4), textcoords="offset points", fontsize=8, zorder=3)
-        text.set_path_effects(halo)
     for colour, label in ((COLOURS[0], "together"), (COLOURS[1], "apart")):
         ax.plot([], [], color=colour, label=label)
     ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2)
     ax.set_axis_off()
     ax.set_aspect("equal")
+    leaders: dict[Any, Any] = {}
+    by_degree = sorted(degree, key=degree.__getitem__, reverse=True)
+    for node in by_degree:
+        leaders.setdefault(module[node], node)
+    leaders.pop(None, None)
+    chosen = [leaders[of] for of in sorted(leaders)] or by_degree
+    names = [(str((labels or {}).get(node, node)), at[node]) for node in chosen[:top]]
+    _label(ax, names, np.array([*at.values()]))
     return ax
 
 
+PLACES = (
+    *((5, 4, "left", "bottom"), (5, -4, "left", "top")),
+    *((-5, 4, "right", "bottom"), (-5, -4, "right", "top")),
+    *((0, 8, "center", "bottom"), (0, -8, "center", "top")),
+)
+"""Of a name beside its point: the way there, in points of type, and the sides that face it."""
+
+
+def _label(ax: Axes, names: Sequence[tuple[str, np.ndarray]], points: np.ndarray) -> None:
+    """Write names where they hide the fewest points and no other name, or not at all."""
+    figure: Any = ax.figure.figure
+    figure.draw_without_rendering()  # where things are is known once they are laid out
+    dots = ax.transData.transform(points.reshape(-1, 2))
+    halo = patheffects.withStroke(linewidth=2, foreground="white")
+    written: list[Bbox] = []
+    for name, (x, y) in names:
+        text = ax.annotate(name, (x, y), (0, 0), textcoords="offset points", fontsize=8, zorder=3)
+        text.set(path_effects=[halo], in_layout=False)
+        free = []
+        for dx, dy, across, up in PLACES:
+            text.set(position=(dx, dy), ha=across, va=up)
+            box = text.get_window_extent()
+            inside = all(figure.bbox.contains(*corner) for corner in box.corners())
+            if inside and not box.count_overlaps(written):
+                free.append((box.count_contains(dots), len(free), (dx, dy, across, up), box))
+        if not free:
+            text.remove()
+            continue
+        _, _, (dx, dy, across, up), box = min(free)
+        text.set(position=(dx, dy), ha=across, va=up)
+        written.append(box)
+
+
 def _laid_out(graph: nx.Graph) -> dict[Any, np.ndarray]:
-    """Place nodes: each component by springs, components side by side in rows, largest first."""
-    placed: dict[Any, np.ndarray] = {}
+    """Place nodes, each component by itself: the largest at the left, others in rows beside it."""
     components = sorted(nx.connected_components(graph), key=len, reverse=True)
-    row_width = 2.4 * len(graph) ** 0.5
+    sides = [2 * len(nodes) ** 0.5 + 1 for nodes in components]
+    first = max(sides, default=0.0)
+    right = first + max(first, sum(1.5 * side**2 for side in sides[1:]) ** 0.5)
+    placed: dict[Any, np.ndarray] = {}
     left = top = height = 0.0
-    for nodes in components:
-        part = graph.subgraph(sorted(nodes, key=str))
-        radius = len(part) ** 0.5
-        at = nx.spring_layout(part, seed=0, k=3 / radius, iterations=300, scale=radius)
-        if left and left + 2 * radius > row_width:
-            left, top = 0.0, top - height
-        height = max(height, 2 * radius + 1) if left else 2 * radius + 1
-        centre = np.array([left + radius, top - radius])
+    for nodes, side in zip(components, sides, strict=True):
+        if left + side > right:
+            left, top, height = first, top - height, 0.0
+        part, scale = graph.subgraph(sorted(nodes, key=str)), (side - 1) / 2
+        if len(part) <= BY_PATHS:
+            at = nx.kamada_kawai_layout(part, weight=None, scale=scale)
+        else:
+            at = nx.spring_layout(part, weight=None, seed=0, k=3 / scale, scale=scale)
+        centre = np.array([left + side / 2, top - side / 2])
+        height = max(height, side) if placed else 0.0
         placed |= {node: centre + xy for node, xy in at.items()}
-        left += 2 * radius + 1
+        left += side
     return placed
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from scipy.linalg import svd
 from scipy.sparse import csr_array
+from scipy.sparse.linalg import LinearOperator, svds
 from skbio.stats.composition import clr
 from sklearn.utils.extmath import randomized_svd
 
@@ -111,10 +112,76 @@ def ppca(
     else:
         seed = int(rng.integers(2**32))
         _, singular, Ut = randomized_svd(centred, k, n_iter=7, random_state=seed)
+    return _closed_form(mean, singular, Ut, float(np.vdot(centred, centred)), n, q)
+
+
+def ppca_of_counts(
+    counts: Shaped[np.ndarray, "n d"] | csr_array, k: int, *, rng: np.random.Generator
+) -> PPCA:
+    """Fit it to the centred log-ratios of counts + 1, which are never made dense.
+
+    They are log(counts + 1), as sparse as the counts, less the means of rows and of columns.
+
+    Parameters
+    ----------
+    counts : ndarray or csr_array, shape (n, d)
+    k : int
+        Number of factors.
+    rng : numpy.random.Generator
+        Begins the search for the singular vectors.
+
+    Returns
+    -------
+    PPCA
+
+    Raises
+    ------
+    InputError
+        Unless 1 <= k < min(n, d - 1).
+
+    Examples
+    --------
+    >>> counts = np.random.default_rng(0).poisson(3.0, (20, 5))
+    >>> sparse = ppca_of_counts(csr_array(counts), 2, rng=np.random.default_rng(0))
+    >>> np.allclose(sparse.noise_variance, ppca(clr_counts(counts), 2, rank=4).noise_variance)
+    True
+    """
+    logs = csr_array(counts, dtype=float).log1p()
+    n, d = logs.shape
+    if not 1 <= k < min(n, d - 1):
+        raise ArgumentError(
+            f"k: expected 1 <= k < {min(n, d - 1)} (of samples, dimensions); got {k}."
+        )
+    row = np.asarray(logs.mean(axis=1))
+    mean = np.asarray(logs.mean(axis=0)) - row.mean()
+
+    def of_features(v: np.ndarray) -> np.ndarray:
+        v = v.ravel()
+        return logs @ v - row * v.sum() - mean @ v
+
+    def of_samples(u: np.ndarray) -> np.ndarray:
+        u = u.ravel()
+        return logs.T @ u - row @ u - mean * u.sum()
+
+    centred = LinearOperator((n, d), of_features, of_samples, dtype=float)
+    _, singular, Ut = svds(centred, k, v0=rng.standard_normal(min(n, d)))
+    total = float(np.vdot(logs.data, logs.data) - d * (row @ row) - n * (mean @ mean))
+    return _closed_form(mean, singular[::-1], Ut[::-1], total, n, d - 1)
+
+
+def _closed_form(
+    mean: Float[np.ndarray, " p"],
+    singular: Float[np.ndarray, " k"],
+    Ut: Float[np.ndarray, "k p"],
+    squares: float,
+    n: int,
+    q: int,
+) -> PPCA:
+    """Return the fit to n centred rows of these singular values and this sum of squares."""
+    k = len(singular)
     U = Ut.T * np.sign(Ut[np.arange(k), np.abs(Ut).argmax(axis=1)])
     top = singular**2 / n
-    total = np.vdot(centred, centred) / n
-    sigma2 = max(float(total - top.sum()), 0.0) / (q - k)
+    sigma2 = max(squares / n - float(top.sum()), 0.0) / (q - k)
     return PPCA(mean, U * np.sqrt(np.maximum(top - sigma2, 0.0)), sigma2, q)
 
 

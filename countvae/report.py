@@ -29,12 +29,16 @@ MOST_POINTS = 4000
 CHECKED = 1000
 """Samples that are drawn anew and whose gap is found, at most."""
 
+NAMED = 5
+"""Features of a module that are named."""
+
 TOP = 5
 """Features at either end of a factor."""
 
 EDGES = 150
 LISTED = 15
 LABELLED = 8
+UNASSIGNED = "unassigned"
 SHORT = 12
 """Letters of an id that is shown whole beside a name."""
 
@@ -187,7 +191,7 @@ def _samples(
     shown: np.ndarray,
 ) -> dict[str, Any]:
     some = None if metadata is None else metadata.iloc[shown]
-    columns = [] if some is None else _columns(some)
+    columns, left_out = ([], []) if some is None else _columns(some)
     groups = None
     if some is not None and columns:
         groups = some[columns[0]["name"]]
@@ -204,6 +208,7 @@ def _samples(
     return {
         "still": _png(still, (7.5, 4.6), "Samples in the first two factors"),
         "thinned": f" Every {len(samples) / len(shown):.1f}th sample is shown." if few else "",
+        "left_out": f"Not to colour by: {'; '.join(left_out)}." if left_out else "",
         "data": {
             "samples": [str(name) for name in samples.index[shown]],
             "axes": [f"{name} ({share:.1%} of variance)" for name, share in ratio],
@@ -216,34 +221,47 @@ def _samples(
     }
 
 
-def _columns(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Columns that samples can be coloured by, those with few groups first."""
-    found = []
+def _columns(frame: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
+    """Columns that samples can be coloured by, those with few groups first; and why not others."""
+    found, left_out = [], []
     for name, values in frame.items():
-        if pd.api.types.is_numeric_dtype(values) and values.nunique() > 2:
-            numbers = [float(f"{v:.5g}") if np.isfinite(v) else None for v in values.astype(float)]
-            if any(number is not None for number in numbers):
-                found.append({"name": str(name), "kind": "number", "values": numbers})
-            continue
         counts = values.value_counts()
-        if len(counts) < 2 or len(counts) > max(LEVELS, len(frame) / 3):
-            continue
-        levels = list(counts.index[:LEVELS])
-        place = {level: i for i, level in enumerate(levels)}
-        found.append(
-            {
-                "name": str(name),
-                "kind": "group",
-                "levels": [str(level) for level in levels],
-                "rest": "missing" if len(counts) <= LEVELS else "other or missing",
-                "values": [place.get(value, -1) for value in values],
-            }
-        )
-    return sorted(found, key=lambda column: len(column.get("levels", range(LEVELS + 1))))[:COLUMNS]
+        if pd.api.types.is_numeric_dtype(values) and len(counts) > 2:
+            numbers = [float(f"{v:.5g}") if np.isfinite(v) else None for v in values.astype(float)]
+            found.append({"name": str(name), "kind": "number", "values": numbers})
+        elif why := _why_not(counts, len(frame)):
+            left_out.append(f"{name} ({why})")
+        else:
+            levels = list(counts.index[:LEVELS])
+            place = {level: i for i, level in enumerate(levels)}
+            found.append(
+                {
+                    "name": str(name),
+                    "kind": "group",
+                    "levels": [str(level) for level in levels],
+                    "rest": "missing" if len(counts) <= LEVELS else "other or missing",
+                    "values": [place.get(value, -1) for value in values],
+                }
+            )
+    found.sort(key=lambda column: len(column.get("levels", range(LEVELS + 1))))
+    beyond = [f"{column['name']} (beyond {COLUMNS} columns)" for column in found[COLUMNS:]]
+    return found[:COLUMNS], left_out + beyond
+
+
+def _why_not(counts: pd.Series, n: int) -> str:
+    """Say why groups of these sizes among n samples would colour nothing, if so."""
+    if counts.empty:
+        return "without a value"
+    if len(counts) == 1:
+        return f"{counts.index[0]} in every sample that has a value"
+    if len(counts) <= max(LEVELS, n / 3):
+        return ""
+    return "another in every sample" if counts.max() == 1 else f"{len(counts)} groups"
 
 
 def _factors(model: MultinomialVAE, features: pd.DataFrame) -> dict[str, Any]:
     names, annotated = axis_names(model.n_components_), _annotation(model, features)
+    known = _known(model, features, annotated)
     V, sd, ids = model.clr_loadings_, model.clr_loadings_sd_, model.feature_ids_
     factors = []
     for c, name in enumerate(names):
@@ -253,7 +271,7 @@ def _factors(model: MultinomialVAE, features: pd.DataFrame) -> dict[str, Any]:
         rows = [
             {
                 "feature": ids[j],
-                "annotation": str(features[annotated].get(ids[j], "")) if annotated else "",
+                "annotation": known[ids[j]] or UNASSIGNED,
                 "loading": f"{V[j, c]:+.2f}",
                 "sd": f"{sd[j, c]:.2f}",
                 "down": V[j, c] < 0,
@@ -274,19 +292,30 @@ def _annotation(model: MultinomialVAE, features: pd.DataFrame) -> str:
     return next((name for name in more if name.lower() == "taxonomy"), next(iter(more), ""))
 
 
+def _known(model: MultinomialVAE, features: pd.DataFrame, column: str) -> dict[str, str]:
+    """What a column says of each feature, as text: nothing where it is empty."""
+    if not column:
+        return dict.fromkeys(model.feature_ids_, "")
+    known = features[column].reindex(model.feature_ids_)
+    return known.astype(object).where(known.notna(), "").map(str).to_dict()
+
+
 def _called(model: MultinomialVAE, features: pd.DataFrame) -> dict[str, str]:
     """Short names: the last rank of a taxonomy that has one, and the beginning of a long id."""
     annotated = _annotation(model, features)
     if annotated.lower() != "taxonomy":
         return {name: name for name in model.feature_ids_}
     called = {}
-    for name in model.feature_ids_:
-        ranks = [rank.strip() for rank in str(features[annotated].get(name, "")).split(";")]
+    for name, lineage in _known(model, features, annotated).items():
+        ranks = [rank.strip() for rank in lineage.split(";")]
         known = [rank.partition("__")[2] or rank for rank in ranks if not rank.endswith("__")]
         if len(known) > 1 and ranks[len(known) - 1].startswith("s__"):
             known = [f"{known[-2]} {known[-1]}"]
-        short = name if len(name) <= SHORT else name[:6]
-        called[name] = f"{known[-1]} ({short})" if known and known[-1] else name
+        last = known[-1] if known else ""
+        if len(name) <= SHORT:
+            called[name] = f"{last} ({name})" if last else name
+        else:
+            called[name] = f"{last or UNASSIGNED} ({name[:6]})"
     return called
 
 
@@ -300,7 +329,8 @@ def _network(model: MultinomialVAE, features: pd.DataFrame) -> dict[str, Any]:
         says = "No pair of features is tied at a false-discovery rate of 5 %."
         return {"network": "", "edges": [], "network_says": says}
     ids = pd.Index(pd.concat([strongest["feature_1"], strongest["feature_2"]]).unique())
-    nodes = pd.DataFrame({"module": _modules(strongest).reindex(ids)})
+    module = _modules(strongest).reindex(ids)
+    nodes = pd.DataFrame({"module": module})
     graph, called = network.graph(strongest, nodes), _called(model, features)
 
     def draw(ax: Any) -> None:
@@ -312,6 +342,11 @@ def _network(model: MultinomialVAE, features: pd.DataFrame) -> dict[str, Any]:
             f"The {len(strongest)} strongest of {len(found):,} pairs at a false-discovery rate of"
             " 5 %, by proportionality ρp of their log-ratios; the five strongest of each feature."
         ),
+        "modules": [
+            (f"{number}", f"{len(of)}", ", ".join(called[str(name)] for name in of[:NAMED]))
+            for number, of in ids.groupby(module).items()
+        ],
+        "alone": f"{module.isna().sum()}",
         "edges": [
             {
                 "one": called[str(row["feature_1"])],
@@ -327,7 +362,7 @@ def _network(model: MultinomialVAE, features: pd.DataFrame) -> dict[str, Any]:
 def _modules(edges: pd.DataFrame) -> pd.Series:
     """Modules of a network; none without igraph."""
     try:
-        return network.modules(edges).astype("Int64")
+        return network.modules(edges)
     except MissingPackage:
         return pd.Series(dtype="Int64")
 

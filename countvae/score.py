@@ -19,8 +19,9 @@ from jaxtyping import Float
 from scipy.sparse import csr_array, issparse
 from scipy.stats import false_discovery_control
 
+from countvae.design import variables
 from countvae.errors import ArgumentError
-from countvae.estimator import MultinomialVAE, axis_names
+from countvae.estimator import MultinomialVAE
 from countvae.stream import CountFile
 from countvae.table import CountTable
 
@@ -48,8 +49,9 @@ def scores(
     DataFrame
         A row a sample, in the order of X: `depth`; `evidence`, the bound on log p(x) in nats;
         `evidence_a_read`; `expected`, its mean at that depth under the model; `t`, how many
-        standard deviations the evidence is above that; `p_value`; `q_value`, the share expected
-        to be the model's own among samples at least as unusual (Benjamini and Hochberg).
+        standard deviations the evidence is above that; `p_value`, one-sided: near 1 where the
+        evidence is too high; `q_value`, the share expected to be the model's own among samples
+        at least as unusual (Benjamini and Hochberg).
 
     Raises
     ------
@@ -106,8 +108,8 @@ class _Drawn(NamedTuple):
                 counts, _ = model.sample(R, int(N), random_state=seed + i)
                 evidence.append(model.score_samples(_named(model, counts)))
             else:
-                known = X.sample_metadata.sample(R, replace=True, random_state=seed + i)
-                known = known.drop(columns=axis_names(model.n_components_), errors="ignore")
+                known = X.sample_metadata[variables(model.formula)]
+                known = known.sample(R, replace=True, random_state=seed + i)
                 counts, _ = model.sample_design(known, int(N), random_state=seed + i)
                 evidence.append(model.score_samples(_named(model, counts, known)))
         return cls(np.log(at), np.sort(evidence, axis=1))

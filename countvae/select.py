@@ -30,7 +30,7 @@ from countvae.errors import ArgumentError
 from countvae.estimator import MultinomialVAE
 from countvae.evidence import log_coefficient
 from countvae.inference import Posterior, importance_weights, posterior_at, refine
-from countvae.ppca import clr_counts, ppca
+from countvae.ppca import ppca_of_counts
 from countvae.rows import Rows
 from countvae.table import CountTable
 
@@ -51,8 +51,8 @@ class Selection:
     ----------
     table : DataFrame
         A row a k: `k`, `evidence_a_read` (nats, held out), its standard error `se`, `difference`
-        to the best and its standard error `difference_se`, `pareto_k` (the share of samples of
-        which it is above 0.7).
+        to the best and its standard error `difference_se`, `pareto_k` (the median over samples)
+        and `untrusted`, the share of samples whose Pareto k is above 0.7.
     k : int
         The one chosen.
     gain, gain_se : float
@@ -153,7 +153,8 @@ def select(
                 here = evidence[row, held].sum() / depth[held].sum()
                 told({"k": number, "fold": fold + 1, "evidence_a_read": here})
     table = _compared(tried, evidence, depth)
-    table["pareto_k"] = (pareto > UNTRUSTED).mean(1)
+    table["pareto_k"] = np.median(pareto, axis=1)
+    table["untrusted"] = (pareto > UNTRUSTED).mean(1)
     near = table["difference"] >= -table["difference_se"]
     chosen = int(np.flatnonzero(near)[0])
     plain = np.empty(len(depth))
@@ -168,8 +169,7 @@ def select(
 
 def principal_law(counts: np.ndarray | csr_array, k: int, random_state: int) -> Decoder:
     """Return the law that probabilistic PCA of log(x + 1) finds, in the place of a decoder."""
-    logs = clr_counts(counts)
-    law = ppca(logs, k, rank=logs.shape[1] - 1, rng=np.random.default_rng(random_state))
+    law = ppca_of_counts(counts, k, rng=np.random.default_rng(random_state))
     sigma2 = torch.tensor(max(law.noise_variance, SIGMA2_RANGE[0]), dtype=torch.float64)
     return Decoder(torch.from_numpy(law.loadings), torch.from_numpy(law.mean), sigma2)
 

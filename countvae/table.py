@@ -373,6 +373,14 @@ def qualifying(
     return samples, features
 
 
+def check_overlap(overlap: Overlap, min_overlap: float, argument: str) -> None:
+    """Refuse a table that has too little of a model's features, or too many reads in others."""
+    if overlap.least < min_overlap or overlap.shared < 2:
+        raise FeaturesDiffer(
+            f"{argument}: {overlap} Less than min_overlap={min_overlap:g} is shared."
+        )
+
+
 def place_features(own: np.ndarray, wanted: np.ndarray, sample_ids: np.ndarray) -> np.ndarray:
     """Position of each feature of a table among those wanted, -1 where it is not.
 

@@ -163,7 +163,7 @@ def train(
             if not torch.isfinite(total):
                 at_fault = index[~bound.isfinite().cpu()].tolist()
                 raise state.diverged(f"the bound is not finite in epoch {epoch + 1}", at_fault)
-            moments.add(z, D, f, Q, noise, bound, settling or shrinkage is not None)
+            moments.add(z, D, f, Q, noise, bound, decoder.linear and not finishing)
             if i == 0 and not finishing:
                 # chosen by their numbers: the same ones however many processes share the step
                 chosen = index % max(1, size // FOR_CORRELATIONS) == 0
@@ -189,7 +189,9 @@ def train(
                 moments.settle(decoder, shrinkage)
             if shrinkage is not None:
                 shrinkage.update(decoder.loadings.detach(), moments.of_loadings)
-                decoder.keep_variances(shrinkage.U)
+            if decoder.linear:
+                # in every epoch, as any may be the one that is kept
+                decoder.keep_variances(moments.free if shrinkage is None else shrinkage.U)
             moments.solve_sigma2(decoder, shrunk=shrinkage is not None)
             root = moments.rescale(encoder, decoder, rotate=early and not going_on)
             if shrinkage is not None:
@@ -429,11 +431,9 @@ class _Moments:
     def settle(self, decoder: Decoder, shrinkage: Shrinkage | None) -> None:
         """Take one step of Newton's, a loading at a time, on the gradients of the whole table.
 
-        It takes out what the noise of minibatches left, by at most one standard deviation. The
-        variances stay with the decoder; without a prior of the loadings, as if that were N(0, 1).
+        It takes out what the noise of minibatches left, by at most one standard deviation.
         """
-        without = 1 / (self.of_loadings + 1)
-        of_loadings = without if shrinkage is None else shrinkage.variance(self.of_loadings)
+        of_loadings = self.free if shrinkage is None else shrinkage.variance(self.of_loadings)
         of_mu, k = 1 / (self.information + 1), decoder.V.shape[1]
         for parameter, variance, gradient in (
             (decoder.V, of_loadings[:, :k], self.gradient[:, :k]),
@@ -442,8 +442,12 @@ class _Moments:
         ):
             sd = variance.sqrt()
             parameter += (variance * gradient).clamp(-sd, sd)
-        decoder.keep_variances(of_loadings)
         decoder.centre()
+
+    @property
+    def free(self) -> Tensor:
+        """Posterior variances of loadings that no prior holds: as if that were N(0, 1)."""
+        return 1 / (self.of_loadings + 1)
 
     def total(self, rows: Rows) -> None:
         """Add up over all processes."""

@@ -836,11 +836,15 @@ def test_network_writes_edges_nodes_and_a_graph_with_the_features_names(shared, 
 
 def test_modules_are_nodes_attributes(shared, run, tmp_path):
     pytest.importorskip("igraph")
-    run("network", "--model", shared / "model", "-o", "net", "--modules")
-    nodes = pd.read_csv(tmp_path / "net/nodes.tsv", sep="\t", index_col=0)
+    told = run("network", "--model", shared / "model", "-o", "net", "--modules")
+    nodes = pd.read_csv(tmp_path / "net/nodes.tsv", sep="\t", keep_default_na=False, na_values=[""])
+    nodes = nodes.set_index("feature-id")
     assert nodes["module"].min() == 1
     G = nx.read_graphml(tmp_path / "net/network.graphml")
-    assert {attributes["module"] for _, attributes in G.nodes(data=True)} <= set(range(1, 7))
+    of_nodes = {node: known["module"] for node, known in G.nodes(data=True) if "module" in known}
+    assert of_nodes == nodes["module"].dropna().to_dict()
+    assert nodes["module"].value_counts().min() >= 2
+    assert f"in no module              {nodes['module'].isna().sum()}" in told.stdout
 
 
 def test_a_network_is_not_overwritten_and_needs_a_model(shared, run, tmp_path):
@@ -905,6 +909,24 @@ def test_denoised_proportions_go_into_any_kind_of_file(shared, run, tmp_path, su
         assert "".join(adata.var["taxonomy"]) == "uvwxyz"
 
 
+@pytest.mark.filterwarnings("ignore:.*expected whole numbers")
+@pytest.mark.parametrize("suffix", [".biom", ".h5ad", ".tsv"])
+def test_intervals_of_proportions_lie_beside_them(shared, run, tmp_path, suffix):
+    given = shared / "table.biom", "--model", shared / "model", "--interval", 0.8, "--seed", 3
+    run("denoise", *given, "-o", f"d{suffix}", "--quiet")
+    model, table = MultinomialVAE.load(shared / "model"), read(shared / "table.biom")
+    expected = model.interval(table, 0.8, random_state=3)
+    for end, values in zip(("lower", "upper"), expected, strict=True):
+        path, layer = (f"d{suffix}", end) if suffix == ".h5ad" else (f"d.{end}{suffix}", None)
+        found = read(tmp_path / path, allow_fractional=True, layer=layer)
+        assert list(found.sample_ids) == list(SAMPLES)
+        np.testing.assert_allclose(found.counts.toarray(), values, rtol=1e-6)
+    if suffix != ".h5ad":
+        (tmp_path / f"d{suffix}").unlink()
+        refused(run("denoise", *given, "-o", f"d{suffix}", code=3), f"d.lower{suffix}", "force")
+        assert not (tmp_path / f"d{suffix}").exists()
+
+
 def test_generate_draws_a_table_of_its_own_or_like_another(shared, run, tmp_path):
     model = "--model", shared / "model"
     run("generate", *model, "--n-samples", 7, "--depth", 50, "-o", "g.biom", "--quiet")
@@ -946,7 +968,8 @@ def test_generate_draws_what_a_design_asks_for(shared, run, tmp_path):
         "--depth",
         10**6,
     )
-    run(*arguments, "-o", "d.h5ad", "--quiet")
+    said = run(*arguments, "-o", "d.h5ad", "--quiet").stderr
+    assert "its columns 'site' are neither factors nor covariates of the model" in said
     drawn = anndata.read_h5ad("d.h5ad")
     assert list(drawn.obs_names) == ["low", "high", "free"]
     assert list(drawn.obs["site"]) == ["a", "b", "b"]
@@ -983,6 +1006,21 @@ def test_a_fit_goes_on_from_a_model_by_its_settings_and_features(shared, run, tm
         "fit", "less.tsv", "-o", "o", "--init", shared / "model", "--encoder-width", 9, code=3
     )
     assert "init: its encoder_width is" in refusal.stderr
+
+
+def test_a_fit_goes_on_only_with_a_table_that_shares_enough(shared, run, tmp_path, counts):
+    others = [*FEATURES[:2], "x1", "x2", "x3", "x4"]
+    write_tsv(tmp_path / "other.tsv", counts + 1, features=others)
+    fit = ["fit", "other.tsv", "--init", shared / "model", "--quiet", "-o"]
+    said = run(*fit, "o", code=3)
+    refused(said, "other.tsv: 2 of 6 features are in the table", "Less than min_overlap=0.5")
+    assert not (tmp_path / "o").exists()
+    write_tsv(tmp_path / "foreign.tsv", np.c_[counts + 1, np.full(len(counts), 10**4)],
+              features=[*FEATURES, "x"])  # fmt: skip
+    foreign = ["fit", "foreign.tsv", *fit[2:]]
+    refused(run(*foreign, "o", code=3), "foreign.tsv: 6 of 6 features", "min_overlap=0.5")
+    assert "2 of 6" in run(*fit, "told", "--min-overlap", 0).stderr
+    assert cli.MultinomialVAE.load("told").min_overlap == 0
 
 
 def test_a_table_on_a_grid_is_fitted_by_the_convolutional_model(run, tmp_path, counts):

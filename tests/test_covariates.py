@@ -5,10 +5,12 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from scipy.sparse import csr_array
+from scipy.spatial.distance import pdist, squareform
+from skbio import DistanceMatrix
 
 from countvae import MultinomialVAE
 from countvae.cli import main
-from countvae.errors import InputError
+from countvae.errors import CountvaeWarning, InputError
 from countvae.metrics import subspace_error
 from countvae.ordination import coefficient_frame
 from countvae.score import scores
@@ -64,6 +66,9 @@ def test_effects_of_nothing_are_within_their_errors_alone_and_beside_one_alike(d
     off = np.abs(model.coefficients_ - truth) > 1.645 * model.coefficients_sd_
     assert off[2:].mean() < 0.25
     assert off[[0, 4]].mean() < 0.25
+    effects = coefficient_frame(model, balances=True).set_index("covariate")
+    of_nothing = effects.loc[["nothing", "coin"]]
+    assert ((of_nothing["low"] > 0) | (of_nothing["high"] < 0)).mean() < 0.25
     alone = MultinomialVAE(K, formula="~ age", max_epochs=30).fit(known)
     apart = np.median(model.coefficients_sd_[0] / alone.coefficients_sd_[0])
     # age is known but for what the other has of it: 10 / sqrt(12) against about 0.5
@@ -97,6 +102,37 @@ def test_a_model_with_covariates_is_saved_and_answers_the_same(drawn, adjusted, 
     again = MultinomialVAE.load(tmp_path / "m")
     np.testing.assert_array_equal(again.transform(table), adjusted.transform(table))
     np.testing.assert_array_equal(again.coefficients_, adjusted.coefficients_)
+    np.testing.assert_array_equal(again.coefficients_chance_, adjusted.coefficients_chance_)
+
+
+def test_what_chance_does_is_that_of_the_samples_fitted(drawn, adjusted):
+    metadata = drawn[0].sample_metadata
+    F = np.stack([metadata["age"], metadata["batch"] == "two"], 1)
+    F = F - F.mean(0)
+    expected = np.linalg.inv(F.T @ F).diagonal()
+    np.testing.assert_allclose(adjusted.coefficients_chance_, expected)
+
+
+def test_distances_between_all_log_ratios_are_adjusted_ones(drawn, adjusted, tmp_path):
+    table, _, _ = drawn
+    some = table.select_samples(np.arange(40))
+    apart, of_all = adjusted.of_covariates(some), table.sample_metadata
+    F = np.stack([of_all["age"], of_all["batch"] == "two"], 1).astype(float)
+    F = (F - F.mean(0))[:40]
+    np.testing.assert_allclose(apart, F @ adjusted.coefficients_, atol=1e-9)
+    adjusted.save(tmp_path / "m")
+    write(some, tmp_path / "t.h5ad")
+    arguments = ["transform", tmp_path / "t.h5ad", "--model", tmp_path / "m"]
+    arguments += ["-o", tmp_path / "y.tsv", "--distances", tmp_path / "d.tsv"]
+    arguments += ["--distance", "aitchison"]
+    assert CliRunner().invoke(main, list(map(str, arguments))).exit_code == 0
+    found = DistanceMatrix.read(str(tmp_path / "d.tsv")).data
+    clr = adjusted.denoise(some)[1]
+    np.testing.assert_allclose(found, squareform(pdist(clr - apart)), rtol=1e-6)
+    batch = F[:, 1] > 0
+    within = found[batch][:, batch].sum() / (batch.sum() * (batch.sum() - 1))
+    assert found[batch][:, ~batch].mean() < 1.1 * within
+    assert squareform(pdist(clr))[batch][:, ~batch].mean() > 1.1 * within
 
 
 def test_samples_do_not_influence_each_other(drawn, adjusted):
@@ -146,8 +182,16 @@ def test_effects_on_balances_are_those_of_the_basis(adjusted):
     np.testing.assert_allclose(
         balances["effect"], (adjusted.coefficients_ @ Psi).ravel(), atol=1e-10
     )
-    expected = np.sqrt(adjusted.coefficients_sd_**2 @ Psi**2).ravel()
+    together = [chance * adjusted.clr_loadings_ @ adjusted.clr_loadings_.T
+                for chance in adjusted.coefficients_chance_]  # fmt: skip
+    apart = [np.diag(sd**2 - C.diagonal())
+             for sd, C in zip(adjusted.coefficients_sd_, together, strict=True)]  # fmt: skip
+    assert min(C.diagonal().min() for C in apart) > 0
+    whole = np.array(together) + np.array(apart)
+    expected = np.sqrt((Psi.T @ whole @ Psi).diagonal(axis1=1, axis2=2)).ravel()
     np.testing.assert_allclose(balances["sd"], expected)
+    independent = np.sqrt(adjusted.coefficients_sd_**2 @ Psi**2).ravel()
+    assert np.max(balances["sd"] / independent) > 1.3
     assert balances.index[0] == adjusted.basis_operator_.names[0]
 
 
@@ -183,6 +227,8 @@ def test_the_command_line_takes_a_formula_and_writes_effects(drawn, tmp_path):
 def test_a_design_moves_what_is_drawn_as_the_effects_say(adjusted):
     design = pd.DataFrame({"age": [2.0, 8.0], "batch": ["one", "one"], "F1": [0.0, 0.0]})
     design = pd.concat([design] * 150, ignore_index=True)
+    with pytest.warns(CountvaeWarning, match="columns 'weight' are neither factors nor covariates"):
+        adjusted.sample_design(design[:2].assign(weight=1.0))
     counts, y = adjusted.sample_design(design, depth=10**6, random_state=0)
     assert not y[:, 0].any() and y[:, 1].std() > 0
     logs = np.log(counts.toarray() + 0.5)
@@ -191,6 +237,63 @@ def test_a_design_moves_what_is_drawn_as_the_effects_say(adjusted):
     assert np.corrcoef(moved, 6 * adjusted.coefficients_[0])[0, 1] > 0.95
     with pytest.raises(InputError, match=r"'three' in sample '0', which the model was not fitted"):
         adjusted.sample_design(design.assign(batch="three"))
+    with pytest.raises(InputError, match=r"has a column 'F3'; the model's factors are 'F1', 'F2'"):
+        adjusted.sample_design(design.assign(F3=0.0))
+
+
+def test_a_design_may_give_the_depths(adjusted):
+    design = pd.DataFrame({"age": [2.0, 8.0], "batch": "one", "depth": [50.0, 7000.0]})
+    counts, _ = adjusted.sample_design(design, random_state=0)
+    assert counts.sum(axis=1).tolist() == [50, 7000]
+    with pytest.raises(InputError, match="depth: is given twice, as 10 and in a column"):
+        adjusted.sample_design(design, depth=10)
+    for wrong in (1.5, -2.0, np.nan):
+        with pytest.raises(InputError, match=r"whole number of reads; got .* in sample '1', col"):
+            adjusted.sample_design(design.assign(depth=[50.0, wrong]))
+
+
+def test_samples_without_a_value_are_dropped_if_asked_for_and_counted(drawn, tmp_path):
+    table, _, _ = drawn
+    write(CountTable(table.counts, table.sample_ids, table.feature_ids), tmp_path / "t.biom")
+    metadata = table.sample_metadata.assign(unused=np.arange(N), run=np.arange(N) % 3)
+    metadata.loc[["s3", "s4"], "age"] = np.nan
+    metadata.loc[["s4", "s7"], "batch"] = None
+    metadata.rename_axis("sample-id").to_csv(tmp_path / "m.tsv", sep="\t")
+    where = [str(tmp_path / "t.biom"), "--metadata", str(tmp_path / "m.tsv")]
+
+    def run(*arguments, code=0):
+        result = CliRunner().invoke(main, [str(a) for a in arguments])
+        assert result.exit_code == code, result.output
+        return result.stderr
+
+    fit = ["fit", *where, "-k", 2, "--max-epochs", 2, "--formula", "~ age + batch + C(run)"]
+    said = run(*fit, "-o", tmp_path / "m", code=3)
+    assert "column 'age' has no value in sample 's3'" in said
+    said = run(*fit, "-o", tmp_path / "m", "--drop-missing")
+    assert "drop-missing: 3 of 300 samples left out; without 'age' 2, 'batch' 2" in said
+    kept = pd.read_csv(tmp_path / "m/samples.tsv", sep="\t", index_col=0).index
+    assert list(kept) == [s for s in table.sample_ids if s not in ("s3", "s4", "s7")]
+    names = pd.read_csv(tmp_path / "m/coefficients.tsv", sep="\t")["covariate"].unique()
+    assert names.tolist() == ["age", "batch[T.two]", "run[T.1]", "run[T.2]"]
+    answer = ["transform", *where, "--model", tmp_path / "m", "-o", tmp_path / "y.tsv"]
+    assert "has no value" in run(*answer, code=3)
+    run(*answer, "--drop-missing")
+    assert len(pd.read_csv(tmp_path / "y.tsv", sep="\t")) == N - 3
+    run("report", tmp_path / "m", "-o", tmp_path / "r.html")
+    assert "There are no metadata" not in (tmp_path / "r.html").read_text()
+    further = ["fit", *where, "--init", tmp_path / "m", "--max-epochs", 2, "--drop-missing"]
+    assert "3 of 300 samples left out" in run(*further, "-o", tmp_path / "n")
+    said = run("generate", "--model", tmp_path / "m", "-o", tmp_path / "g.tsv", "--n-samples", 3)
+    assert "at the means of the covariates 'age', 'batch', 'run'; --design gives others" in said
+    metadata.drop(["s3", "s4", "s7"]).rename_axis("id").to_csv(tmp_path / "d.tsv", sep="\t")
+    like = ["generate", "--model", tmp_path / "m", "--design", tmp_path / "d.tsv"]
+    said = run(*like, "-o", tmp_path / "h.h5ad")
+    assert "columns 'unused' are neither factors nor covariates" in said
+    metadata.loc[metadata.index[:200], "age"] = np.nan
+    metadata.loc[metadata.index[150:], "batch"] = None
+    metadata.rename_axis("sample-id").to_csv(tmp_path / "m.tsv", sep="\t")
+    said = run(*fit, "-o", tmp_path / "o", "--drop-missing", code=3)
+    assert "no sample has a value of every covariate" in said
 
 
 def test_samples_are_scored_given_their_covariates(drawn, adjusted):

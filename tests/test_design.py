@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from countvae.design import Design
+from countvae.design import Design, variables
 from countvae.errors import InputError
 
 
@@ -41,6 +41,30 @@ def test_new_samples_are_coded_as_those_of_the_fit(metadata):
     np.testing.assert_array_equal(design.matrix(some), design.matrix(metadata)[[1, 3]])
 
 
+def test_numbers_in_c_are_groups_in_their_order_however_they_were_read(metadata):
+    metadata["run"] = [2.0, 10.0, 3.0, 2.0, 10.0, 2.0]
+    design = Design.of("~ C(run) + age", metadata)
+    assert design.names == ("run[T.3]", "run[T.10]", "age")
+    assert len(Design.of("~ run + age", metadata).names) == 2
+    X = design.matrix(metadata)
+    np.testing.assert_allclose(X[:, 1] > 0, metadata["run"] == 10)
+    np.testing.assert_array_equal(design.matrix(metadata.astype({"run": int})), X)
+    as_text = metadata.assign(run=metadata["run"].map("{:.0f}".format))
+    np.testing.assert_array_equal(design.matrix(as_text), X)
+    again = Design.restore(design.settings())
+    np.testing.assert_array_equal(again.matrix(metadata), X)
+    with pytest.raises(InputError, match=r"'run' has '7.0' in sample 's1', .*it knows '2', '3'"):
+        design.matrix(metadata.assign(run=[2.0, 7.0, 3.0, 2.0, 10.0, 2.0]))
+
+
+def test_a_name_in_backticks_is_a_name_whatever_it_looks_like(metadata):
+    metadata["C(age)"] = [0.5, 1.0, 0.2, 0.1, 0.9, 0.7]
+    assert Design.of("~ `C(age)`", metadata).names == ("C(age)",)
+    metadata["run 1"] = [1.0, 2.0, 1.0, 2.0, 1.0, 1.0]
+    assert Design.of("~ C(`run 1`)", metadata).names == ("run 1[T.2]",)
+    assert variables("~ C(`run 1`) * `C(age)` + age") == ["run 1", "C(age)", "age"]
+
+
 def test_a_design_is_restored_from_plain_json(metadata):
     design = Design.of("~ site + age", metadata)
     again = Design.restore(design.settings())
@@ -52,6 +76,9 @@ def test_a_design_is_restored_from_plain_json(metadata):
     [
         ("~ __import__('os').getcwd()", "cannot be read"),
         ("~ np.log(age)", "expected names of columns; got 'np.log\\(age\\)'"),
+        ("~ C(age, site)", "expected names of columns; got 'C\\(age, site\\)'"),
+        ("~ C(open('x', 'w'))", "expected names of columns"),
+        ("~ C(weight)", "there is no column 'weight'"),
         ("~ {age + 1}", "expected names of columns"),
         ("age ~ site", "expected one side"),
         ("~ 0 + site", "keep the constant"),

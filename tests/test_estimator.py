@@ -1,5 +1,6 @@
 """MultinomialVAE: scikit-learn's manners, the identities of its attributes, and what it refuses."""
 
+import itertools
 import json
 import pickle
 import warnings
@@ -1174,6 +1175,43 @@ def test_loadings_have_standard_deviations_that_cover_the_truth():
     left = V @ turn - truth.V
     expected = np.sqrt(sd**2 @ turn**2)
     assert (np.abs(left) < 1.645 * expected).mean() == pytest.approx(0.9, abs=0.1)
+
+
+@pytest.mark.parametrize("shrink", [False, True])
+@pytest.mark.parametrize("early", [{"validation_fraction": 0.2}, {"patience": 1}])
+def test_loadings_of_any_epoch_that_is_kept_have_standard_deviations(monkeypatch, shrink, early):
+    """Of a fit that ends before its decoder settles, or whose best epoch came before that."""
+    truth = simulate(150, 12, 2, 1000, rng=np.random.default_rng(0))
+    falling = itertools.count(-1.0, -1.0)  # the first epoch is the best
+    for where in (countvae.training, countvae.training._Moments):
+        monkeypatch.setattr(where, "mean_bound", lambda *_: next(falling))
+    model = MultinomialVAE(2, max_epochs=20, shrink_loadings=shrink, **early).fit(truth.counts)
+    assert model.best_epoch_ < 3
+    information = 0.0
+    for _, _, posterior in model._posteriors(truth.counts, 0):
+        square = (posterior.z.square() + posterior.D).numpy()
+        information = information + posterior.noise.w.numpy().T @ square
+    kept = model._decoder.V_var.numpy()
+    ratio = kept * (1 + information)
+    assert np.median(ratio) == pytest.approx(1, abs=0.35)
+    assert ratio.min() > 0.4 and ratio.max() < 2.5
+
+
+def test_intervals_of_proportions_hold_the_true_ones_as_often_as_they_say():
+    truth = simulate(150, 25, 2, 400, keep_proportions=True, rng=np.random.default_rng(1))
+    model = MultinomialVAE(2, max_epochs=25).fit(truth.counts)
+    for level in (0.5, 0.9):
+        lower, upper = model.interval(truth.counts, level, random_state=0)
+        within = (lower <= truth.proportions) & (truth.proportions <= upper)
+        assert within.mean() == pytest.approx(level, abs=0.06)
+        assert (lower > 0).all() and (lower < upper).all() and (upper < 1).all()
+    np.testing.assert_array_equal(lower, model.interval(truth.counts, 0.9, random_state=0)[0])
+    few = model.interval(truth.counts[:4], 0.9, draws=2000)
+    means = model.denoise(truth.counts[:4])[0]
+    assert ((few[0] < means) & (means < few[1])).mean() > 0.95
+    for wrong in ({"level": 1.0}, {"level": 0.0}, {"draws": 5}):
+        with pytest.raises(InputError, match=f"^{min(wrong)}: expected"):
+            model.interval(truth.counts, **wrong)
 
 
 # --- going on from another fit -------------------------------------------------------------------

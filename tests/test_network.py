@@ -154,13 +154,23 @@ def test_a_graph_keeps_names_weights_and_what_is_known_of_the_features(model, tm
     assert G.number_of_edges() == len(frame)
 
 
+def test_a_whole_number_of_a_node_stays_one_where_others_have_none():
+    frame = pd.DataFrame({"feature_1": ["a"], "feature_2": ["b"], "weight": [0.5]})
+    module = pd.Series([1, None], ["a", "b"], dtype="Int64")
+    G = graph(frame, pd.DataFrame({"module": module}))
+    assert dict(G.nodes(data=True)) == {"a": {"module": 1}, "b": {}}
+    assert isinstance(G.nodes["a"]["module"], int)
+
+
 def test_modules_are_the_blocks_that_were_planted():
     pytest.importorskip("igraph")
     ties = [(a, b) for block in ("abc", "defg") for a in block for b in block if a < b]
     frame = pd.DataFrame(ties, columns=["feature_1", "feature_2"]).assign(weight=0.9)
     frame.loc[len(frame)] = ["a", "d", -0.9]
+    frame.loc[len(frame)] = ["a", "x", -0.9]
     found = modules(frame)
-    assert found.to_dict() == {**dict.fromkeys("abc", 2), **dict.fromkeys("defg", 1)}
+    assert found.dropna().to_dict() == {**dict.fromkeys("abc", 2), **dict.fromkeys("defg", 1)}
+    assert list(found.index[found.isna()]) == ["x"]
 
 
 @pytest.mark.parametrize(

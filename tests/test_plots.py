@@ -99,6 +99,45 @@ def test_a_network_has_a_line_an_edge_and_labels_those_of_most_edges():
     assert len(ax.collections) == 3
 
 
+@pytest.mark.parametrize("size", [(8.0, 5.5), (4.0, 3.0)])
+def test_names_in_a_network_lie_on_no_other_and_in_the_figure(size):
+    G = nx.Graph()
+    for hub in range(12):
+        G.add_weighted_edges_from((f"hub {hub}", f"{hub}.{i}", 0.9) for i in range(4 + hub % 3))
+        G.add_edge(f"hub {hub}", f"hub {(hub + 1) % 12}", weight=0.5)
+    names = {f"hub {hub}": f"Genus speciesname ({hub})" for hub in range(12)}
+    figure = plt.figure(figsize=size, layout="constrained")
+    ax = plots.network(G, labels=names, top=12, ax=figure.subplots())
+    figure.canvas.draw()
+    boxes = [Text.get_window_extent(text) for text in ax.texts]
+    assert 3 <= len(boxes) <= 12 and (len(boxes) < 12 or size[0] > 5)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(figure.bbox.fully_containsx(b.x0) and b.x1 <= figure.bbox.x1 for b in boxes)
+    assert {text.get_text() for text in ax.texts} <= set(names.values())
+    plt.close(figure)
+
+
+def test_a_name_goes_where_it_hides_no_point(ax):
+    points = np.array([[0.0, 0.0], [0.04, 0.02], [0.04, -0.03], [-0.04, 0.02], [1.0, 1.0]])
+    ax.scatter(*points.T)
+    plots._label(ax, [("a name", points[0])], points)
+    box = Text.get_window_extent(ax.texts[0])
+    assert not box.count_contains(ax.transData.transform(points))
+
+
+def test_a_name_without_room_is_left_out(ax):
+    plots._label(ax, [("a name", np.full(2, 0.5))] * 9, np.full((1, 2), 0.5))
+    assert 0 < len(ax.texts) < 9
+
+
+def test_a_large_network_is_laid_out_too(monkeypatch):
+    monkeypatch.setattr(plots, "BY_PATHS", 3)
+    G = nx.path_graph(6)
+    at = plots._laid_out(nx.disjoint_union(G, nx.path_graph(3)))
+    assert np.isfinite(np.array([*at.values()])).all() and len(at) == 9
+    assert max(at[i][0] for i in range(6)) < min(at[i][0] for i in range(6, 9))
+
+
 def test_a_selection_shows_each_number_and_marks_the_chosen():
     table = pd.DataFrame({"k": [2, 4], "difference": [-0.1, 0.0], "difference_se": [0.02, 0.0]})
     ax = plots.selection(table, 4)

@@ -8,7 +8,7 @@ from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
 
 from countvae.errors import InputError
-from countvae.ppca import clr_counts, ppca
+from countvae.ppca import clr_counts, ppca, ppca_of_counts
 
 
 @pytest.fixture(name="Y")
@@ -102,3 +102,17 @@ def test_clr_counts_is_the_centred_log_of_count_plus_pseudocount():
     expected = log - log.mean(axis=1, keepdims=True)
     np.testing.assert_allclose(clr_counts(x, 0.5), expected)
     np.testing.assert_allclose(clr_counts(csr_array(x), 0.5), expected)
+
+
+def test_of_sparse_counts_it_is_the_fit_to_their_centred_log_ratios():
+    rng = np.random.default_rng(1)
+    counts = rng.poisson(np.exp(rng.normal(0, 1, (60, 3)) @ rng.normal(0, 0.7, (3, 12))))
+    expected = ppca(clr_counts(counts), 4, rank=11)
+    found = ppca_of_counts(csr_array(counts), 4, rng=rng)
+    np.testing.assert_allclose(found.mean, expected.mean)
+    np.testing.assert_allclose(found.loadings, expected.loadings, atol=1e-9)
+    assert found.noise_variance == pytest.approx(expected.noise_variance)
+    assert found.rank == 11
+    for k in (0, 11):
+        with pytest.raises(InputError, match=f"expected 1 <= k < 11 .*; got {k}"):
+            ppca_of_counts(csr_array(counts), k, rng=rng)

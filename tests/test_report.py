@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from countvae import MultinomialVAE
+from countvae import MultinomialVAE, network, report
 from countvae.cli import main
 from countvae.simulate import simulate
 from countvae.table import CountTable, write
@@ -38,10 +38,14 @@ def folder_with_a_fit(tmp_path_factory):
             "site": np.where(truth.z[:, 0] > 0, f"gut{HOSTILE}", "skin"),
             "age": np.where(np.arange(120) % 10 == 0, np.nan, truth.z[:, 1]),
             "barcode": [f"b{i}" for i in range(120)],
+            "study": f"one{HOSTILE}",
+            "subject": [f"p{i % 50}" for i in range(120)],
+            "unknown": np.nan,
         },
         index=ids,
     )
-    taxonomy = pd.DataFrame({"taxonomy": [f"k__A; g__{j}{HOSTILE}" for j in range(30)]}, features)
+    lineages = [None if j % 2 else f"k__A; g__{j}{HOSTILE}" for j in range(30)]
+    taxonomy = pd.DataFrame({"taxonomy": lineages}, features)
     table = CountTable(truth.counts, ids, features, metadata, taxonomy)
     write(table, folder / "table.h5ad")
     run("fit", folder / "table.h5ad", "-o", folder / "model", "-k", 3, "--max-epochs", 8,
@@ -89,6 +93,49 @@ def test_samples_can_be_coloured_by_groups_and_numbers_but_not_by_what_each_has_
     coordinates = np.array(data_of(page)["coordinates"])
     written = pd.read_csv(folder / "model" / "samples.tsv", sep="\t")[["F1", "F2", "F3"]]
     np.testing.assert_allclose(coordinates.T, written, rtol=1e-3, atol=1e-6)
+
+
+def test_a_column_that_colours_nothing_is_named_with_the_reason(page):
+    said = html.unescape(re.search(r"Not to colour by: ([^\n]*)</p>", page)[1])
+    assert said == (
+        f"barcode (another in every sample); study (one{HOSTILE} in every sample that has a value);"
+        " subject (50 groups); unknown (without a value)."
+    )
+
+
+def test_columns_beyond_the_first_are_named():
+    groups = pd.DataFrame({f"c{i}": list("aabb") for i in range(report.COLUMNS + 1)})
+    found, left_out = report._columns(groups)
+    assert len(found) == report.COLUMNS
+    assert left_out == [f"c{report.COLUMNS} (beyond {report.COLUMNS} columns)"]
+
+
+def test_a_feature_without_a_lineage_goes_by_its_id(folder, page):
+    features = pd.read_csv(folder / "model" / "features.tsv", sep="\t", index_col=0)
+    assert features["taxonomy"].isna().any()
+    assert not re.search(r"\bnan\b", page.partition("<script")[0])
+    assert "<td>unassigned</td>" in page
+    model = MultinomialVAE.load(folder / "model")
+    called = report._called(model, features)
+    assert all(called[name] == name for name in features.index[features["taxonomy"].isna()])
+    long = features.set_axis([f"{'0123456789abcdef'}{name}" for name in features.index])
+    model.feature_names_in_ = long.index.to_numpy()
+    unknown = long.index[long["taxonomy"].isna()]
+    assert {report._called(model, long)[name] for name in unknown} == {"unassigned (012345)"}
+
+
+def test_modules_have_two_features_or_more_and_the_others_are_counted(folder, page):
+    pytest.importorskip("igraph")
+    part = page[page.index("<th>module</th>") : page.index("<h2>Checks")]
+    sizes = re.findall(r'<td>(\d+)</td><td class="number">(\d+)</td>', part)
+    assert [int(number) for number, _ in sizes] == list(range(1, len(sizes) + 1))
+    assert all(int(size) >= 2 for _, size in sizes)
+    edges = network.edges(MultinomialVAE.load(folder / "model"), partners=report.TOP, fdr=0.05)[
+        : report.EDGES
+    ]
+    drawn = len(set(edges["feature_1"]) | set(edges["feature_2"]))
+    alone = drawn - sum(int(size) for _, size in sizes)
+    assert f"{alone} of the features drawn are in none" in part
 
 
 def test_each_factor_shows_its_longest_loadings(folder, page):

@@ -3,10 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.sparse import csr_array
 
 from countvae import MultinomialVAE
 from countvae.errors import InputError
-from countvae.select import Selection, _compared, select
+from countvae.ppca import clr_counts, ppca
+from countvae.select import Selection, _compared, principal_law, select
 from countvae.simulate import simulate
 
 
@@ -26,7 +28,7 @@ def test_the_true_number_of_factors_is_found(truth):
     rows = found.table.set_index("k")
     assert rows["difference"].max() == 0
     assert rows["difference"][1] < -5 * rows["difference_se"][1]
-    assert rows["pareto_k"].between(0, 1).all()
+    assert rows["untrusted"].between(0, 0.2).all()
     assert found.gain > 2 * found.gain_se
     assert found.verdict.startswith("k = 3: ")
     assert "explained better than by principal components" in found.verdict
@@ -35,12 +37,32 @@ def test_the_true_number_of_factors_is_found(truth):
 def test_the_evidence_is_of_models_that_never_saw_the_samples(truth):
     found = select(truth.counts, [2], folds=2, max_epochs=3)
     of = np.random.default_rng(0).permutation(240) % 2
-    total = 0.0
+    total, shapes = 0.0, []
     for fold in (0, 1):
         model = MultinomialVAE(2, max_epochs=3).fit(truth.counts[np.flatnonzero(of != fold)])
-        total += model.evidence(truth.counts[np.flatnonzero(of == fold)], 64, 0)[0].sum()
+        evidence, shape = model.evidence(truth.counts[np.flatnonzero(of == fold)], 64, 0)
+        total += evidence.sum()
+        shapes.extend(shape)
     expected = total / truth.counts.sum()
     assert found.table["evidence_a_read"][0] == pytest.approx(expected, rel=1e-12)
+    assert found.table["pareto_k"][0] == np.median(shapes)
+    assert found.table["untrusted"][0] == np.mean(np.array(shapes) > 0.7)
+
+
+def test_the_table_stays_sparse_to_the_end(truth, monkeypatch):
+    """Rows are made dense by batches, never all of them."""
+    made = []
+    of_batch = csr_array.toarray
+
+    def toarray(self, *more, **settings):
+        made.append(self.shape[0])
+        return of_batch(self, *more, **settings)
+
+    monkeypatch.setattr(csr_array, "toarray", toarray)
+    law = principal_law(truth.counts, 3, 0)
+    assert not made
+    dense = ppca(clr_counts(truth.counts[:].todense()), 3, rank=39)
+    np.testing.assert_allclose(law.V.detach().numpy(), dense.loadings, atol=1e-8)
 
 
 def test_standard_errors_are_those_of_a_ratio():

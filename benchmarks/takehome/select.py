@@ -27,7 +27,7 @@ def about(found: Selection) -> dict[str, object]:
         "best": int(found.table["k"][found.table["difference"].idxmax()]),
         "gain": found.gain,
         "gain_se": found.gain_se,
-        "untrusted": float(found.table["pareto_k"].max()),
+        "untrusted": float(found.table["untrusted"].max()),
     }
 
 
