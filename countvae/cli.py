@@ -82,14 +82,22 @@ SELECTION = ("selection.tsv", "selection.png")
 NETWORK = ("edges.tsv", "nodes.tsv", "network.graphml")
 OF_TABLE = dict.fromkeys(("samples", "features", "reads"), int | float)
 OF_RUN = {
+    "arguments": {
+        "tables": [str],
+        **dict.fromkeys(("layer", "metadata", "tree", "init", "formula"), str | None),
+        **dict.fromkeys(("stream", "transpose", "drop_empty", "allow_fractional"), bool),
+        **dict.fromkeys(("min_sample_count", "min_feature_count", "min_feature_samples"), int),
+        "output": str,
+    },
     "started": str,
-    "input": {"sha256": list},
+    "input": {"sha256": [str], "source": str},
     "before_filters": OF_TABLE,
     "after_filters": OF_TABLE,
     "result": {"bound": int | float},
-    **dict.fromkeys(("arguments", "seconds", "versions"), dict),
+    "seconds": {"fit": int | float, ...: int | float},
+    "versions": {...: str},
 }
-"""What of run.json a report needs, by type."""
+"""What of run.json a report needs, by type; of a list or an ellipsis, that of each value."""
 
 TRUTH = ("truth.json", "factors.tsv", "loadings.tsv", "proportions.npy")
 """What the folder of the truth behind a simulated table holds."""
@@ -645,7 +653,8 @@ def report_command(
     check_writable(output, force)
     model = MultinomialVAE.load(folder).set_params(device=device)
     run = _run_of(folder)
-    samples, features = (_tsv(folder / name) for name in ("samples.tsv", "features.tsv"))
+    axes = ordination.axis_names(model.n_components_)
+    samples, features = (_tsv(folder / name, axes) for name in ("samples.tsv", "features.tsv"))
     found, why_none = _table_again(model, run, samples, table, metadata)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CountvaeWarning)  # said when it was fitted
@@ -916,8 +925,7 @@ def _nodes(model: MultinomialVAE, folder: Path, edges: pd.DataFrame) -> pd.DataF
     """Return what is known of each feature of a model folder, and how many edges it has."""
     nodes = ordination.feature_frame(model)
     if (folder / "features.tsv").is_file():
-        known = pd.read_csv(folder / "features.tsv", sep="\t", dtype=str, keep_default_na=False)
-        known = known.set_index(known.columns[0])
+        known = _tsv(folder / "features.tsv", (), dtype=str, na_values=[])
         nodes = nodes.join(
             known[known.columns.difference(nodes.columns, sort=False)].replace("", None)
         )
@@ -930,7 +938,7 @@ def _run_of(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise NotAModel(f"{path}: cannot be read; countvae fit writes it.") from error
     if not _has(run, OF_RUN):
         raise NotAModel(f"{path}: is not what countvae fit writes.")
@@ -938,21 +946,30 @@ def _run_of(folder: Path) -> dict[str, Any]:
 
 
 def _has(found: Any, expected: Any) -> bool:
-    """Whether JSON is of a type, or has the keys of a dict of types."""
+    """Whether JSON is of a type, a list of one, or has the keys of a dict of types."""
+    if isinstance(expected, list):
+        return isinstance(found, list) and all(_has(value, expected[0]) for value in found)
     if not isinstance(expected, dict):
         return isinstance(found, expected)
     return isinstance(found, dict) and all(
-        name in found and _has(found[name], of) for name, of in expected.items()
+        all(_has(value, of) for value in found.values())
+        if name is ...
+        else name in found and _has(found[name], of)
+        for name, of in expected.items()
     )
 
 
-def _tsv(path: Path) -> pd.DataFrame:
-    """Read a table of coordinates or loadings that a fit wrote, by id."""
+def _tsv(path: Path, axes: Sequence[str], **kinds: Any) -> pd.DataFrame:
+    """Read a table of coordinates or loadings that a fit wrote, by id; axes are numbers."""
+    kinds = {"dtype": {0: str}, "na_values": [""]} | kinds
     try:
-        frame = pd.read_csv(path, sep="\t", dtype={0: str}, keep_default_na=False, na_values=[""])
-    except (OSError, ValueError) as error:
+        frame = pd.read_csv(path, sep="\t", keep_default_na=False, **kinds)
+        frame = frame.set_index(frame.columns[0]).astype(dict.fromkeys(axes, float))
+        if not frame.index.is_unique:
+            raise ValueError("an id is repeated")
+        return frame
+    except (OSError, ValueError, KeyError) as error:
         raise NotAModel(f"{path}: cannot be read; countvae fit writes it.") from error
-    return frame.set_index(frame.columns[0])
 
 
 def _table_again(

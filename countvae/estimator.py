@@ -59,7 +59,7 @@ from countvae.start import Start, residual_start
 from countvae.stream import CountFile, open_counts
 from countvae.table import CountTable, place_features
 from countvae.threads import one_thread_an_operation
-from countvae.training import Kept, Schedule, train
+from countvae.training import COLUMNS, Kept, Schedule, train
 
 MAX_COVARIANCE_BYTES = 2**31
 EXACT = 1e-8
@@ -91,16 +91,6 @@ OF_THIS_RUN = ("basis", "progress", "checkpoint", "device", "init", "freeze")
 
 WIDEST_BATCH = 2**23
 """Entries of a batch by default, at most."""
-
-OF_START = (
-    "now.decoder.V",
-    "now.decoder.mu",
-    "now.decoder.sigma2",
-    "now.encoder.A",
-    "now.encoder.b",
-    "now.encoder.log_D",
-)
-"""What of a checkpoint makes an encoder and a decoder of the right shape."""
 
 
 class Samples(NamedTuple):
@@ -836,6 +826,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             model.basis_operator_ = basis
             model.depth_ = arrays["depth"]
             model.history_ = pd.DataFrame(settings["history"])
+            if not all(map(pd.api.types.is_numeric_dtype, map(model.history_.get, COLUMNS))):
+                raise ValueError("the history lacks a column of numbers")
             model.n_iter_ = len(model.history_)
             model._fitted_settings = model._settings()
             model.n_features_in_ = basis.d
@@ -1132,7 +1124,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     ) -> tuple[Encoder, Decoder]:
         """Make encoder and decoder: of the table, of the fit to go on from, or to be restored."""
         if kept is not None:
-            start = Start(*(torch.from_numpy(kept.arrays[name]) for name in OF_START))
+            start = Start.zeros(rows.d, k, rows.dtype)
         elif begun is not None:
             start = begun._as_start(rows.dtype)
         else:

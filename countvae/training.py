@@ -1,7 +1,7 @@
 """The one loop: minibatches, a step, rescaling, the noise, stopping, history."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from countvae.decoder import Decoder
 from countvae.devices import widest
 from countvae.encoder import Encoder
-from countvae.errors import Diverged
+from countvae.errors import DamagedModel, Diverged, out_of_memory
 from countvae.evidence import add_squares, factor_kl, noise_bound, solve_noise
 from countvae.inference import factor_precision, posterior_at, refine
 from countvae.logs import centred_logs
@@ -37,6 +37,12 @@ REST_FROM = 0.8
 
 FINISH_FROM = 0.86
 """Share of the epochs after which the encoder alone goes on, to the posterior of what was found."""
+
+COLUMNS = ("epoch", "bound", "sigma2", "learning_rate")
+"""Of the history, besides `validation_bound` where samples are held out."""
+
+OF_OPTIMIZER = {"Adam": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"}}
+"""What an optimiser keeps of each parameter."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,8 @@ def train(
     Diverged
         If the bound is not finite; encoder and decoder are then those of the best epoch, and the
         error has its history, and the rows at fault.
+    DamagedModel
+        If the state to go on from is not one of such a fit.
     """
     optimizer = _optimizer(rows, encoder, decoder, schedule)
     steps_an_epoch = math.ceil(rows.n / rows.batch_size)
@@ -122,7 +130,8 @@ def train(
     encoder.requires_grad_(frozen != "encoder")
     of_decoder = schedule.max_epochs * (1 if frozen == "encoder" else FINISH_FROM)
     if kept is not None:
-        state.restore(kept)
+        columns = {*COLUMNS} if validation is None else {*COLUMNS, "validation_bound"}
+        state.restore(kept, columns)
     for epoch in range(len(state.history), schedule.max_epochs):
         if state.stopped:
             break
@@ -234,10 +243,11 @@ def train(
 
 @dataclass(frozen=True)
 class Kept:
-    """A state as arrays and plain JSON."""
+    """A state as arrays and plain JSON, and what sentences call it."""
 
     arrays: Mapping[str, np.ndarray]
     settings: Mapping[str, Any]
+    name: str = "kept"
 
 
 class State:
@@ -303,8 +313,24 @@ class State:
         arrays = {name: t.detach().cpu().numpy().copy() for name, t in tensors.items()}
         return Kept(arrays, settings)
 
-    def restore(self, kept: Kept) -> None:
-        """Become what was kept."""
+    def restore(self, kept: Kept, columns: Set[str]) -> None:
+        """Become what was kept, whose history has these columns.
+
+        Raises
+        ------
+        DamagedModel
+            If it is not the state of such a fit; this one is then of no use.
+        """
+        try:
+            self._restore(kept, columns)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            raise DamagedModel(
+                f"{kept.name}: is not the state of such a fit, so it was altered."
+            ) from error
+
+    def _restore(self, kept: Kept, columns: Set[str]) -> None:
         tensors = {name: torch.from_numpy(array) for name, array in kept.arrays.items()}
 
         def room(prefix: str) -> dict[str, Tensor]:
@@ -314,25 +340,42 @@ class State:
                 if name.startswith(prefix)
             }
 
+        now = _parts(self.encoder, self.decoder)
+        _check_alike(room("now."), now)
         _put(room("now."), self.encoder, self.decoder)
-        self.best = room("best.") or None
+        if best := room("best."):
+            _check_alike(best, now)
+            self.best = best
+        _check_alike({"log_scale": tensors["log_scale"]}, {"log_scale": self.log_scale})
         self.log_scale = tensors["log_scale"].to(self.log_scale)
         self.generator.set_state(tensors["generator"])
         states: dict[int, dict[str, Tensor]] = {}
         for name, tensor in room("optimizer.").items():
             i, _, part = name.partition(".")
             states.setdefault(int(i), {})[part] = tensor
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        kinds = OF_OPTIMIZER[type(self.optimizer).__name__]
+        for i, of_one in states.items():
+            one = torch.zeros(())
+            _check_alike(of_one, {n: one if n == "step" else parameters[i] for n in kinds})
         groups = self.optimizer.state_dict()["param_groups"]
         for group, rate in zip(groups, kept.settings["rates"], strict=True):
-            group["rate"] = rate
+            group["rate"] = float(rate)
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         if parts := room("shrinkage."):
-            self.shrinkage = Shrinkage(self.decoder.loadings.detach())
+            loadings = self.decoder.loadings.detach()
+            self.shrinkage = Shrinkage(loadings, None if self.shrinkage is None else loadings)
+            _check_alike(parts, {n: t for n, t in vars(self.shrinkage).items() if t is not None})
             vars(self.shrinkage).update({n: t.to(self.decoder.V) for n, t in parts.items()})
-        self.history = list(kept.settings["history"])
+        self.history = [dict(row) for row in kept.settings["history"]]
+        for i, row in enumerate(self.history):
+            numbers = all(isinstance(value, int | float) for value in row.values())
+            if not numbers or row.keys() != columns or row["epoch"] != i + 1:
+                raise ValueError(f"row {i} of the history is none")
         best = kept.settings["best_bound"]
-        self.best_bound = -math.inf if best is None else best
-        self.best_epoch, self.stopped = kept.settings["best_epoch"], kept.settings["stopped"]
+        self.best_bound = -math.inf if best is None else float(best)
+        self.best_epoch = int(kept.settings["best_epoch"])
+        self.stopped = bool(kept.settings["stopped"])
 
 
 @torch.no_grad()
@@ -535,6 +578,18 @@ def _parts(encoder: Encoder, decoder: Decoder) -> dict[str, Tensor]:
         for room, module in (("encoder", encoder), ("decoder", decoder))
         for name, value in module.state_dict().items()
     }
+
+
+def _check_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of other names or shapes.
+
+    Raises
+    ------
+    ValueError
+    """
+    shapes = [{name: part.shape for name, part in parts.items()} for parts in (found, expected)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("names or shapes differ")
 
 
 def _put(parts: Mapping[str, Tensor], encoder: Encoder, decoder: Decoder) -> None:
