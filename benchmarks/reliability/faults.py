@@ -19,6 +19,7 @@ from benchmarks.reliability.scene import (
     MODEL,
     address_space,
     content,
+    end,
     left_over,
     loads,
     set_scene,
@@ -213,3 +214,4 @@ if __name__ == "__main__":
         print(rows.to_string())
     print(rows.groupby(["fault", "outcome"]).agg({"lost": ["size", "sum"]}).to_string())
     write("faults", rows, HERE)
+    end(rows[~rows["outcome"].isin(["refused", "done"]) | (rows["lost"] > 0)])

@@ -17,6 +17,7 @@ import multiprocessing as mp
 import os
 import resource
 import shutil
+import signal
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -34,7 +35,7 @@ import scipy.sparse as sp
 
 import countvae.checkpoint
 from benchmarks.core.common import DATA, write
-from benchmarks.reliability.scene import HERE, address_space, arguments, simulated
+from benchmarks.reliability.scene import HERE, address_space, arguments, end, simulated
 from countvae import MultinomialVAE, cli, report
 from countvae.basis import make_basis
 from countvae.errors import Diverged, InputError
@@ -48,7 +49,8 @@ from countvae.table import write as write_table
 SECONDS, BYTES = 10, 2 * 2**30
 """What a case may take."""
 
-OUTCOMES = ["read", "refused", "escaped", "crashed", "hung", "memory"]
+WELL = ["read", "refused"]
+OUTCOMES = [*WELL, "escaped", "crashed", "hung", "memory"]
 
 Reader = Callable[[Path], object]
 IDS = [f"f{j}" for j in range(12)]
@@ -378,8 +380,13 @@ def _alter_model(path: Path, others: list[Path], rng: np.random.Generator) -> No
         _alter_arrays(config, arrays, rng)
     else:
         file.write_bytes(_alter_bytes(file.read_bytes(), others, rng))
-    if not right_again:
-        return
+    if right_again:
+        seal(path)
+
+
+def seal(path: Path) -> None:
+    """Make the hashes of a model right again, if it can still be told what they are of."""
+    config, arrays = path / "config.json", path / "model.safetensors"
     try:
         content = json.loads(config.read_text())
         found = arrays.read_bytes()
@@ -427,31 +434,36 @@ def attempt(number: int, seed: int, files: list[Path], folder: Path) -> tuple[st
     readers = READERS[path.suffix]
     reader = readers[rng.integers(len(readers))]
     kind = given.suffix.lstrip(".") + (", streamed" if reader is _streamed else "")
+    ended = "read"
     try:
         reader(path)
     except (InputError, Diverged):
-        return kind, "refused"
+        ended = "refused"
     except MemoryError:
-        return kind, "memory"
+        ended = "memory"
     except Exception as error:
-        return kind, f"escaped: {type(error).__name__}: {error}"[:200]
-    return kind, "read"
+        ended = f"escaped: {type(error).__name__}: {error}"[:200]
+    written = [name for name in os.listdir(folder) if not name.startswith("case.")]
+    return kind, f"escaped: wrote {written}" if written else ended
 
 
 def _worker(pipe: Any, numbers: range, seed: int, corpus_folder: str) -> None:
     warnings.simplefilter("ignore")
+    os.setpgid(0, 0)  # with all that it starts it can be ended at once
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # HDF5 prints its stack of errors
     files = sorted(Path(corpus_folder).iterdir())
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + BYTES,) * 2)
     with tempfile.TemporaryDirectory() as folder:
+        _small_table()
+        _begun(Path(folder, "compiles")).fit(_small_table())
         for number in numbers:
             pipe.send(("begins", number))
             pipe.send((number, *attempt(number, seed, files, Path(folder))))
     pipe.send(("ends", -1))
 
 
-def fuzz(tries: int, seed: int = 0, jobs: int = 1) -> pd.DataFrame:
-    """Read so many altered files, in so many processes at once.
+def fuzz(tries: int, seed: int = 0, jobs: int = 1, seconds: float = SECONDS) -> pd.DataFrame:
+    """Read so many altered files, in so many processes at once, each file for so long at most.
 
     Returns
     -------
@@ -462,12 +474,12 @@ def fuzz(tries: int, seed: int = 0, jobs: int = 1) -> pd.DataFrame:
     shares = [range(tries * i // jobs, tries * (i + 1) // jobs) for i in range(jobs)]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as threads:
         corpus(Path(folder))
-        found = threads.map(lambda numbers: _all_of(numbers, seed, folder), shares)
+        found = threads.map(lambda numbers: _all_of(numbers, seed, folder, seconds), shares)
         rows = [row for some in found for row in some]
     return pd.DataFrame(rows, columns=["case", "kind", "outcome"])
 
 
-def _all_of(numbers: range, seed: int, folder: str) -> list[tuple[int, str, str]]:
+def _all_of(numbers: range, seed: int, folder: str, seconds: float) -> list[tuple[int, str, str]]:
     """Read these cases, in a new process after each that did not survive one."""
     found, number = [], numbers.start
     while 0 <= number < numbers.stop:
@@ -476,7 +488,7 @@ def _all_of(numbers: range, seed: int, folder: str) -> list[tuple[int, str, str]
         worker = mp.get_context("spawn").Process(target=_worker, args=arguments, daemon=True)
         worker.start()
         theirs.close()
-        last, rows = _watched(worker, ours)
+        last, rows = _watched(worker, ours, seconds)
         found += rows
         number = last + 1 if last >= 0 else -1
     return found
@@ -490,13 +502,14 @@ def by_kind(rows: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def _watched(worker: Any, pipe: Any) -> tuple[int, list[tuple[int, str, str]]]:
+def _watched(worker: Any, pipe: Any, seconds: float) -> tuple[int, list[tuple[int, str, str]]]:
     """Collect what a worker says until it ends, or has to be ended; return its last case."""
     rows, at, first = [], -1, True
     while True:
-        # a process that only begins has imports to do
-        if not pipe.poll(60 if first else SECONDS):
-            worker.kill()
+        # a process that only begins has imports to do, and a kernel to compile
+        if not pipe.poll(120 if first else seconds):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
             worker.join()
             return at, [*rows, (at, "?", "hung")]
         try:
@@ -517,8 +530,7 @@ def _watched(worker: Any, pipe: Any) -> tuple[int, list[tuple[int, str, str]]]:
 if __name__ == "__main__":
     tries = arguments(__doc__ or "", 100_000)
     rows = fuzz(tries, jobs=os.cpu_count() or 1)
-    bad = rows[~rows["outcome"].isin(["read", "refused"])]
-    print(bad.to_string())
     table = by_kind(rows)
     print(table.to_string())
     write("hostile", table, HERE)
+    end(rows[~rows["outcome"].isin(WELL)])

@@ -5,6 +5,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from countvae import MultinomialVAE
 from countvae.errors import InputError
@@ -21,6 +22,13 @@ def arguments(description: str, tries: int) -> int:
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--tries", type=int, default=tries, help=f"how often (default {tries})")
     return parser.parse_args().tries
+
+
+def end(findings: pd.DataFrame) -> None:
+    """End with 1 and what was found, or well where nothing was."""
+    if len(findings):
+        with pd.option_context("display.width", 250, "display.max_colwidth", 200):
+            raise SystemExit(f"{len(findings)} findings:\n{findings.to_string()}")
 
 
 def simulated(n: int, d: int, k: int, reads: int, seed: int = 0) -> CountTable:
