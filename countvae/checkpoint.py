@@ -88,6 +88,10 @@ class Checkpoint:
             return kept, attempt
         return None, 0
 
+    def holds_a_state(self) -> bool:
+        """Whether there is a state, whole or damaged, and not only one that was begun."""
+        return bool(self._states())
+
     def keep(self, attempt: int) -> Callable[[State], None]:
         """Return what holds a state, and writes it if the last was written long enough ago.
 

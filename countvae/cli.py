@@ -29,7 +29,7 @@ from scipy.sparse import csr_array, vstack
 from countvae import demo as demonstration
 from countvae import network, ordination, plots, report, score, select, store
 from countvae.basis import NAMED
-from countvae.budget import available_bytes
+from countvae.checkpoint import Checkpoint
 from countvae.checks import check_depth, check_shape, examples
 from countvae.console import (
     COUNT,
@@ -54,12 +54,12 @@ from countvae.errors import (
     Misfit,
     NoSuchFile,
     NotAModel,
-    TooLarge,
     Unfinished,
 )
 from countvae.estimator import MultinomialVAE
 from countvae.files import check_writable, claimed, holds_only, new_file, new_folder, sha256
 from countvae.layers import ACTIVATIONS
+from countvae.memory import Room
 from countvae.processes import ALONE, Processes, launched
 from countvae.simulate import Design, Simulation, simulate
 from countvae.stream import CountFile
@@ -853,16 +853,15 @@ def _beside(output: Path) -> Path:
 
 def _settle(checkpoint: Path, options: dict[str, Any], say: Callable[[str], None]) -> None:
     """Refuse, remove or announce the state that a fit has left."""
-    if checkpoint.exists() and not options["resume"]:
+    there = Checkpoint(checkpoint, dict).holds_a_state()
+    if options["resume"]:
+        said = "going on from there" if there else "no state was left there; beginning anew"
+        say(f"{checkpoint}: {said}")
+    elif checkpoint.exists():
         if not options["force"]:
-            raise Unfinished(
-                f"{checkpoint}: a fit was broken off here; --resume goes on with it, --force begins"
-                " anew."
-            )
+            goes_on = "--resume goes on with it, --force" if there else "it left no state; --force"
+            raise Unfinished(f"{checkpoint}: a fit was broken off here; {goes_on} begins anew.")
         MultinomialVAE.forget(checkpoint)
-    elif options["resume"]:
-        found = "going on from there" if checkpoint.exists() else "none; beginning anew"
-        say(f"{checkpoint}: {found}")
 
 
 class _Dropped(Exception):
@@ -1144,13 +1143,8 @@ def _table_for(
 
 def _check_dense(table: Table, path: Path) -> None:
     """Refuse a table whose proportions, log-ratios and deviations do not fit into memory."""
-    needed, free = DENOISED * 8 * table.n * table.d, available_bytes()
-    if free is not None and needed > free:
-        raise TooLarge(
-            f"{path}: {table.n} samples × {table.d} features, none of them zero, take"
-            f" {needed / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free; denoise fewer"
-            " samples at a time."
-        )
+    what = f"{path}: a table of {table.n} samples × {table.d} features, none of them zero,"
+    Room(what, "denoise fewer samples at a time").check(DENOISED * 8 * table.n * table.d)
 
 
 def _write_table(table: CountTable, output: Path, force: bool, **more: Any) -> None:

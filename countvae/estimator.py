@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from countvae import store
 from countvae.basis import make_basis, restore
-from countvae.budget import available_bytes, fit_bytes
+from countvae.budget import fit_bytes
 from countvae.checkpoint import Checkpoint
 from countvae.checks import MAX_COUNT, check_counts, check_unique, examples
 from countvae.decoder import Decoder
@@ -52,6 +52,7 @@ from countvae.inference import (
     refine,
 )
 from countvae.layers import ACTIVATIONS
+from countvae.memory import available_bytes
 from countvae.metrics import tail_shape
 from countvae.processes import joined
 from countvae.rows import Rows

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from countvae.errors import CannotWrite, InUse, NotReplaced, OutputExists
+from countvae.errors import CannotWrite, InUse, NotReplaced, OutputExists, out_of_memory
 
 __all__ = [
     "BEGUN",
@@ -246,6 +246,8 @@ def _writing(path: Path, beside: Path | None = None) -> Iterator[None]:
     except CannotWrite as error:
         raise CannotWrite(str(error).replace(str(beside or path), str(path))) from error
     except (OSError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         number = getattr(error, "errno", None) or _errno(str(error))
         if number is None and not isinstance(error, OSError):
             raise

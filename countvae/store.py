@@ -19,7 +19,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from countvae.errors import ArgumentError, DamagedModel, InputError, NewerModel, NotAModel
+from countvae.errors import (
+    ArgumentError,
+    CannotRead,
+    DamagedModel,
+    InputError,
+    NewerModel,
+    NotAModel,
+    out_of_memory,
+)
 from countvae.files import new_folder, sha256
 
 __all__ = ["CONFIG", "MODEL", "SCHEMA_VERSION", "is_model", "load", "save"]
@@ -236,7 +244,14 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise DamagedModel(f"{file}: cannot be read ({error.strerror}).") from error
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> Exception:
+    """Say what the system says; an error of memory stays what it is."""
+    if out_of_memory(error):
+        return error
+    return CannotRead(f"{file}: cannot be read ({error.strerror}).")
 
 
 def _check_file(file: Path, digest: str) -> None:
@@ -244,7 +259,7 @@ def _check_file(file: Path, digest: str) -> None:
     try:
         altered = sha256(file) != digest
     except OSError as error:
-        raise DamagedModel(f"{file}: cannot be read ({error.strerror}).") from error
+        raise _unreadable(file, error) from error
     if altered:
         raise DamagedModel(f"{file}: does not match the SHA-256 in {CONFIG}, so it was altered.")
 

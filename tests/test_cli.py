@@ -578,7 +578,10 @@ def test_without_the_atlas_the_demo_takes_digits(tmp_path, monkeypatch):
         (Diverged("not finite in epoch 3"), 4, "did not converge"),
         (MemoryError(), 5, "out of memory"),
         (torch.OutOfMemoryError("CUDA"), 5, "out of memory"),
+        (torch.cuda.OutOfMemoryError("CUDA"), 5, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 5, "out of memory"),
+        (RuntimeError("std::bad_alloc"), 5, "out of memory"),
+        (OSError(12, "Cannot allocate memory"), 5, "out of memory"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (RuntimeError("a bug"), 1, "RuntimeError: a bug"),
     ],
@@ -928,7 +931,7 @@ def test_generate_draws_a_table_of_its_own_or_like_another(shared, run, tmp_path
 
 
 def test_what_would_not_fit_into_memory_is_not_denoised(shared, run, monkeypatch):
-    monkeypatch.setattr(cli, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(cli, "DENOISED", 10**12)
     given = shared / "table.biom", "--model", shared / "model"
     result = run("denoise", *given, "-o", "d.biom", "--quiet", code=3)
     refused(result, "table.biom", "denoise fewer samples")
@@ -1034,6 +1037,14 @@ def _full_at(place, save):
         save(path, *given, **named)
 
     return full_there
+
+
+def test_a_state_that_was_only_begun_is_none_to_go_on_from(shared, run):
+    arguments = ("fit", shared / "table.biom", "-o", "m", *QUICK[:-1])
+    Path("m.checkpoint/.01234567-0-000001").mkdir(parents=True)
+    assert "it left no state; --force begins anew" in run(*arguments, code=3).stderr
+    assert "no state was left there; beginning anew" in run(*arguments, "--resume").stderr
+    assert Path("m").is_dir() and not Path("m.checkpoint").exists()
 
 
 def test_a_table_that_goes_while_it_is_fitted_is_not_missed(shared, run, monkeypatch):
