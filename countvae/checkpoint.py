@@ -137,6 +137,12 @@ class Checkpoint:
         self._written = time.monotonic()
         return True
 
+    def leave_at_last(self) -> bool:
+        """Write the state held last, if that is possible as the fit ends; say whether it was."""
+        with suppress(InputError, OSError, MemoryError):
+            return self.leave()
+        return False
+
     def finish(self) -> None:
         """Leave the last state, if states were left before: until the model is saved."""
         if self.folder.is_dir():

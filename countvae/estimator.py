@@ -4,7 +4,7 @@ import copy
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -35,6 +35,7 @@ from countvae.errors import (
     FeaturesDiffer,
     MetadataError,
     NotAModel,
+    ProcessLost,
     TooLarge,
     TooSmall,
     out_of_memory,
@@ -322,37 +323,57 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             For anything that is not a table of counts, and for settings out of range.
         Diverged
             If the bound stopped being finite, and again at a smaller learning rate. The estimator
-            is then that of the best epoch before, if there was one.
+            is then that of the best epoch before, if there was one; else, and after any other
+            error, it is what it was.
         """
-        self._check_settings()
-        table = open_counts(X, joined()) or X
-        counts = self._counts(table, reset=True)
-        self.basis_operator_ = make_basis(self.basis, self.feature_ids_)
-        self.depth_ = _depth(counts)
-        begun = self._begun()
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self._design = None
-        if self.formula is not None:
-            learned = Design.of(self.formula, _metadata(table)) if begun is None else begun._design
-            self._design = learned
-        fitted, held_out = self._split(counts, self._covariates(table), _names(table, counts), seed)
-        n, d = fitted.counts.shape
-        k = self._feasible_components(n, d) if begun is None else begun.n_components_
-        with torch.inference_mode(False), torch.enable_grad(), one_thread_an_operation():
-            encoder, decoder, history, diverged = self._fit_from_start(
-                fitted, held_out, k, seed, begun
+        with self._all_or_nothing():
+            self._check_settings()
+            table = open_counts(X, joined()) or X
+            counts = self._counts(table, reset=True)
+            self.basis_operator_ = make_basis(self.basis, self.feature_ids_)
+            self.depth_ = _depth(counts)
+            begun = self._begun()
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+            self._design = None
+            if self.formula is not None:
+                learned = (
+                    Design.of(self.formula, _metadata(table)) if begun is None else begun._design
+                )
+                self._design = learned
+            fitted, held_out = self._split(
+                counts, self._covariates(table), _names(table, counts), seed
             )
-        self.history_ = pd.DataFrame(history)
-        self.n_iter_ = len(history)
-        self._fitted_settings = self._settings()
-        encoder, decoder = encoder.double(), decoder.double()
-        decoder.centre()
-        if self._design is not None and self.freeze != "decoder":
-            decoder.widen(torch.from_numpy(fitted.covariates))
-        self._identify(encoder, decoder)
+            n, d = fitted.counts.shape
+            k = self._feasible_components(n, d) if begun is None else begun.n_components_
+            with torch.inference_mode(False), torch.enable_grad(), one_thread_an_operation():
+                encoder, decoder, history, diverged = self._fit_from_start(
+                    fitted, held_out, k, seed, begun
+                )
+            self.history_ = pd.DataFrame(history)
+            self.n_iter_ = len(history)
+            self._fitted_settings = self._settings()
+            encoder, decoder = encoder.double(), decoder.double()
+            decoder.centre()
+            if self._design is not None and self.freeze != "decoder":
+                decoder.widen(torch.from_numpy(fitted.covariates))
+            self._identify(encoder, decoder)
         if diverged is not None:
             raise diverged
         return self
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Stay what it was before this block if that does not get to its end."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException as error:
+            vars(self).clear()
+            vars(self).update(before)
+            if isinstance(error, np.linalg.LinAlgError | torch.linalg.LinAlgError):  # pyright: ignore
+                reason = " ".join(str(error).split()).rstrip(".")
+                raise Diverged(f"a matrix cannot be factored: {reason}.") from error
+            raise
 
     def transform(self, X: Any) -> np.ndarray:
         """Posterior mean coordinates y of each sample, (n, k).
@@ -1091,13 +1112,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                         kept=kept,
                     )
                     break
-                except KeyboardInterrupt:
-                    if writer and writer.leave():
-                        raise KeyboardInterrupt(
-                            f"interrupted; {writer.folder} has the last whole epoch."
-                        ) from None
-                    raise
-                except (Diverged, torch.linalg.LinAlgError) as error:  # pyright: ignore
+                except Diverged as error:
                     diverged, kept = _naming(error, fitted.names), None
                     history = diverged.history
                     if attempt >= RETRIES:
@@ -1109,6 +1124,13 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                         CountvaeWarning,
                         stacklevel=3,
                     )
+                except BaseException as error:
+                    left = writer and _is_no_fault(error) and writer.leave_at_last()
+                    if left and isinstance(error, KeyboardInterrupt):
+                        raise KeyboardInterrupt(
+                            f"interrupted; {checkpoint.folder} has the last whole epoch."
+                        ) from None
+                    raise
             if writer:
                 (writer.finish if diverged is None else writer.forget)()
         if diverged is not None and not history:
@@ -1386,10 +1408,13 @@ def _names(table: Any, counts: Any) -> np.ndarray:
     return table.index.to_numpy() if isinstance(table, pd.DataFrame) else np.arange(counts.shape[0])
 
 
-def _naming(error: Exception, names: np.ndarray) -> Diverged:
+def _is_no_fault(error: BaseException) -> bool:
+    """Whether a fit that this ended could go on another time."""
+    return isinstance(error, KeyboardInterrupt | ProcessLost) or out_of_memory(error)
+
+
+def _naming(error: Diverged, names: np.ndarray) -> Diverged:
     """Say in which samples a fit diverged."""
-    if not isinstance(error, Diverged):
-        return Diverged(str(error))
     at = list(error.samples)
     where = f", in samples {examples(list(names[at]))}" if at else ""
     return Diverged(f"{str(error).rstrip('.')}{where}.", at, error.history)

@@ -1,7 +1,8 @@
 """The one loop: minibatches, a step, rescaling, the noise, stopping, history."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,110 +133,111 @@ def train(
     if kept is not None:
         columns = {*COLUMNS} if validation is None else {*COLUMNS, "validation_bound"}
         state.restore(kept, columns)
-    for epoch in range(len(state.history), schedule.max_epochs):
-        if state.stopped:
-            break
-        finishing = frozen == "decoder" or epoch >= of_decoder
-        settling = decoder.linear and not finishing and epoch + 1 >= of_decoder
-        if finishing:
-            state.shrinkage = None
-            decoder.requires_grad_(False)
-        shrinkage = state.shrinkage
-        moments = _Moments(decoder, rows.n)
-        log_scale = torch.zeros_like(state.log_scale)
-        draws = None
-        if not decoder.linear:
-            draws = torch.randn(rows.n, decoder.V.shape[1], generator=generator).to(decoder.V)
-        for i, (index, x, f, size) in enumerate(rows.shuffled(generator)):
-            number = epoch * steps_an_epoch + i
-            done = number / (schedule.max_epochs * steps_an_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = group["rate"] * schedule.factor(done, number, group["end"])
-            z, D = encoder(x, f, decoder.Theta.detach())
-            if points:
-                D = torch.zeros_like(D)
-            U = None if shrinkage is None else shrinkage.U
-            m0, Q = decoder(z, D, U, f, None if draws is None else draws[index])
-            warm = state.log_scale[index] if epoch else None
-            noise = solve_noise(m0.detach(), Q.detach(), x, decoder.sigma2, warm)
-            bound = noise_bound(m0, Q, noise)
-            if not points:
-                bound = bound - factor_kl(z, D)
-            loss = -bound.sum() / size
-            loss.backward()
-            if shrinkage is not None:
-                # these samples' share of the prior, which the loss of all samples has once
-                _add_prior(shrinkage, decoder, len(x) / size / rows.n)
-            if settling:
-                moments.add_gradients(decoder, size)
-            _total_gradients(loss, encoder, decoder, rows)
-            if not torch.isfinite(loss):
-                at_fault = index[~bound.isfinite().cpu()].tolist()
-                raise state.diverged(f"the bound is not finite in epoch {epoch + 1}", at_fault)
-            moments.add(z, D, f, Q, noise, bound, settling or shrinkage is not None)
-            if i == 0 and not finishing:
-                # chosen by their numbers: the same ones however many processes share the step
-                chosen = index % max(1, size // FOR_CORRELATIONS) == 0
-                slopes = decoder.jacobian(z[chosen].detach())
-                moments.add_correlations(slopes, D[chosen], noise.w[chosen], shrinkage)
-            if schedule.optimizer == "sgd":
-                _clip(optimizer)
-            optimizer.step()
-            optimizer.zero_grad()
-            log_scale[index] = noise.log_scale
+    with state.diverging():
+        for epoch in range(len(state.history), schedule.max_epochs):
+            if state.stopped:
+                break
+            finishing = frozen == "decoder" or epoch >= of_decoder
+            settling = decoder.linear and not finishing and epoch + 1 >= of_decoder
+            if finishing:
+                state.shrinkage = None
+                decoder.requires_grad_(False)
+            shrinkage = state.shrinkage
+            moments = _Moments(decoder, rows.n)
+            log_scale = torch.zeros_like(state.log_scale)
+            draws = None
+            if not decoder.linear:
+                draws = torch.randn(rows.n, decoder.V.shape[1], generator=generator).to(decoder.V)
+            for i, (index, x, f, size) in enumerate(rows.shuffled(generator)):
+                number = epoch * steps_an_epoch + i
+                done = number / (schedule.max_epochs * steps_an_epoch)
+                for group in optimizer.param_groups:
+                    group["lr"] = group["rate"] * schedule.factor(done, number, group["end"])
+                z, D = encoder(x, f, decoder.Theta.detach())
+                if points:
+                    D = torch.zeros_like(D)
+                U = None if shrinkage is None else shrinkage.U
+                m0, Q = decoder(z, D, U, f, None if draws is None else draws[index])
+                warm = state.log_scale[index] if epoch else None
+                noise = solve_noise(m0.detach(), Q.detach(), x, decoder.sigma2, warm)
+                bound = noise_bound(m0, Q, noise)
+                if not points:
+                    bound = bound - factor_kl(z, D)
+                loss = -bound.sum() / size
+                loss.backward()
+                if shrinkage is not None:
+                    # these samples' share of the prior, which the loss of all samples has once
+                    _add_prior(shrinkage, decoder, len(x) / size / rows.n)
+                if settling:
+                    moments.add_gradients(decoder, size)
+                _total_gradients(loss, encoder, decoder, rows)
+                if not torch.isfinite(loss):
+                    at_fault = index[~bound.isfinite().cpu()].tolist()
+                    raise state.diverged(f"the bound is not finite in epoch {epoch + 1}", at_fault)
+                moments.add(z, D, f, Q, noise, bound, settling or shrinkage is not None)
+                if i == 0 and not finishing:
+                    # chosen by their numbers: the same ones however many processes share the step
+                    chosen = index % max(1, size // FOR_CORRELATIONS) == 0
+                    slopes = decoder.jacobian(z[chosen].detach())
+                    moments.add_correlations(slopes, D[chosen], noise.w[chosen], shrinkage)
+                if schedule.optimizer == "sgd":
+                    _clip(optimizer)
+                optimizer.step()
+                optimizer.zero_grad()
+                log_scale[index] = noise.log_scale
+                if not finishing:
+                    decoder.centre()
+            moments.total(rows)
+            rows.processes.total(log_scale)
+            if not moments.finite:
+                raise state.diverged(f"the factors are not finite after epoch {epoch + 1}")
+            reached = moments.mean_bound(shrinkage)
+            early = epoch < PRIOR_FROM * schedule.max_epochs
+            begins = epoch + 1 >= PRIOR_FROM * schedule.max_epochs
+            begins = begins and early and shrink_loadings and not going_on
             if not finishing:
-                decoder.centre()
-        moments.total(rows)
-        rows.processes.total(log_scale)
-        if not moments.finite:
-            raise state.diverged(f"the factors are not finite after epoch {epoch + 1}")
-        reached = moments.mean_bound(shrinkage)
-        early = epoch < PRIOR_FROM * schedule.max_epochs
-        begins = epoch + 1 >= PRIOR_FROM * schedule.max_epochs
-        begins = begins and early and shrink_loadings and not going_on
-        if not finishing:
-            if settling:
-                moments.settle(decoder, shrinkage)
-            if shrinkage is not None:
-                shrinkage.update(decoder.loadings.detach(), moments.of_loadings)
-                decoder.keep_variances(shrinkage.U)
-            moments.solve_sigma2(decoder, shrunk=shrinkage is not None)
-            root = moments.rescale(encoder, decoder, rotate=early and not going_on)
-            if shrinkage is not None:
-                shrinkage.rescale(root)
-            if begins:
-                state.shrinkage = Shrinkage(decoder.loadings.detach())
-        state.log_scale = log_scale
-        parts = *encoder.state_dict().values(), *decoder.state_dict().values()
-        rows.processes.agree(*parts)
-        if not all(part.isfinite().all() for part in parts):
-            raise state.diverged(f"the factors are not finite after epoch {epoch + 1}")
-        row = {
-            "epoch": epoch + 1,
-            "bound": reached,
-            "sigma2": decoder.sigma2.mean().item(),
-            "learning_rate": optimizer.param_groups[0]["lr"],
-        }
-        watched = row["bound"]
-        if validation is not None:
-            watched = row["validation_bound"] = mean_bound(
-                encoder, decoder, validation, refinement_steps
-            )
+                if settling:
+                    moments.settle(decoder, shrinkage)
+                if shrinkage is not None:
+                    shrinkage.update(decoder.loadings.detach(), moments.of_loadings)
+                    decoder.keep_variances(shrinkage.U)
+                moments.solve_sigma2(decoder, shrunk=shrinkage is not None)
+                root = moments.rescale(encoder, decoder, rotate=early and not going_on)
+                if shrinkage is not None:
+                    shrinkage.rescale(root)
+                if begins:
+                    state.shrinkage = Shrinkage(decoder.loadings.detach())
+            state.log_scale = log_scale
+            parts = *encoder.state_dict().values(), *decoder.state_dict().values()
+            rows.processes.agree(*parts)
+            if not all(part.isfinite().all() for part in parts):
+                raise state.diverged(f"the factors are not finite after epoch {epoch + 1}")
+            row = {
+                "epoch": epoch + 1,
+                "bound": reached,
+                "sigma2": decoder.sigma2.mean().item(),
+                "learning_rate": optimizer.param_groups[0]["lr"],
+            }
+            watched = row["bound"]
+            if validation is not None:
+                watched = row["validation_bound"] = mean_bound(
+                    encoder, decoder, validation, refinement_steps
+                )
+                if watched > state.best_bound:
+                    state.best = _parts(encoder, decoder)
+            state.history.append(row)
+            state.whole = _parts(encoder, decoder)
             if watched > state.best_bound:
-                state.best = _parts(encoder, decoder)
-        state.history.append(row)
-        state.whole = _parts(encoder, decoder)
-        if watched > state.best_bound:
-            state.best_bound, state.best_epoch = watched, epoch
-        elif schedule.patience is not None and epoch - state.best_epoch >= schedule.patience:
-            state.stopped = True
-        if validation is None and begins:
-            # the prior lowers the bound of the fitted samples: that is no reason to stop
-            state.best_bound = -math.inf
-        if progress is not None:
-            progress(row)
-        if keep is not None:
-            keep(state)
+                state.best_bound, state.best_epoch = watched, epoch
+            elif schedule.patience is not None and epoch - state.best_epoch >= schedule.patience:
+                state.stopped = True
+            if validation is None and begins:
+                # the prior lowers the bound of the fitted samples: that is no reason to stop
+                state.best_bound = -math.inf
+            if progress is not None:
+                progress(row)
+            if keep is not None:
+                keep(state)
     if state.best is not None:
         _put(state.best, encoder, decoder)
     return state.history
@@ -292,6 +294,15 @@ class State:
         if (best := self.best or self.whole) is not None:
             _put(best, self.encoder, self.decoder)
         return Diverged(sentence, samples, self.history)
+
+    @contextmanager
+    def diverging(self) -> Iterator[None]:
+        """Call it divergence that a matrix cannot be factored."""
+        try:
+            yield
+        except torch.linalg.LinAlgError as error:  # pyright: ignore
+            epoch = len(self.history) + 1
+            raise self.diverged(f"the factors have no covariance in epoch {epoch}") from error
 
     def kept(self) -> Kept:
         """Return a copy as arrays and plain JSON."""

@@ -19,7 +19,7 @@ import countvae.estimator
 import countvae.training
 from countvae import MultinomialVAE, store
 from countvae.basis import sequential
-from countvae.errors import CountvaeWarning, DamagedModel, Diverged, InputError
+from countvae.errors import CountvaeWarning, DamagedModel, Diverged, InputError, ProcessLost
 from countvae.evidence import log_coefficient, solve_noise
 from countvae.metrics import subspace_error
 from countvae.ppca import clr_counts
@@ -1057,6 +1057,58 @@ def test_a_state_that_was_altered_and_sealed_again_is_refused(X, tmp_path, monke
     changed(tmp_path / "state" / "0-000004", change)
     with pytest.raises(DamagedModel, match=r"0-000004: is not the state of .* fit, so it was"):
         model.fit(X)
+
+
+@pytest.mark.parametrize(
+    "end", [KeyboardInterrupt, MemoryError, ProcessLost, RuntimeError("std::bad_alloc")]
+)
+def test_a_fit_that_ends_without_fault_leaves_its_last_epoch(X, tmp_path, end):
+    whole = MultinomialVAE(2, max_epochs=5).fit(X)
+
+    def stop(row):
+        if row["epoch"] == 4:
+            raise end
+
+    model = MultinomialVAE(2, max_epochs=5, checkpoint=tmp_path / "state")
+    with pytest.raises(end if isinstance(end, type) else RuntimeError):
+        clone(model).set_params(progress=stop).fit(X)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["0-000003"]
+    np.testing.assert_array_equal(model.fit(X).transform(X), whole.transform(X))
+
+
+def test_a_fit_that_fails_leaves_the_estimator_as_it_was(X, monkeypatch):
+    new, old = MultinomialVAE(2, max_epochs=3), MultinomialVAE(2, max_epochs=3).fit(X)
+    before = dict(vars(old))
+
+    def fail(*_, **__):
+        raise torch.linalg.LinAlgError("svd: did not converge")
+
+    for place in ("_begin", "_identify"):
+        with monkeypatch.context() as patch:
+            patch.setattr(MultinomialVAE, place, fail)
+            for model in (new, old):
+                with pytest.raises(Diverged, match="a matrix cannot be factored: svd: did not"):
+                    model.fit(X[:-1, :-1])
+    assert not [name for name in vars(new) if name.endswith("_")]
+    assert vars(old) == before
+
+
+def test_a_covariance_that_cannot_be_factored_is_divergence_at_the_best_epoch(X, monkeypatch):
+    rescale, done = countvae.training._Moments.rescale, []
+
+    def fail_later(self, *given, **named):
+        done.append(1)
+        if len(done) % 3 == 0:
+            raise torch.linalg.LinAlgError("eigh: did not converge")
+        return rescale(self, *given, **named)
+
+    monkeypatch.setattr(countvae.training._Moments, "rescale", fail_later)
+    model = MultinomialVAE(2, max_epochs=9)
+    with pytest.warns(CountvaeWarning, match="no covariance in epoch 3; trying again"):
+        with pytest.raises(Diverged, match="no covariance in epoch 3"):
+            model.fit(X)
+    assert model.n_iter_ == 2
+    assert np.isfinite(model.transform(X)).all()
 
 
 def test_a_checkpoint_knows_a_table_of_the_same_depths_and_names_from_its_own(
