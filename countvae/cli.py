@@ -30,7 +30,7 @@ from countvae import demo as demonstration
 from countvae import network, ordination, plots, report, score, select, store
 from countvae.basis import NAMED
 from countvae.checkpoint import Checkpoint
-from countvae.checks import check_depth, check_shape, examples
+from countvae.checks import check_depth, check_ids, check_shape, examples
 from countvae.console import (
     COUNT,
     ONE_OR_MORE,
@@ -57,7 +57,15 @@ from countvae.errors import (
     Unfinished,
 )
 from countvae.estimator import MultinomialVAE
-from countvae.files import check_writable, claimed, holds_only, new_file, new_folder, sha256
+from countvae.files import (
+    check_apart,
+    check_writable,
+    claimed,
+    holds_only,
+    new_file,
+    new_folder,
+    sha256,
+)
 from countvae.layers import ACTIVATIONS
 from countvae.memory import Room
 from countvae.processes import ALONE, Processes, launched
@@ -326,28 +334,30 @@ def transform(
     Features are matched by id. Those that only the model has say nothing unless --zero-fill makes
     them zeros; those that only the table has are left out.
     """
-    if output.resolve() == table.resolve():
-        raise ArgumentError(f"{output}: is the table itself; name another output.")
     if output.suffix not in COORDINATES:
         raise ArgumentError(f"{output}: expected a suffix among {examples(COORDINATES)}.")
     if options["stream"] and output.suffix == ".h5ad":
         raise click.UsageError(
             "--stream: an .h5ad file would have the whole table; name a .tsv or .txt file."
         )
-    for written in filter(None, (output, distances)):
-        check_writable(written, options["force"])
+    outputs = [output] if distances is None else [output, distances]
+    _check_outputs(outputs, options["force"], folder, table, options["metadata"])
     model = _loaded(folder, options["device"])
     answering, counts, aligned = _table_for(model, table, options)
     with renamed({"X:": f"{table}:"}):
         mean, sd = answering.posterior(aligned)
-        if distances is not None:
-            if kind == "aitchison":
-                _check_dense(aligned, table)
-            points = mean if kind == "latent" else answering.denoise(aligned)[1]
-            ordination.check_ids(aligned.sample_ids, f"{table}: sample ids")
-            with new_file(distances, options["force"]) as beside:
-                ordination.distances(aligned.sample_ids, points).write(str(beside))
-    _write_coordinates(output, options["force"], model, table, counts, mean, sd)
+        if distances is None:
+            _write_coordinates(output, options["force"], model, table, counts, mean, sd)
+            return
+        if kind == "aitchison":
+            _check_dense(aligned, table)
+        points = mean if kind == "latent" else answering.denoise(aligned)[1]
+    check_ids(aligned.sample_ids, f"{table}: sample ids")
+    # both are whole on the disk before either takes its place
+    with new_file(distances, options["force"]) as one, new_file(output, options["force"]) as other:
+        with new_file(one, force=True) as beside:
+            ordination.distances(aligned.sample_ids, points).write(str(beside))
+        _write_coordinates(other, True, model, table, counts, mean, sd)
 
 
 @main.command(example="countvae info fitted")
@@ -446,7 +456,7 @@ def score_command(
     have, and a p-value: the share of these with no more evidence. A shallow sample is not unusual
     for being shallow.
     """
-    check_writable(output, force)
+    _check_outputs([output], force, folder, table, options["metadata"])
     model = _loaded(folder, options["device"])
     model, _, aligned = _table_for(model, table, options)
     with renamed({"X:": f"{table}:"}):
@@ -480,7 +490,7 @@ def denoise(table: Path, folder: Path, output: Path, force: bool, **options: Any
     Posterior means of the proportions: no zeros, rows sum to one. An .h5ad file has those in X and
     the centred log-ratios with their standard deviations in layers["clr"] and layers["clr_sd"].
     """
-    check_writable(output, force)
+    _check_outputs([output], force, folder, table, options["metadata"])
     model = _loaded(folder, options["device"])
     model, _, aligned = _table_for(model, table, options)
     _check_dense(aligned, table)
@@ -529,7 +539,7 @@ def generate(
     """
     if design is not None and (like is not None or n_samples is not None):
         raise click.UsageError("--design says what to draw: leave out --like and --n-samples.")
-    check_writable(output, force)
+    _check_outputs([output], force, folder, like, design, options["metadata"])
     known: pd.DataFrame | None = None if design is None else read_metadata(design)
     if known is not None:
         model = MultinomialVAE.load(folder)
@@ -650,9 +660,11 @@ def report_command(
     The page has what went in and what was dropped, the bound by epoch, samples coloured by their
     metadata, the features of each factor, a network, and the table beside one that the model draws.
     """
-    check_writable(output, force)
+    _check_outputs([output], force, folder, table, metadata)
     model = MultinomialVAE.load(folder).set_params(device=device)
     run = _run_of(folder)
+    of_fit = run["arguments"]
+    check_apart([output], [*of_fit["tables"], *filter(None, [of_fit["metadata"]])])
     axes = ordination.axis_names(model.n_components_)
     samples, features = (_tsv(folder / name, axes) for name in ("samples.tsv", "features.tsv"))
     found, why_none = _table_again(model, run, samples, table, metadata)
@@ -766,8 +778,8 @@ def _fitted(
         of_metadata = sha256(options["metadata"]) if first and options["metadata"] else None
         say(f"{table} ({counts.source}): {size(counts)}")
         kept = _filtered(counts, table, options, say)
-        ordination.check_ids(kept.sample_ids, f"{table}: sample ids")
-        ordination.check_ids(kept.feature_ids, f"{table}: feature ids")
+        check_ids(kept.sample_ids, f"{table}: sample ids")
+        check_ids(kept.feature_ids, f"{table}: feature ids")
         if options["init"]:
             kept = _going_on(ctx, kept, table, options)
     kind = ConvMultinomialVAE if options["grid"] else MultinomialVAE
@@ -862,6 +874,15 @@ def _settle(checkpoint: Path, options: dict[str, Any], say: Callable[[str], None
             goes_on = "--resume goes on with it, --force" if there else "it left no state; --force"
             raise Unfinished(f"{checkpoint}: a fit was broken off here; {goes_on} begins anew.")
         MultinomialVAE.forget(checkpoint)
+
+
+def _check_outputs(
+    outputs: Sequence[Path], force: bool, folder: Path, *inputs: Path | None
+) -> None:
+    """Refuse outputs that could not be written, or would take the place of what is read."""
+    check_apart(outputs, [*filter(None, inputs), *store.files_of(folder)])
+    for output in outputs:
+        check_writable(output, force)
 
 
 class _Dropped(Exception):

@@ -120,7 +120,7 @@ class RepeatedIds(InputError):
 
 
 class UnsafeIds(InputError):
-    """An id has a tab, a line end or a leading blank, which would break the files written."""
+    """An id has a tab, a line end or the like, which would break the files written; or none."""
 
     cure = "Rename it."
 

@@ -30,7 +30,7 @@ from countvae.errors import (
 )
 from countvae.files import new_folder, sha256
 
-__all__ = ["CONFIG", "MODEL", "SCHEMA_VERSION", "is_model", "load", "save"]
+__all__ = ["CONFIG", "MODEL", "SCHEMA_VERSION", "files_of", "is_model", "load", "save"]
 
 SCHEMA_VERSION = 1
 CONFIG = "config.json"
@@ -182,6 +182,17 @@ def is_model(path: Path) -> bool:
     except InputError:
         return False
     return {file.name for file in path.iterdir()} <= {CONFIG, MODEL, *config["files"]}
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files of a folder that `save` wrote.
+
+    Raises
+    ------
+    InputError
+        If it is not one.
+    """
+    return [path / name for name in (CONFIG, MODEL, *_read_config(path / CONFIG)["files"])]
 
 
 def _digest(config: Mapping[str, Any]) -> str:

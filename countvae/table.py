@@ -31,7 +31,14 @@ from scipy.sparse import coo_array, csr_array, csr_matrix, issparse, vstack
 from skbio.metadata import SampleMetadata
 from skbio.metadata.io import MetadataFileError
 
-from countvae.checks import check_counts, check_unique, examples, samples_with_reads
+from countvae.checks import (
+    check_counts,
+    check_ids,
+    check_unique,
+    examples,
+    one_line,
+    samples_with_reads,
+)
 from countvae.errors import (
     ArgumentError,
     CannotRead,
@@ -501,7 +508,7 @@ def write(table: CountTable, path: str | os.PathLike[str], force: bool = False) 
     Raises
     ------
     InputError
-        If the suffix is another, or the file cannot be written.
+        If the suffix is another, the file cannot be written, or text would not give an id back.
     """
     path = Path(path)
     check_writable(path, force)
@@ -512,7 +519,7 @@ def write(table: CountTable, path: str | os.PathLike[str], force: bool = False) 
 
 
 def write_frame(frame: pd.DataFrame, path: str | os.PathLike[str], force: bool = False) -> None:
-    """Write a data frame as TSV, its ids first.
+    """Write a data frame as TSV, its ids first; text in its cells is brought to one line.
 
     Parameters
     ----------
@@ -526,8 +533,12 @@ def write_frame(frame: pd.DataFrame, path: str | os.PathLike[str], force: bool =
     Raises
     ------
     InputError
-        If the file cannot be written.
+        If the file cannot be written, or would not give an id back as it is.
     """
+    check_ids([name for name in frame.index if isinstance(name, str)], frame.index.name or "id")
+    if len(texts := frame.select_dtypes(["object", "string", "category"]).columns):
+        frame = frame.assign()
+        frame[texts] = frame[texts].astype(object).map(one_line)
     with new_file(path, force) as beside:
         frame.to_csv(beside, sep="\t", index_label=frame.index.name or "id", lineterminator="\n")
 
@@ -1051,6 +1062,8 @@ def _write_h5ad(table: CountTable, path: Path) -> None:
 
 
 def _write_tsv(table: CountTable, path: Path) -> None:
+    check_ids(table.sample_ids, "sample ids")
+    check_ids(table.feature_ids, "feature ids")
     with open(path, "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, dialect="excel-tab", lineterminator="\n")
         rows.writerow(["sample_id", *table.feature_ids])

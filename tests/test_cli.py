@@ -776,8 +776,45 @@ def test_a_table_is_not_replaced_by_its_own_coordinates(run, shared, counts):
     write_tsv(Path("t.tsv"), counts)
     before = Path("t.tsv").read_bytes()
     arguments = ("transform", "t.tsv", "--model", shared / "model", "-o", "t.tsv", "--force")
-    refused(run(*arguments, code=3), "t.tsv: is the table itself")
+    refused(run(*arguments, code=3), "t.tsv: is t.tsv, which is read; name another output.")
     assert Path("t.tsv").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["transform", "denoise", "score", "generate", "report"])
+def test_what_is_read_is_never_overwritten(run, shared, tmp_path, command):
+    shutil.copy(shared / "table.biom", "t.biom")
+    shutil.copytree(shared / "model", "m")
+    (tmp_path / "about.tsv").write_text("id\tage\n007\t1\n")
+    (tmp_path / "link.tsv").symlink_to("about.tsv")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    given = {
+        "report": ("m", "--table", "t.biom"),
+        "generate": ("--model", "m", "--like", "t.biom"),
+    }.get(command, ("t.biom", "--model", "m"))
+    for output in ("./t.biom", "link.tsv", "about.tsv", "m/samples.tsv", "m/config.json"):
+        options = ("--metadata", "about.tsv", "--force", "-o", output)
+        name = "which is read; name another output."
+        result = run(command, *given, *options, code=3)
+        assert name in result.stderr or (command == "transform" and "suffix" in result.stderr)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_two_outputs_appear_together_or_neither(run, shared, tmp_path, monkeypatch):
+    given = ("transform", shared / "table.biom", "--model", shared / "model", "--quiet")
+    refused(run(*given, "-o", "y.tsv", "--distances", "y.tsv", code=3), "the other output too")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "write_frame", full)
+        refused(run(*given, "-o", "y.tsv", "--distances", "d.tsv", code=3), "No space left")
+    with monkeypatch.context() as patch:
+        patch.setattr(DistanceMatrix, "write", full)
+        refused(run(*given, "-o", "y.tsv", "--distances", "d.tsv", code=3), "d.tsv: cannot be")
+    assert not list(tmp_path.iterdir())
+    run(*given, "-o", "y.tsv", "--distances", "d.tsv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.tsv", "y.tsv"]
 
 
 def test_simulate_refuses_odd_options_and_writes_nothing(run, tmp_path):

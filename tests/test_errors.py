@@ -13,11 +13,11 @@ from scipy.sparse import csr_array
 
 from countvae import MultinomialVAE, errors
 from countvae.basis import make_basis, sequential
+from countvae.checks import check_ids
 from countvae.cli import main
 from countvae.design import Design
 from countvae.devices import chosen
 from countvae.files import check_writable, claimed, new_file
-from countvae.ordination import check_ids
 from countvae.processes import Processes
 from countvae.store import load, save
 from countvae.stream import CountFile

@@ -623,6 +623,37 @@ def test_filtering_a_real_table_does_what_a_dense_one_would(shared_table):
     assert np.array_equal(table.counts.toarray(), x[:, (x > 0).sum(axis=0) >= 60])
 
 
+@pytest.mark.parametrize("bad", ["", " s", "a\tb", "a\nb", "a\rb", "a\x0bb"])
+def test_text_refuses_ids_that_it_would_not_give_back_and_other_formats_take_them(tmp_path, bad):
+    for axis in ("sample", "feature"):
+        table = CountTable(
+            csr_array(X),
+            strings([bad, *SAMPLES[1:]] if axis == "sample" else SAMPLES),
+            strings([bad, *FEATURES[1:]] if axis == "feature" else FEATURES),
+        )
+        with pytest.raises(InputError, match=f"{axis} ids: expected ids without tabs"):
+            write(table, tmp_path / "t.tsv")
+    with pytest.raises(InputError, match="sample-id: expected ids without tabs"):
+        write_frame(pd.DataFrame({"x": [1.0]}, pd.Index([bad], name="sample-id")), tmp_path / "f")
+    assert not list(tmp_path.iterdir())
+    write(table, tmp_path / "t.h5ad")
+    assert read(tmp_path / "t.h5ad").feature_ids[0] == bad
+
+
+def test_ids_and_text_are_read_back_from_a_frame_whatever_they_hold(tmp_path):
+    ids = ["=1+1", "+a", "-b", "@c", "#d", '"e', "f,g", "h'"]
+    texts = ["=1+1", "a\tb", "a\r\nb", "a\x00", '"', "", "é", "x"]
+    frame = pd.DataFrame({"taxonomy": texts, 3: range(8)}, pd.Index(ids, name="feature-id"))
+    write_frame(frame, tmp_path / "f.tsv")
+    again = pd.read_csv(tmp_path / "f.tsv", sep="\t", dtype={0: str}, keep_default_na=False)
+    assert list(again["feature-id"]) == ids
+    assert list(again["taxonomy"]) == ["=1+1", "a b", "a  b", "a ", '"', "", "é", "x"]
+    assert frame["taxonomy"].iloc[1] == "a\tb", "the frame given was changed"
+    table = CountTable(csr_array(np.eye(8)), strings(ids), strings(ids[::-1]))
+    write(table, tmp_path / "t.tsv")
+    assert list(read(tmp_path / "t.tsv").sample_ids) == ids
+
+
 # ---- what the system does not allow, and what would fill the memory
 
 
