@@ -728,9 +728,10 @@ def simulate_command(
         rng=np.random.default_rng(seed),
     )
     settings = {"reads": reads, "design": design, "seed": seed, "sigma2": drawn.sigma2}
-    with new_folder(truth, force, replaceable=holds_only(*TRUTH)) as folder:
+    made = new_folder(truth, force, replaceable=holds_only(*TRUTH))
+    with new_file(output, force) as beside, made as folder:
         _write_truth(drawn, folder, settings)
-        write(CountTable(drawn.counts, drawn.sample_ids, drawn.feature_ids), output, force)
+        write(CountTable(drawn.counts, drawn.sample_ids, drawn.feature_ids), beside, force=True)
 
 
 @main.command(name="demo", example="countvae demo -o demo")

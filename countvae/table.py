@@ -1049,8 +1049,12 @@ def _write_biom(table: CountTable, path: Path) -> None:
         sample_metadata=samples.to_dict("records") if samples.columns.size else None,
         type="OTU table",
     )
-    with h5py.File(path, "w") as file:
+    # made in memory: HDF5 can crash as it closes a file on a full disk
+    with h5py.File(path, "w", driver="core", backing_store=False) as file:
         written.to_hdf5(file, "countvae")
+        file.flush()
+        image = file.id.get_file_image()
+    path.write_bytes(image)
 
 
 def _write_h5ad(table: CountTable, path: Path) -> None:

@@ -26,7 +26,10 @@ def test_nothing_is_lost_however_often_a_fit_is_stopped():
 
 
 def test_every_fault_ends_in_a_sentence_and_leaves_what_was_there():
-    some = {name: faults.COMMANDS[name] for name in ("fitted", "coordinates.h5ad", "network")}
+    some = {
+        name: faults.COMMANDS[name]
+        for name in ("fitted", "coordinates.h5ad", "network", "both.tsv", "simulated.biom")
+    }
     found = faults.measure(some)
     assert set(found["outcome"]) <= {"done", "refused"}, found.to_string()
     assert found["lost"].sum() == 0, found.to_string()

@@ -62,8 +62,22 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "network": ("network", "--model", MODEL),
     "selected": ("select", "table.h5ad", "-k", "1,2", "--quiet"),
     "report.html": ("report", MODEL),
+    "both.tsv": (
+        *("transform", "table.biom", "--model", MODEL, "--quiet"),
+        *("--distances", "distances.tsv"),
+    ),
+    "simulated.biom": ("simulate", "--samples", "60", "--features", "24"),
+    "demo": ("demo", "--quiet"),
 }
 """A command for each kind of output, by its name."""
+
+BESIDE = {"both.tsv": "distances.tsv", "simulated.biom": "simulated-truth"}
+"""What some of them write besides."""
+
+
+def places(folder: Path, output: str) -> list[Path]:
+    """Return all that the command for an output writes."""
+    return [folder / name for name in (output, BESIDE.get(output)) if name]
 
 
 def content(path: Path) -> str | None:
