@@ -76,8 +76,10 @@ $(BENCH_TAKEHOME:%=bench-takehome-%): bench-takehome-%: venv
 # What is put in its way: faults, stops, bad files, the same again; the table is printed at the end.
 BENCH_RELIABILITY := faults kills repeats models
 
-reliability: fuzz $(BENCH_RELIABILITY:%=bench-reliability-%)
-	"$(PY)" -m benchmarks.reliability.page
+# Each goes on whatever another finds; the page is written of all, and the end is 1 if there is a finding.
+reliability: venv
+	$(MAKE) --keep-going fuzz $(BENCH_RELIABILITY:%=bench-reliability-%); found=$$?; \
+		"$(PY)" -m benchmarks.reliability.page && exit $$found
 
 fuzz: venv
 	"$(PY)" -m benchmarks.reliability.hostile

@@ -496,6 +496,8 @@ def _read_newick(source: str | Path, ids: set[str]) -> TreeNode:
     if not text.rstrip().endswith(";"):
         name = f"'{source}'"
         try:
+            if not Path(source).is_file():
+                raise FileNotFoundError
             text = Path(source).read_text(encoding="utf-8")
         except OSError:
             raise BasisError(

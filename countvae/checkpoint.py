@@ -68,7 +68,7 @@ class Checkpoint:
         states = self._states()
         for i, path in enumerate(states):
             try:
-                arrays, settings = store.load(path)
+                kept, theirs, attempt = _read(path)
             except (DamagedModel, NotAModel) as error:
                 if i + 1 == len(states):
                     raise
@@ -78,15 +78,19 @@ class Checkpoint:
                     stacklevel=2,
                 )
                 continue
-            theirs, ours = settings["fit"], self.this_fit()
+            ours = self.this_fit()
             if theirs != ours:
                 names = sorted(name for name in ours if theirs.get(name) != ours[name])
                 raise CheckpointOfAnother(
                     f"{self.folder}: is the checkpoint of another fit, with other"
-                    f" {', '.join(names)}."
+                    f" {', '.join(names) or 'settings'}."
                 )
-            return Kept(arrays, settings["state"]), settings["attempt"]
+            return kept, attempt
         return None, 0
+
+    def holds_a_state(self) -> bool:
+        """Whether there is a state, whole or damaged, and not only one that was begun."""
+        return bool(self._states())
 
     def keep(self, attempt: int) -> Callable[[State], None]:
         """Return what holds a state, and writes it if the last was written long enough ago.
@@ -133,6 +137,12 @@ class Checkpoint:
         self._written = time.monotonic()
         return True
 
+    def leave_at_last(self) -> bool:
+        """Write the state held last, if that is possible as the fit ends; say whether it was."""
+        with suppress(InputError, OSError, MemoryError):
+            return self.leave()
+        return False
+
     def finish(self) -> None:
         """Leave the last state, if states were left before: until the model is saved."""
         if self.folder.is_dir():
@@ -172,3 +182,25 @@ class Checkpoint:
             if (found := re.fullmatch(STATE, path.name))
         ]
         return [path for _, _, path in sorted(numbered, reverse=True)]
+
+
+def _read(path: Path) -> tuple[Kept, dict[str, Any], int]:
+    """Read a state, what tells its fit from others, and how often the rate was lowered.
+
+    Raises
+    ------
+    InputError
+        If the folder is none that `Checkpoint.leave` wrote.
+    """
+    arrays, settings = store.load(path)
+    fit, state, attempt = (settings.get(name) for name in ("fit", "state", "attempt"))
+    history = state.get("history") if isinstance(state, dict) else None
+    if not (
+        isinstance(fit, dict)
+        and isinstance(state, dict)
+        and isinstance(history, list)
+        and type(attempt) is int
+        and path.name == f"{attempt}-{len(history):06}"
+    ):
+        raise DamagedModel(f"{path}: is not the state of a fit, so it was altered.")
+    return Kept(arrays, state, str(path)), fit, attempt

@@ -1,7 +1,8 @@
 """What a count table must be, and every sentence a user reads when it is not."""
 
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,19 +16,25 @@ from countvae.errors import (
     NotCounts,
     RepeatedIds,
     TooSmall,
+    UnsafeIds,
 )
 
 __all__ = [
     "check_counts",
     "check_depth",
+    "check_ids",
     "check_shape",
     "check_unique",
     "examples",
+    "one_line",
     "samples_with_reads",
 ]
 
 MAX_COUNT = 2.0**53
 """Beyond it whole numbers have no exact double."""
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+"""What a line of text cannot hold, or XML."""
 
 Policy = Literal["error", "warn", "ignore"]
 Ids = Sequence[str] | np.ndarray | None
@@ -56,6 +63,49 @@ def examples(ids: Sequence[Any] | np.ndarray, limit: int = 3) -> str:
     """
     named = ", ".join(repr(str(i)) if isinstance(i, str) else str(i) for i in ids[:limit])
     return named if len(ids) <= limit else f"{named} and {len(ids) - limit} more"
+
+
+def check_ids(ids: Iterable[str], what: str) -> None:
+    """Refuse ids that a text file, an ordination or GraphML would not give back as they are.
+
+    Parameters
+    ----------
+    ids : sequence of str
+        Names of samples or features.
+    what : str
+        What they are, the subject of the sentence.
+
+    Raises
+    ------
+    InputError
+        If an id is empty, begins with a blank, or holds a tab, the end of a line or another
+        control character.
+
+    Examples
+    --------
+    >>> check_ids(["s1", "s 2"], "sample ids")
+    >>> check_ids(["s1", " s2"], "sample ids")
+    Traceback (most recent call last):
+    countvae.errors.UnsafeIds: sample ids: expected ids without tabs, line ends, control characters
+    or a leading blank; got ' s2'.
+    """
+    for name in ids:
+        if not name or name != name.lstrip() or CONTROL.search(name):
+            raise UnsafeIds(
+                f"{what}: expected ids without tabs, line ends, control characters or a leading"
+                f" blank; got {name!r}."
+            )
+
+
+def one_line(value: Any) -> Any:
+    r"""Put a blank for each tab, line end and control character of a text; leave the rest.
+
+    Examples
+    --------
+    >>> one_line("a\tb\n"), one_line(3)
+    ('a b ', 3)
+    """
+    return CONTROL.sub(" ", value) if isinstance(value, str) else value
 
 
 def check_unique(ids: Sequence[str] | np.ndarray, what: str) -> None:

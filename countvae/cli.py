@@ -29,8 +29,8 @@ from scipy.sparse import csr_array, vstack
 from countvae import demo as demonstration
 from countvae import network, ordination, plots, report, score, select, store
 from countvae.basis import NAMED
-from countvae.budget import available_bytes
-from countvae.checks import check_depth, check_shape, examples
+from countvae.checkpoint import Checkpoint
+from countvae.checks import check_depth, check_ids, check_shape, examples
 from countvae.console import (
     COUNT,
     ONE_OR_MORE,
@@ -56,12 +56,20 @@ from countvae.errors import (
     Misfit,
     NoSuchFile,
     NotAModel,
-    TooLarge,
     Unfinished,
 )
 from countvae.estimator import MultinomialVAE
-from countvae.files import check_writable, claimed, holds_only, new_file, new_folder, sha256
+from countvae.files import (
+    check_apart,
+    check_writable,
+    claimed,
+    holds_only,
+    new_file,
+    new_folder,
+    sha256,
+)
 from countvae.layers import ACTIVATIONS
+from countvae.memory import Room
 from countvae.processes import ALONE, Processes, launched
 from countvae.simulate import Design, Simulation, simulate
 from countvae.stream import CountFile
@@ -85,14 +93,22 @@ SELECTION = ("selection.tsv", "selection.png")
 NETWORK = ("edges.tsv", "nodes.tsv", "network.graphml")
 OF_TABLE = dict.fromkeys(("samples", "features", "reads"), int | float)
 OF_RUN = {
+    "arguments": {
+        "tables": [str],
+        **dict.fromkeys(("layer", "metadata", "tree", "init", "formula"), str | None),
+        **dict.fromkeys(("stream", "transpose", "drop_empty", "allow_fractional"), bool),
+        **dict.fromkeys(("min_sample_count", "min_feature_count", "min_feature_samples"), int),
+        "output": str,
+    },
     "started": str,
-    "input": {"sha256": list},
+    "input": {"sha256": [str], "source": str},
     "before_filters": OF_TABLE,
     "after_filters": OF_TABLE,
     "result": {"bound": int | float},
-    **dict.fromkeys(("arguments", "seconds", "versions"), dict),
+    "seconds": {"fit": int | float, ...: int | float},
+    "versions": {...: str},
 }
-"""What of run.json a report needs, by type."""
+"""What of run.json a report needs, by type; of a list or an ellipsis, that of each value."""
 
 TRUTH = ("truth.json", "factors.tsv", "loadings.tsv", "proportions.npy")
 """What the folder of the truth behind a simulated table holds."""
@@ -333,30 +349,31 @@ def transform(
     them zeros; those that only the table has are left out. Coordinates and distances are of what
     covariates leave, if the model has any.
     """
-    if output.resolve() == table.resolve():
-        raise ArgumentError(f"{output}: is the table itself; name another output.")
     if output.suffix not in COORDINATES:
         raise ArgumentError(f"{output}: expected a suffix among {examples(COORDINATES)}.")
     if options["stream"] and output.suffix == ".h5ad":
         raise click.UsageError(
             "--stream: an .h5ad file would have the whole table; name a .tsv or .txt file."
         )
-    for written in filter(None, (output, distances)):
-        check_writable(written, options["force"])
+    outputs = [output] if distances is None else [output, distances]
+    _check_outputs(outputs, options["force"], folder, table, options["metadata"])
     model = _loaded(folder, options["device"])
     answering, counts, aligned = _table_for(model, table, options)
     with renamed({"X:": f"{table}:"}):
         mean, sd = answering.posterior(aligned)
-        if distances is not None:
-            if kind == "aitchison":
-                _check_dense(aligned, table)
-            points = mean
-            if kind == "aitchison":
-                points = answering.denoise(aligned)[1] - answering.of_covariates(aligned)
-            ordination.check_ids(aligned.sample_ids, f"{table}: sample ids")
-            with new_file(distances, options["force"]) as beside:
-                ordination.distances(aligned.sample_ids, points).write(str(beside))
-    _write_coordinates(output, options["force"], model, table, counts, mean, sd)
+        if distances is None:
+            _write_coordinates(output, options["force"], model, table, counts, mean, sd)
+            return
+        points = mean
+        if kind == "aitchison":
+            _check_dense(aligned, table)
+            points = answering.denoise(aligned)[1] - answering.of_covariates(aligned)
+    check_ids(aligned.sample_ids, f"{table}: sample ids")
+    # both are whole on the disk before either takes its place
+    with new_file(distances, options["force"]) as one, new_file(output, options["force"]) as other:
+        with new_file(one, force=True) as beside:
+            ordination.distances(aligned.sample_ids, points).write(str(beside))
+        _write_coordinates(other, True, model, table, counts, mean, sd)
 
 
 @main.command(example="countvae info fitted")
@@ -455,7 +472,7 @@ def score_command(
     have, and a one-sided p-value: the share of these with no more evidence. A shallow sample is not
     unusual for being shallow; one with more evidence than usual has a p-value near 1.
     """
-    check_writable(output, force)
+    _check_outputs([output], force, folder, table, options["metadata"])
     model = _loaded(folder, options["device"])
     model, _, aligned = _table_for(model, table, options)
     with renamed({"X:": f"{table}:"}):
@@ -508,8 +525,8 @@ def denoise(
     """
     ends = [output.with_suffix(f".{end}{output.suffix}") for end in ENDS]
     apart = interval is not None and output.suffix != ".h5ad"
-    for path in (output, *ends) if apart else (output,):
-        check_writable(path, force)
+    outputs = [output, *ends] if apart else [output]
+    _check_outputs(outputs, force, folder, table, options["metadata"])
     model = _loaded(folder, options["device"])
     model, _, aligned = _table_for(model, table, options)
     _check_dense(aligned, table, DENOISED + (2 * len(ENDS) if interval else 0))
@@ -566,7 +583,7 @@ def generate(
     """
     if design is not None and (like is not None or n_samples is not None):
         raise click.UsageError("--design says what to draw: leave out --like and --n-samples.")
-    check_writable(output, force)
+    _check_outputs([output], force, folder, like, design, options["metadata"])
     known: pd.DataFrame | None = None if design is None else read_metadata(design)
     if known is not None:
         model = MultinomialVAE.load(folder)
@@ -695,10 +712,13 @@ def report_command(
     The page has what went in and what was dropped, the bound by epoch, samples coloured by their
     metadata, the features of each factor, a network, and the table beside one that the model draws.
     """
-    check_writable(output, force)
+    _check_outputs([output], force, folder, table, metadata)
     model = MultinomialVAE.load(folder).set_params(device=device)
     run = _run_of(folder)
-    samples, features = (_tsv(folder / name) for name in ("samples.tsv", "features.tsv"))
+    of_fit = run["arguments"]
+    check_apart([output], [*of_fit["tables"], *filter(None, [of_fit["metadata"]])])
+    axes = ordination.axis_names(model.n_components_)
+    samples, features = (_tsv(folder / name, axes) for name in ("samples.tsv", "features.tsv"))
     found, why_none = _table_again(model, run, samples, table, metadata)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CountvaeWarning)  # said when it was fitted
@@ -760,9 +780,10 @@ def simulate_command(
         rng=np.random.default_rng(seed),
     )
     settings = {"reads": reads, "design": design, "seed": seed, "sigma2": drawn.sigma2}
-    with new_folder(truth, force, replaceable=holds_only(*TRUTH)) as folder:
+    made = new_folder(truth, force, replaceable=holds_only(*TRUTH))
+    with new_file(output, force) as beside, made as folder:
         _write_truth(drawn, folder, settings)
-        write(CountTable(drawn.counts, drawn.sample_ids, drawn.feature_ids), output, force)
+        write(CountTable(drawn.counts, drawn.sample_ids, drawn.feature_ids), beside, force=True)
 
 
 @main.command(name="demo", example="countvae demo -o demo")
@@ -812,8 +833,8 @@ def _fitted(
         say(f"{table} ({counts.source}): {size(counts)}")
         kept = _with_covariates(counts, table, options["formula"], options, say)
         kept = _filtered(kept, table, options, say)
-        ordination.check_ids(kept.sample_ids, f"{table}: sample ids")
-        ordination.check_ids(kept.feature_ids, f"{table}: feature ids")
+        check_ids(kept.sample_ids, f"{table}: sample ids")
+        check_ids(kept.feature_ids, f"{table}: feature ids")
         if begun is not None:
             kept = _brought(kept, begun, table, options["min_overlap"])
     kind = ConvMultinomialVAE if options["grid"] else MultinomialVAE
@@ -905,16 +926,24 @@ def _beside(output: Path) -> Path:
 
 def _settle(checkpoint: Path, options: dict[str, Any], say: Callable[[str], None]) -> None:
     """Refuse, remove or announce the state that a fit has left."""
-    if checkpoint.exists() and not options["resume"]:
+    there = Checkpoint(checkpoint, dict).holds_a_state()
+    if options["resume"]:
+        said = "going on from there" if there else "no state was left there; beginning anew"
+        say(f"{checkpoint}: {said}")
+    elif checkpoint.exists():
         if not options["force"]:
-            raise Unfinished(
-                f"{checkpoint}: a fit was broken off here; --resume goes on with it, --force begins"
-                " anew."
-            )
+            goes_on = "--resume goes on with it, --force" if there else "it left no state; --force"
+            raise Unfinished(f"{checkpoint}: a fit was broken off here; {goes_on} begins anew.")
         MultinomialVAE.forget(checkpoint)
-    elif options["resume"]:
-        found = "going on from there" if checkpoint.exists() else "none; beginning anew"
-        say(f"{checkpoint}: {found}")
+
+
+def _check_outputs(
+    outputs: Sequence[Path], force: bool, folder: Path, *inputs: Path | None
+) -> None:
+    """Refuse outputs that could not be written, or would take the place of what is read."""
+    check_apart(outputs, [*filter(None, inputs), *store.files_of(folder)])
+    for output in outputs:
+        check_writable(output, force)
 
 
 class _Dropped(Exception):
@@ -977,8 +1006,7 @@ def _nodes(model: MultinomialVAE, folder: Path, edges: pd.DataFrame) -> pd.DataF
     """Return what is known of each feature of a model folder, and how many edges it has."""
     nodes = ordination.feature_frame(model)
     if (folder / "features.tsv").is_file():
-        known = pd.read_csv(folder / "features.tsv", sep="\t", dtype=str, keep_default_na=False)
-        known = known.set_index(known.columns[0])
+        known = _tsv(folder / "features.tsv", (), dtype=str, na_values=[])
         nodes = nodes.join(
             known[known.columns.difference(nodes.columns, sort=False)].replace("", None)
         )
@@ -991,7 +1019,7 @@ def _run_of(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise NotAModel(f"{path}: cannot be read; countvae fit writes it.") from error
     if not _has(run, OF_RUN):
         raise NotAModel(f"{path}: is not what countvae fit writes.")
@@ -999,21 +1027,30 @@ def _run_of(folder: Path) -> dict[str, Any]:
 
 
 def _has(found: Any, expected: Any) -> bool:
-    """Whether JSON is of a type, or has the keys of a dict of types."""
+    """Whether JSON is of a type, a list of one, or has the keys of a dict of types."""
+    if isinstance(expected, list):
+        return isinstance(found, list) and all(_has(value, expected[0]) for value in found)
     if not isinstance(expected, dict):
         return isinstance(found, expected)
     return isinstance(found, dict) and all(
-        name in found and _has(found[name], of) for name, of in expected.items()
+        all(_has(value, of) for value in found.values())
+        if name is ...
+        else name in found and _has(found[name], of)
+        for name, of in expected.items()
     )
 
 
-def _tsv(path: Path) -> pd.DataFrame:
-    """Read a table of coordinates or loadings that a fit wrote, by id."""
+def _tsv(path: Path, axes: Sequence[str], **kinds: Any) -> pd.DataFrame:
+    """Read a table of coordinates or loadings that a fit wrote, by id; axes are numbers."""
+    kinds = {"dtype": {0: str}, "na_values": [""]} | kinds
     try:
-        frame = pd.read_csv(path, sep="\t", dtype={0: str}, keep_default_na=False, na_values=[""])
-    except (OSError, ValueError) as error:
+        frame = pd.read_csv(path, sep="\t", keep_default_na=False, **kinds)
+        frame = frame.set_index(frame.columns[0]).astype(dict.fromkeys(axes, float))
+        if not frame.index.is_unique:
+            raise ValueError("an id is repeated")
+        return frame
+    except (OSError, ValueError, KeyError) as error:
         raise NotAModel(f"{path}: cannot be read; countvae fit writes it.") from error
-    return frame.set_index(frame.columns[0])
 
 
 def _table_again(
@@ -1215,13 +1252,8 @@ def _table_for(
 
 def _check_dense(table: Table, path: Path, arrays: int = DENOISED) -> None:
     """Refuse a table whose proportions, log-ratios and deviations do not fit into memory."""
-    needed, free = arrays * 8 * table.n * table.d, available_bytes()
-    if free is not None and needed > free:
-        raise TooLarge(
-            f"{path}: {table.n} samples × {table.d} features, none of them zero, take"
-            f" {needed / 2**30:.1f} GiB, of which {free / 2**30:.1f} are free; denoise fewer"
-            " samples at a time."
-        )
+    what = f"{path}: a table of {table.n} samples × {table.d} features, none of them zero,"
+    Room(what, "denoise fewer samples at a time").check(arrays * 8 * table.n * table.d)
 
 
 def _write_table(table: CountTable, output: Path, force: bool, **more: Any) -> None:

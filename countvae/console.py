@@ -58,7 +58,7 @@ EXIT_CODES: dict[type[BaseException], int] = {
     OSError: 3,
     Diverged: 4,
     MemoryError: 5,
-    torch.OutOfMemoryError: 5,
+    torch.cuda.OutOfMemoryError: 5,
     ProcessLost: 6,
     KeyboardInterrupt: 130,
 }

@@ -3,12 +3,14 @@
 The bottom room: it imports nothing of the package. ``docs/errors.md`` is made from it.
 """
 
+import errno
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 __all__ = [
     "ArgumentError",
     "BasisError",
+    "CannotRead",
     "CannotWrite",
     "CheckpointOfAnother",
     "CountvaeWarning",
@@ -40,15 +42,29 @@ __all__ = [
     "Unfinished",
     "UnsafeIds",
     "out_of_memory",
+    "refused_by_system",
 ]
 
 
-_NO_MEMORY = ("can't allocate memory", "memory allocation failed", "bad allocation")
+_NO_MEMORY = ("can't allocate memory", "memory allocation failed", "bad allocation", "bad_alloc")
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error is of memory that was not to be had, whatever library calls it what."""
-    return isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY)
+    return (
+        isinstance(error, MemoryError)
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or any(text in str(error) for text in _NO_MEMORY)
+    )
+
+
+def refused_by_system(error: BaseException) -> bool:
+    """Whether an error is the system's, such as no permission, and not about what is in a file.
+
+    An invalid argument is what HDF5 hands on to the system of a file that is damaged.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    return number not in (None, errno.EINVAL)
 
 
 class CountvaeWarning(UserWarning):
@@ -104,7 +120,7 @@ class RepeatedIds(InputError):
 
 
 class UnsafeIds(InputError):
-    """An id has a tab, a line end or a leading blank, which would break the files written."""
+    """An id has a tab, a line end or the like, which would break the files written; or none."""
 
     cure = "Rename it."
 
@@ -132,6 +148,12 @@ class NoSuchFile(InputError):
     """A path leads to no file, or to an empty one."""
 
     cure = "Check the path; a relative one starts at the folder in which the command runs."
+
+
+class CannotRead(InputError):
+    """A file is there, but the system does not let it be read: no permission, or a failing disk."""
+
+    cure = "Ask for permission to read it, or copy it to another disk."
 
 
 class ForeignFile(InputError):

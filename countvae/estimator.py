@@ -5,7 +5,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from countvae import store
 from countvae.basis import make_basis, restore
-from countvae.budget import available_bytes, fit_bytes
+from countvae.budget import fit_bytes
 from countvae.checkpoint import Checkpoint
 from countvae.checks import MAX_COUNT, check_counts, check_unique, examples
 from countvae.decoder import Decoder
@@ -36,6 +36,7 @@ from countvae.errors import (
     FeaturesDiffer,
     MetadataError,
     NotAModel,
+    ProcessLost,
     TooLarge,
     TooSmall,
     out_of_memory,
@@ -54,6 +55,7 @@ from countvae.inference import (
     refine,
 )
 from countvae.layers import ACTIVATIONS
+from countvae.memory import available_bytes
 from countvae.metrics import tail_shape
 from countvae.processes import joined
 from countvae.rows import Rows
@@ -61,7 +63,7 @@ from countvae.start import Start, residual_start
 from countvae.stream import CountFile, open_counts
 from countvae.table import CountTable, check_overlap, place_features
 from countvae.threads import one_thread_an_operation
-from countvae.training import Kept, Schedule, train
+from countvae.training import COLUMNS, Kept, Schedule, train
 
 MAX_COVARIANCE_BYTES = 2**31
 EXACT = 1e-8
@@ -99,16 +101,6 @@ OF_THIS_RUN = ("basis", "progress", "checkpoint", "device", "init", "freeze")
 
 WIDEST_BATCH = 2**23
 """Entries of a batch by default, at most."""
-
-OF_START = (
-    "now.decoder.V",
-    "now.decoder.mu",
-    "now.decoder.sigma2",
-    "now.encoder.A",
-    "now.encoder.b",
-    "now.encoder.log_D",
-)
-"""What of a checkpoint makes an encoder and a decoder of the right shape."""
 
 
 class Samples(NamedTuple):
@@ -342,40 +334,59 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             For anything that is not a table of counts, and for settings out of range.
         Diverged
             If the bound stopped being finite, and again at a smaller learning rate. The estimator
-            is then that of the best epoch before, if there was one.
+            is then that of the best epoch before, if there was one; else, and after any other
+            error, it is what it was.
         """
-        self._check_settings()
-        table = open_counts(X, joined()) or X
-        counts = self._counts(table, reset=True)
-        self.basis_operator_ = make_basis(self.basis, self.feature_ids_)
-        self.depth_ = _depth(counts)
-        begun = self._begun()
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self._design = None
-        if self.formula is not None:
-            learned = Design.of(self.formula, _metadata(table)) if begun is None else begun._design
-            self._design = learned
-        fitted, held_out = self._split(counts, self._covariates(table), _names(table, counts), seed)
-        n, d = fitted.counts.shape
-        k = self._feasible_components(n, d) if begun is None else begun.n_components_
-        with torch.inference_mode(False), torch.enable_grad(), one_thread_an_operation():
-            encoder, decoder, history, diverged = self._fit_from_start(
-                fitted, held_out, k, seed, begun
+        with self._all_or_nothing():
+            self._check_settings()
+            table = open_counts(X, joined()) or X
+            counts = self._counts(table, reset=True)
+            self.basis_operator_ = make_basis(self.basis, self.feature_ids_)
+            self.depth_ = _depth(counts)
+            begun = self._begun()
+            seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+            self._design = None
+            if self.formula is not None:
+                learned = (
+                    Design.of(self.formula, _metadata(table)) if begun is None else begun._design
+                )
+                self._design = learned
+            fitted, held_out = self._split(
+                counts, self._covariates(table), _names(table, counts), seed
             )
-        self.history_ = pd.DataFrame(history)
-        self.n_iter_ = len(history)
-        self._fitted_settings = self._settings()
-        encoder, decoder = encoder.double(), decoder.double()
-        decoder.centre()
-        if self._design is not None and self.freeze != "decoder":
-            self._design = self._design.seen(fitted.covariates)
-            decoder.widen(
-                len(fitted.covariates), torch.tensor(self._design.chance, dtype=torch.float64)
-            )
-        self._identify(encoder, decoder)
+            n, d = fitted.counts.shape
+            k = self._feasible_components(n, d) if begun is None else begun.n_components_
+            with torch.inference_mode(False), torch.enable_grad(), one_thread_an_operation():
+                encoder, decoder, history, diverged = self._fit_from_start(
+                    fitted, held_out, k, seed, begun
+                )
+            self.history_ = pd.DataFrame(history)
+            self.n_iter_ = len(history)
+            self._fitted_settings = self._settings()
+            encoder, decoder = encoder.double(), decoder.double()
+            decoder.centre()
+            if self._design is not None and self.freeze != "decoder":
+                self._design = self._design.seen(fitted.covariates)
+                chance = torch.tensor(self._design.chance, dtype=torch.float64)
+                decoder.widen(len(fitted.covariates), chance)
+            self._identify(encoder, decoder)
         if diverged is not None:
             raise diverged
         return self
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Stay what it was before this block if that does not get to its end."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException as error:
+            vars(self).clear()
+            vars(self).update(before)
+            if isinstance(error, np.linalg.LinAlgError | torch.linalg.LinAlgError):  # pyright: ignore
+                reason = " ".join(str(error).split()).rstrip(".")
+                raise Diverged(f"a matrix cannot be factored: {reason}.") from error
+            raise
 
     def transform(self, X: Any) -> np.ndarray:
         """Posterior mean coordinates y of each sample, (n, k).
@@ -925,6 +936,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             model.basis_operator_ = basis
             model.depth_ = arrays["depth"]
             model.history_ = pd.DataFrame(settings["history"])
+            if not all(map(pd.api.types.is_numeric_dtype, map(model.history_.get, COLUMNS))):
+                raise ValueError("the history lacks a column of numbers")
             model.n_iter_ = len(model.history_)
             model._fitted_settings = model._settings()
             model.n_features_in_ = basis.d
@@ -1187,13 +1200,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                         kept=kept,
                     )
                     break
-                except KeyboardInterrupt:
-                    if writer and writer.leave():
-                        raise KeyboardInterrupt(
-                            f"interrupted; {writer.folder} has the last whole epoch."
-                        ) from None
-                    raise
-                except (Diverged, torch.linalg.LinAlgError) as error:  # pyright: ignore
+                except Diverged as error:
                     diverged, kept = _naming(error, fitted.names), None
                     history = diverged.history
                     if attempt >= RETRIES:
@@ -1205,6 +1212,13 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                         CountvaeWarning,
                         stacklevel=3,
                     )
+                except BaseException as error:
+                    left = writer and _is_no_fault(error) and writer.leave_at_last()
+                    if left and isinstance(error, KeyboardInterrupt):
+                        raise KeyboardInterrupt(
+                            f"interrupted; {checkpoint.folder} has the last whole epoch."
+                        ) from None
+                    raise
             if writer:
                 (writer.finish if diverged is None else writer.forget)()
         if diverged is not None and not history:
@@ -1221,7 +1235,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     ) -> tuple[Encoder, Decoder]:
         """Make encoder and decoder: of the table, of the fit to go on from, or to be restored."""
         if kept is not None:
-            start = Start(*(torch.from_numpy(kept.arrays[name]) for name in OF_START))
+            start = Start.zeros(rows.d, k, rows.dtype)
         elif begun is not None:
             start = begun._as_start(rows.dtype)
         else:
@@ -1501,10 +1515,13 @@ def _names(table: Any, counts: Any) -> np.ndarray:
     return table.index.to_numpy() if isinstance(table, pd.DataFrame) else np.arange(counts.shape[0])
 
 
-def _naming(error: Exception, names: np.ndarray) -> Diverged:
+def _is_no_fault(error: BaseException) -> bool:
+    """Whether a fit that this ended could go on another time."""
+    return isinstance(error, KeyboardInterrupt | ProcessLost) or out_of_memory(error)
+
+
+def _naming(error: Diverged, names: np.ndarray) -> Diverged:
     """Say in which samples a fit diverged."""
-    if not isinstance(error, Diverged):
-        return Diverged(str(error))
     at = list(error.samples)
     where = f", in samples {examples(list(names[at]))}" if at else ""
     return Diverged(f"{str(error).rstrip('.')}{where}.", at, error.history)

@@ -8,16 +8,24 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from countvae.errors import CannotWrite, InUse, NotReplaced, OutputExists
+from countvae.errors import (
+    ArgumentError,
+    CannotWrite,
+    InUse,
+    NotReplaced,
+    OutputExists,
+    out_of_memory,
+)
 
 __all__ = [
     "BEGUN",
+    "check_apart",
     "check_writable",
     "claimed",
     "holds_only",
@@ -53,6 +61,30 @@ def check_writable(path: str | os.PathLike[str], force: bool) -> None:
     if os.path.lexists(path) and not force and not is_empty_folder(path):
         raise OutputExists(f"{path}: is already there; it is replaced only with force.")
     _check_parent(path)
+
+
+def check_apart(
+    outputs: Sequence[str | os.PathLike[str]], inputs: Sequence[str | os.PathLike[str]]
+) -> None:
+    """Refuse outputs that are among the files read, under whatever name, or the same as another.
+
+    Raises
+    ------
+    ArgumentError
+    """
+    for i, output in enumerate(outputs):
+        for other in inputs:
+            if _same(Path(output), Path(other)):
+                raise ArgumentError(f"{output}: is {other}, which is read; name another output.")
+        for other in outputs[:i]:
+            if _same(Path(output), Path(other)):
+                raise ArgumentError(f"{output}: is the other output too; name another.")
+
+
+def _same(path: Path, other: Path) -> bool:
+    if path.exists() and other.exists():
+        return path.samefile(other)
+    return path.resolve() == other.resolve()
 
 
 @contextmanager
@@ -246,6 +278,8 @@ def _writing(path: Path, beside: Path | None = None) -> Iterator[None]:
     except CannotWrite as error:
         raise CannotWrite(str(error).replace(str(beside or path), str(path))) from error
     except (OSError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         number = getattr(error, "errno", None) or _errno(str(error))
         if number is None and not isinstance(error, OSError):
             raise

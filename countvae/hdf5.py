@@ -4,6 +4,7 @@ The library trusts what a file says of itself. A broken or hostile one can make 
 round in circles for ever; so what is not large is read by a process of its own first.
 """
 
+import math
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import h5py
 
 from countvae.errors import DamagedFile
+from countvae.memory import Room
 
 __all__ = ["check_unchanged", "checked", "state_of", "unchanged"]
 
@@ -26,6 +28,9 @@ EXPANSION = 2**11
 
 SECONDS = 4
 """Of a processor's time: the library takes far less for all that is tried of a file."""
+
+SECONDS_BLOCKED = 120
+"""By the clock, which a slow disk may need: of a process that waits for what never comes."""
 
 TRIED = 2**25
 """Bytes of a member that is tried, at most, and of all members together."""
@@ -63,18 +68,27 @@ def _try_out(path: Path) -> None:
     with warnings.catch_warnings():
         # of threads: the child uses h5py alone, which takes its lock along
         warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
+        came_through, says = os.pipe()
+    child = os.fork()
     if child == 0:
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        for number in (signal.SIGPROF, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.alarm(SECONDS_BLOCKED)
         sys.unraisablehook = lambda unraisable: None
         with suppress(BaseException), h5py.File(path) as file:
             _check_claims(file, path)
             file.visititems(_Reading())
+        os.write(says, b"!")
         os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        hangs = os.WTERMSIG(status) == signal.SIGPROF
+    os.close(says)
+    with open(came_through, "rb") as pipe:
+        well, status = pipe.read(1), 0
+    # whoever ignores SIGCHLD is not told how a process ended
+    with suppress(ChildProcessError):
+        _, status = os.waitpid(child, 0)
+    if not well:
+        hangs = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM)
         raise DamagedFile(
             f"{path}: cannot be read as HDF5: the library {'hangs' if hangs else 'crashes'} on it."
         )
@@ -117,6 +131,12 @@ def _check_claims(file: h5py.File, path: Path) -> None:
             elif isinstance(member, h5py.Dataset):
                 if member.external or member.is_virtual:
                     raise DamagedFile(f"{path}: {where!r} lies in another file; it is not read.")
+                if member.chunks is not None:
+                    # the library reads whole chunks, however little of one is asked for
+                    room = Room(
+                        f"{path}: reading a chunk of {where!r}", "write it in smaller chunks"
+                    )
+                    room.check(math.prod(member.chunks) * member.dtype.itemsize)
                 size, stored = member.size or 0, member.id.get_storage_size()
                 if size * member.dtype.itemsize > max(NO_CLAIM, EXPANSION * stored):
                     raise DamagedFile(

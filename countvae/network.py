@@ -31,6 +31,7 @@ import pandas as pd
 from jaxtyping import Float, Integer
 from scipy.special import ndtr
 
+from countvae.checks import check_ids, one_line
 from countvae.errors import ArgumentError, MissingPackage
 from countvae.estimator import MultinomialVAE
 
@@ -246,14 +247,21 @@ def graph(edges: pd.DataFrame, nodes: pd.DataFrame | None = None) -> nx.Graph:
     -------
     networkx.Graph
         Every column of `edges` is an attribute of an edge.
+
+    Raises
+    ------
+    UnsafeIds
+        If GraphML could not hold a name; in attributes control characters become blanks.
     """
     G = nx.Graph()
     if nodes is not None:
         for name, row in nodes.astype(object).iterrows():
-            G.add_node(str(name), **{str(key): _plain(v) for key, v in row.dropna().items()})
+            known = {one_line(str(key)): _plain(v) for key, v in row.dropna().items()}
+            G.add_node(str(name), **known)
     for row in edges.to_dict("records"):
         a, b = row.pop("feature_1"), row.pop("feature_2")
         G.add_edge(a, b, **{str(key): _plain(value) for key, value in row.items()})
+    check_ids(map(str, G), "feature ids")
     return G
 
 
@@ -394,4 +402,4 @@ def _q_values(score: np.ndarray, counted: np.ndarray, d: int) -> Float[np.ndarra
 
 
 def _plain(value: object) -> object:
-    return value.item() if isinstance(value, np.generic) else value
+    return value.item() if isinstance(value, np.generic) else one_line(value)

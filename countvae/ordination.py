@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 from scipy.spatial.distance import pdist, squareform
 from skbio import DistanceMatrix, OrdinationResults
 
-from countvae.errors import UnsafeIds
+from countvae.checks import check_ids
 from countvae.estimator import MultinomialVAE, axis_names
 from countvae.files import new_file
 from countvae.table import write_frame
@@ -19,7 +19,6 @@ from countvae.table import write_frame
 __all__ = [
     "annotate",
     "axis_names",
-    "check_ids",
     "coefficient_frame",
     "distances",
     "feature_frame",
@@ -36,36 +35,6 @@ MIN_AXES = 3
 """Emperor draws in space, so an ordination is filled up with axes of zeros."""
 
 Ids = Sequence[str] | Shaped[np.ndarray, " ids"]
-
-
-def check_ids(ids: Ids, what: str) -> None:
-    """Refuse ids that an ordination file would not give back as they are.
-
-    Parameters
-    ----------
-    ids : sequence of str
-        Names of samples or features.
-    what : str
-        What they are, the subject of the sentence.
-
-    Raises
-    ------
-    InputError
-        If an id is empty, begins with a blank, or holds a tab or the end of a line.
-
-    Examples
-    --------
-    >>> check_ids(["s1", "s 2"], "sample ids")
-    >>> check_ids(["s1", " s2"], "sample ids")
-    Traceback (most recent call last):
-    countvae.errors.UnsafeIds: sample ids: expected ids without tabs, line ends or a leading blank;
-    got ' s2'.
-    """
-    for name in ids:
-        if not name or name != name.lstrip() or any(c in name for c in "\t\n\r"):
-            raise UnsafeIds(
-                f"{what}: expected ids without tabs, line ends or a leading blank; got {name!r}."
-            )
 
 
 def sample_frame(

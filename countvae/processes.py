@@ -78,7 +78,7 @@ class Processes:
         try:
             for part in parts:
                 exchange(part)
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise ProcessLost(

@@ -40,6 +40,12 @@ class Start(NamedTuple):
     b: Float[Tensor, " k"]
     log_D: Float[Tensor, " k"]
 
+    @classmethod
+    def zeros(cls, d: int, k: int, dtype: torch.dtype) -> "Start":
+        """Make one of the right shapes, for what is restored."""
+        shapes = (d, k), (d,), (), (d, k), (k,), (k,)
+        return cls(*(torch.zeros(shape, dtype=dtype) for shape in shapes))
+
 
 @torch.no_grad()
 def residual_start(rows: Rows, k: int, *, pseudocount: float, generator: torch.Generator) -> Start:

@@ -19,10 +19,18 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from countvae.errors import ArgumentError, DamagedModel, InputError, NewerModel, NotAModel
+from countvae.errors import (
+    ArgumentError,
+    CannotRead,
+    DamagedModel,
+    InputError,
+    NewerModel,
+    NotAModel,
+    out_of_memory,
+)
 from countvae.files import new_folder, sha256
 
-__all__ = ["CONFIG", "MODEL", "SCHEMA_VERSION", "is_model", "load", "save"]
+__all__ = ["CONFIG", "MODEL", "SCHEMA_VERSION", "files_of", "is_model", "load", "save"]
 
 SCHEMA_VERSION = 1
 CONFIG = "config.json"
@@ -176,6 +184,17 @@ def is_model(path: Path) -> bool:
     return {file.name for file in path.iterdir()} <= {CONFIG, MODEL, *config["files"]}
 
 
+def files_of(path: Path) -> list[Path]:
+    """Return the files of a folder that `save` wrote.
+
+    Raises
+    ------
+    InputError
+        If it is not one.
+    """
+    return [path / name for name in (CONFIG, MODEL, *_read_config(path / CONFIG)["files"])]
+
+
 def _digest(config: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in config.items() if key != "sha256"}
     canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -236,7 +255,14 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise DamagedModel(f"{file}: cannot be read ({error.strerror}).") from error
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> Exception:
+    """Say what the system says; an error of memory stays what it is."""
+    if out_of_memory(error):
+        return error
+    return CannotRead(f"{file}: cannot be read ({error.strerror}).")
 
 
 def _check_file(file: Path, digest: str) -> None:
@@ -244,7 +270,7 @@ def _check_file(file: Path, digest: str) -> None:
     try:
         altered = sha256(file) != digest
     except OSError as error:
-        raise DamagedModel(f"{file}: cannot be read ({error.strerror}).") from error
+        raise _unreadable(file, error) from error
     if altered:
         raise DamagedModel(f"{file}: does not match the SHA-256 in {CONFIG}, so it was altered.")
 

@@ -31,9 +31,17 @@ from scipy.sparse import coo_array, csr_array, csr_matrix, issparse, vstack
 from skbio.metadata import SampleMetadata
 from skbio.metadata.io import MetadataFileError
 
-from countvae.checks import check_counts, check_unique, examples, samples_with_reads
+from countvae.checks import (
+    check_counts,
+    check_ids,
+    check_unique,
+    examples,
+    one_line,
+    samples_with_reads,
+)
 from countvae.errors import (
     ArgumentError,
+    CannotRead,
     CountvaeWarning,
     DamagedFile,
     FeaturesDiffer,
@@ -45,9 +53,12 @@ from countvae.errors import (
     NoSuchLayer,
     NotCounts,
     TooSmall,
+    out_of_memory,
+    refused_by_system,
 )
 from countvae.files import check_writable, new_file
 from countvae.hdf5 import checked, unchanged
+from countvae.memory import Room
 
 __all__ = ["CountTable", "Overlap", "read", "write", "write_frame"]
 
@@ -58,6 +69,13 @@ _ZEROS = {"0", "0.0"}
 _BLOCK = 2**22
 _LONGEST_LINE = 2**27
 """Characters; a line of half a million features has some ten millions."""
+
+# Bytes in memory, about, until a table is made of what is read.
+ENTRY_BYTES = 48  # of a non-zero: its value and place, three times
+TEXT_BYTES = 100  # of a name
+CELL_BYTES = 16  # of a character of a line of cells
+JSON_BYTES = 24  # of a character of lists of lists
+METADATA_BYTES = 32  # of a character of metadata
 
 
 @dataclass(frozen=True)
@@ -498,7 +516,7 @@ def write(table: CountTable, path: str | os.PathLike[str], force: bool = False) 
     Raises
     ------
     InputError
-        If the suffix is another, or the file cannot be written.
+        If the suffix is another, the file cannot be written, or text would not give an id back.
     """
     path = Path(path)
     check_writable(path, force)
@@ -509,7 +527,7 @@ def write(table: CountTable, path: str | os.PathLike[str], force: bool = False) 
 
 
 def write_frame(frame: pd.DataFrame, path: str | os.PathLike[str], force: bool = False) -> None:
-    """Write a data frame as TSV, its ids first.
+    """Write a data frame as TSV, its ids first; text in its cells is brought to one line.
 
     Parameters
     ----------
@@ -523,8 +541,12 @@ def write_frame(frame: pd.DataFrame, path: str | os.PathLike[str], force: bool =
     Raises
     ------
     InputError
-        If the file cannot be written.
+        If the file cannot be written, or would not give an id back as it is.
     """
+    check_ids([name for name in frame.index if isinstance(name, str)], frame.index.name or "id")
+    if len(texts := frame.select_dtypes(["object", "string", "category"]).columns):
+        frame = frame.assign()
+        frame[texts] = frame[texts].astype(object).map(one_line)
     with new_file(path, force) as beside:
         frame.to_csv(beside, sep="\t", index_label=frame.index.name or "id", lineterminator="\n")
 
@@ -596,12 +618,23 @@ def _text(value: Any) -> str:
 # ---- reading
 
 
+def check_file(path: Path) -> None:
+    """Refuse what is no file; a pipe, which could be waited for without end, is none either.
+
+    Raises
+    ------
+    InputError
+    """
+    with reading(path, "a file"):
+        if not path.exists():
+            raise NoSuchFile(f"{path}: there is no such file.")
+        if not path.is_file():
+            raise NoSuchFile(f"{path}: is not a file; write a pipe's content to one first.")
+
+
 def format_of(path: Path) -> str:
     """Tell a file's format by its content."""
-    if not path.exists():
-        raise NoSuchFile(f"{path}: there is no such file.")
-    if not path.is_file():
-        raise NoSuchFile(f"{path}: is not a file.")
+    check_file(path)
     with reading(path, "text"):
         with open(path, "rb") as file:
             head = file.read(8)
@@ -630,11 +663,16 @@ def reading(path: Path, form: str) -> Iterator[None]:
     """Turn whatever goes wrong inside a reader into one sentence."""
     try:
         yield
-    except (InputError, MemoryError):
+    except InputError:
         raise
     except UnicodeDecodeError as error:
         raise ForeignFile(f"{path}: is neither BIOM nor .h5ad nor text in UTF-8.") from error
     except Exception as error:
+        if out_of_memory(error):
+            raise
+        if refused_by_system(error):
+            number = cast(OSError, error).errno
+            raise CannotRead(f"{path}: cannot be read ({os.strerror(number)}).") from error
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise DamagedFile(f"{path}: cannot be read as {form}: {reason}.") from error
 
@@ -655,6 +693,8 @@ def _read_biom_hdf5(path: Path, layer: str | None, transpose: bool) -> Parsed:
 
 def stored_biom(file: h5py.File) -> Parsed:
     """Names of a BIOM 2.1 table, and its copy by sample."""
+    for axis in (file["sample"], file["observation"]):
+        _check_names(axis["ids"], *filter(None, [axis.get("metadata")]))
     sample_ids = _ids(_strings(file["sample/ids"]))
     feature_ids = _ids(_strings(file["observation/ids"]))
     _check_shape(file.attrs.get("shape"), (len(feature_ids), len(sample_ids)))
@@ -671,7 +711,26 @@ def stored_biom(file: h5py.File) -> Parsed:
 def _with_counts(stored: Parsed) -> Parsed:
     """Read the matrix as well."""
     shape = (len(stored.sample_ids), len(stored.feature_ids))
-    return stored._replace(counts=_read_matrix(stored.counts, shape))
+    path = stored.counts.file.filename
+    room = Room(f"{path}: reading its table", "a fit with --stream (a CountFile) leaves it on disk")
+    return stored._replace(counts=_read_matrix(stored.counts, shape, room))
+
+
+def _check_names(*parts: h5py.Group | h5py.Dataset) -> None:
+    """Refuse names and metadata that would fill the memory, before they are read."""
+    sizes = []
+
+    def add(name: str, member: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(member, h5py.Dataset):
+            text = TEXT_BYTES if h5py.check_string_dtype(member.dtype) else 0
+            sizes.append((member.size or 0) * max(member.dtype.itemsize, text))
+
+    for part in parts:
+        add("", part)
+        if isinstance(part, h5py.Group):
+            part.visititems(add)
+    what = f"{parts[0].file.filename}: reading its names and metadata"
+    Room(what, "leave out columns that are not needed").check(sum(sizes))
 
 
 def _check_shape(claimed: Any, found: tuple[int, int]) -> None:
@@ -696,8 +755,9 @@ def _biom_columns(axis: h5py.Group) -> dict[str, Any]:
 
 
 def _read_biom_json(path: Path, layer: str | None, transpose: bool) -> Parsed:
+    room = Room(f"{path}: reading BIOM 1.0", "write it as BIOM 2.1 or .h5ad first")
     with _open_text(path) as file:
-        content = json.load(file)
+        content = json.loads(_whole(file, room, JSON_BYTES))
     if not {"rows", "columns", "data", "matrix_type"} <= content.keys():
         raise ForeignFile(f"{path}: is JSON, but not a BIOM 1.0 table.")
     feature_ids = _ids(row["id"] for row in content["rows"])
@@ -774,6 +834,7 @@ def stored_h5ad(file: h5py.File, path: Path, layer: str | None) -> Parsed:
                 f"{path}: is not in the format of anndata 0.7 or later; write it anew with a"
                 " current anndata."
             )
+    _check_names(file["obs"], file["var"])
     frames = [cast(pd.DataFrame, anndata.io.read_elem(file[axis])) for axis in ("obs", "var")]
     obs, var = (frame.set_axis(_ids(frame.index), axis="index") for frame in frames)
     hint = f"; other layers here: {examples(layers, 10) if layers else 'none'}"
@@ -788,13 +849,17 @@ def stored_h5ad(file: h5py.File, path: Path, layer: str | None) -> Parsed:
     )
 
 
-def _read_matrix(matrix: Any, shape: tuple[int, int]) -> csr_array:
+def _read_matrix(matrix: Any, shape: tuple[int, int], room: Room) -> csr_array:
     """Read a sparse group, or a dense dataset a block of rows at a time."""
     if isinstance(matrix, h5py.Dataset):
         _check_shape(matrix.shape, shape)
-        step = max(1, _BLOCK // max(1, matrix.shape[1]))
-        blocks = [csr_array(matrix[i : i + step]) for i in range(0, matrix.shape[0], step)]
+        step, blocks, entries = max(1, _BLOCK // max(1, matrix.shape[1])), [], 0
+        for i in range(0, matrix.shape[0], step):
+            blocks.append(csr_array(matrix[i : i + step]))
+            entries += blocks[-1].nnz
+            room.check(ENTRY_BYTES * entries)
         return canonical(vstack(blocks, format="csr") if blocks else csr_array(matrix.shape))
+    room.check(ENTRY_BYTES * max(matrix[part].size for part in ("data", "indices")))
     if "encoding-type" in matrix.attrs:
         _check_shape(matrix.attrs.get("shape"), shape)
         counts = anndata.io.read_elem(matrix)
@@ -813,12 +878,23 @@ def _corner(line: str) -> str:
     return re.sub(r"[^a-z0-9]", "", re.split(r"[\t,]", line)[0].lower())
 
 
-def _lines(file: io.TextIOBase) -> Iterator[str]:
+def _lines(file: io.TextIOBase, room: Room) -> Iterator[str]:
     """Read line by line, but for one that would fill the memory, as a packed one may."""
     while line := file.readline(_LONGEST_LINE):
         if len(line) == _LONGEST_LINE:
             raise ValueError(f"a line is longer than {_LONGEST_LINE:,} characters")
+        room.check(CELL_BYTES * len(line))
         yield line
+
+
+def _whole(file: io.TextIOBase, room: Room, bytes_each: int) -> str:
+    """Read all text, but for what would fill the memory once it is parsed."""
+    pieces, size = [], 0
+    while piece := file.read(_BLOCK):
+        pieces.append(piece)
+        size += len(piece)
+        room.check(bytes_each * size)
+    return "".join(pieces)
 
 
 def _is_comment(line: str) -> bool:
@@ -830,8 +906,11 @@ def _is_comment(line: str) -> bool:
 
 
 def _read_text(path: Path, layer: str | None, transpose: bool) -> Parsed:
+    room = Room(
+        f"{path}: reading its table", "write it as BIOM 2.1 or .h5ad, which can be streamed"
+    )
     with _open_text(path) as file:
-        lines = _lines(file)
+        lines = _lines(file, room)
         head = next((line for line in lines if line.strip() and not _is_comment(line)), "")
         commas, tabs = head.count(","), head.count("\t")
         is_csv = commas > tabs if ".csv" in path.suffixes[-2:] else not tabs
@@ -870,6 +949,7 @@ def _read_text(path: Path, layer: str | None, transpose: bool) -> Parsed:
                 at.append(j)
                 values.append(value)
             starts.append(len(at))
+            room.check(ENTRY_BYTES * len(at) + TEXT_BYTES * len(ids))
     if "" in ids or "" in columns:
         raise DamagedFile(f"{path}: a {'row' if '' in ids else 'column'} has no name.")
     counts = csr_array(
@@ -933,11 +1013,11 @@ def with_metadata(
 
 def read_metadata(path: Path) -> pd.DataFrame:
     """Read metadata by scikit-bio, whatever the column of ids is called."""
-    if not path.is_file():
-        raise NoSuchFile(f"{path}: there is no such file.")
+    check_file(path)
     with reading(path, "metadata"):
+        room = Room(f"{path}: reading its text", "leave out columns or samples that are not needed")
         with _open_text(path) as file:
-            lines = list(_lines(file))
+            lines = list(io.StringIO(_whole(file, room, METADATA_BYTES), newline=""))
         for i, line in enumerate(lines):
             if line.strip() and not _is_comment(line):
                 lines[i] = "id" + line[len(line.split("\t")[0].rstrip("\r\n")) :]
@@ -977,8 +1057,12 @@ def _write_biom(table: CountTable, path: Path) -> None:
         sample_metadata=samples.to_dict("records") if samples.columns.size else None,
         type="OTU table",
     )
-    with h5py.File(path, "w") as file:
+    # made in memory: HDF5 can crash as it closes a file on a full disk
+    with h5py.File(path, "w", driver="core", backing_store=False) as file:
         written.to_hdf5(file, "countvae")
+        file.flush()
+        image = file.id.get_file_image()
+    path.write_bytes(image)
 
 
 def _write_h5ad(table: CountTable, path: Path) -> None:
@@ -990,6 +1074,8 @@ def _write_h5ad(table: CountTable, path: Path) -> None:
 
 
 def _write_tsv(table: CountTable, path: Path) -> None:
+    check_ids(table.sample_ids, "sample ids")
+    check_ids(table.feature_ids, "feature ids")
     with open(path, "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, dialect="excel-tab", lineterminator="\n")
         rows.writerow(["sample_id", *table.feature_ids])

@@ -1,7 +1,8 @@
 """The one loop: minibatches, a step, rescaling, the noise, stopping, history."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from countvae.decoder import Decoder
 from countvae.devices import widest
 from countvae.encoder import Encoder
-from countvae.errors import Diverged
+from countvae.errors import DamagedModel, Diverged, out_of_memory
 from countvae.evidence import add_squares, factor_kl, noise_bound, solve_noise
 from countvae.inference import factor_precision, posterior_at, refine
 from countvae.logs import centred_logs
@@ -37,6 +38,12 @@ REST_FROM = 0.8
 
 FINISH_FROM = 0.86
 """Share of the epochs after which the encoder alone goes on, to the posterior of what was found."""
+
+COLUMNS = ("epoch", "bound", "sigma2", "learning_rate")
+"""Of the history, besides `validation_bound` where samples are held out."""
+
+OF_OPTIMIZER = {"Adam": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"}}
+"""What an optimiser keeps of each parameter."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,8 @@ def train(
     Diverged
         If the bound is not finite; encoder and decoder are then those of the best epoch, and the
         error has its history, and the rows at fault.
+    DamagedModel
+        If the state to go on from is not one of such a fit.
     """
     optimizer = _optimizer(rows, encoder, decoder, schedule)
     steps_an_epoch = math.ceil(rows.n / rows.batch_size)
@@ -122,113 +131,115 @@ def train(
     encoder.requires_grad_(frozen != "encoder")
     of_decoder = schedule.max_epochs * (1 if frozen == "encoder" else FINISH_FROM)
     if kept is not None:
-        state.restore(kept)
-    for epoch in range(len(state.history), schedule.max_epochs):
-        if state.stopped:
-            break
-        finishing = frozen == "decoder" or epoch >= of_decoder
-        settling = decoder.linear and not finishing and epoch + 1 >= of_decoder
-        if finishing:
-            state.shrinkage = None
-            decoder.requires_grad_(False)
-        shrinkage = state.shrinkage
-        moments = _Moments(decoder, rows.n)
-        log_scale = torch.zeros_like(state.log_scale)
-        draws = None
-        if not decoder.linear:
-            draws = torch.randn(rows.n, decoder.V.shape[1], generator=generator).to(decoder.V)
-        for i, (index, x, f, size) in enumerate(rows.shuffled(generator)):
-            number = epoch * steps_an_epoch + i
-            done = number / (schedule.max_epochs * steps_an_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = group["rate"] * schedule.factor(done, number, group["end"])
-            z, D = encoder(x, f, decoder.Theta.detach())
-            if points:
-                D = torch.zeros_like(D)
-            U = None if shrinkage is None else shrinkage.U
-            m0, Q = decoder(z, D, U, f, None if draws is None else draws[index])
-            warm = state.log_scale[index] if epoch else None
-            noise = solve_noise(m0.detach(), Q.detach(), x, decoder.sigma2, warm)
-            bound = noise_bound(m0, Q, noise)
-            if not points:
-                bound = bound - factor_kl(z, D)
-            total = bound.sum()
-            total.backward()
-            if shrinkage is not None:
-                # these samples' share of the prior, which all samples have once
-                _add_prior(shrinkage, decoder, len(x) / rows.n)
-            if settling:
-                moments.add_gradients(decoder)
-            _total_gradients(total, encoder, decoder, rows)
-            if not torch.isfinite(total):
-                at_fault = index[~bound.isfinite().cpu()].tolist()
-                raise state.diverged(f"the bound is not finite in epoch {epoch + 1}", at_fault)
-            moments.add(z, D, f, Q, noise, bound, decoder.linear and not finishing)
-            if i == 0 and not finishing:
-                # chosen by their numbers: the same ones however many processes share the step
-                chosen = index % max(1, size // FOR_CORRELATIONS) == 0
-                slopes = decoder.jacobian(z[chosen].detach())
-                moments.add_correlations(slopes, D[chosen], noise.w[chosen], shrinkage)
-            if schedule.optimizer == "sgd":
-                _clip(optimizer, size)
-            optimizer.step()
-            optimizer.zero_grad()
-            log_scale[index] = noise.log_scale
+        columns = {*COLUMNS} if validation is None else {*COLUMNS, "validation_bound"}
+        state.restore(kept, columns)
+    with state.diverging():
+        for epoch in range(len(state.history), schedule.max_epochs):
+            if state.stopped:
+                break
+            finishing = frozen == "decoder" or epoch >= of_decoder
+            settling = decoder.linear and not finishing and epoch + 1 >= of_decoder
+            if finishing:
+                state.shrinkage = None
+                decoder.requires_grad_(False)
+            shrinkage = state.shrinkage
+            moments = _Moments(decoder, rows.n)
+            log_scale = torch.zeros_like(state.log_scale)
+            draws = None
+            if not decoder.linear:
+                draws = torch.randn(rows.n, decoder.V.shape[1], generator=generator).to(decoder.V)
+            for i, (index, x, f, size) in enumerate(rows.shuffled(generator)):
+                number = epoch * steps_an_epoch + i
+                done = number / (schedule.max_epochs * steps_an_epoch)
+                for group in optimizer.param_groups:
+                    group["lr"] = group["rate"] * schedule.factor(done, number, group["end"])
+                z, D = encoder(x, f, decoder.Theta.detach())
+                if points:
+                    D = torch.zeros_like(D)
+                U = None if shrinkage is None else shrinkage.U
+                m0, Q = decoder(z, D, U, f, None if draws is None else draws[index])
+                warm = state.log_scale[index] if epoch else None
+                noise = solve_noise(m0.detach(), Q.detach(), x, decoder.sigma2, warm)
+                bound = noise_bound(m0, Q, noise)
+                if not points:
+                    bound = bound - factor_kl(z, D)
+                total = bound.sum()
+                total.backward()
+                if shrinkage is not None:
+                    # these samples' share of the prior, which all samples have once
+                    _add_prior(shrinkage, decoder, len(x) / rows.n)
+                if settling:
+                    moments.add_gradients(decoder)
+                _total_gradients(total, encoder, decoder, rows)
+                if not torch.isfinite(total):
+                    at_fault = index[~bound.isfinite().cpu()].tolist()
+                    raise state.diverged(f"the bound is not finite in epoch {epoch + 1}", at_fault)
+                moments.add(z, D, f, Q, noise, bound, decoder.linear and not finishing)
+                if i == 0 and not finishing:
+                    # chosen by their numbers: the same ones however many processes share the step
+                    chosen = index % max(1, size // FOR_CORRELATIONS) == 0
+                    slopes = decoder.jacobian(z[chosen].detach())
+                    moments.add_correlations(slopes, D[chosen], noise.w[chosen], shrinkage)
+                if schedule.optimizer == "sgd":
+                    _clip(optimizer, size)
+                optimizer.step()
+                optimizer.zero_grad()
+                log_scale[index] = noise.log_scale
+                if not finishing:
+                    decoder.centre()
+            moments.total(rows)
+            rows.processes.total(log_scale)
+            if not moments.finite:
+                raise state.diverged(f"the factors are not finite after epoch {epoch + 1}")
+            reached = moments.mean_bound(shrinkage)
+            early = epoch < PRIOR_FROM * schedule.max_epochs
+            begins = epoch + 1 >= PRIOR_FROM * schedule.max_epochs
+            begins = begins and early and shrink_loadings and not going_on
             if not finishing:
-                decoder.centre()
-        moments.total(rows)
-        rows.processes.total(log_scale)
-        if not moments.finite:
-            raise state.diverged(f"the factors are not finite after epoch {epoch + 1}")
-        reached = moments.mean_bound(shrinkage)
-        early = epoch < PRIOR_FROM * schedule.max_epochs
-        begins = epoch + 1 >= PRIOR_FROM * schedule.max_epochs
-        begins = begins and early and shrink_loadings and not going_on
-        if not finishing:
-            if settling:
-                moments.settle(decoder, shrinkage)
-            if shrinkage is not None:
-                shrinkage.update(decoder.loadings.detach(), moments.of_loadings)
-            if decoder.linear:
-                # in every epoch, as any may be the one that is kept
-                decoder.keep_variances(moments.free if shrinkage is None else shrinkage.U)
-            moments.solve_sigma2(decoder, shrunk=shrinkage is not None)
-            root = moments.rescale(encoder, decoder, rotate=early and not going_on)
-            if shrinkage is not None:
-                shrinkage.rescale(root)
-            if begins:
-                state.shrinkage = Shrinkage(decoder.loadings.detach())
-        state.log_scale = log_scale
-        parts = *encoder.state_dict().values(), *decoder.state_dict().values()
-        rows.processes.agree(*parts)
-        if not all(part.isfinite().all() for part in parts):
-            raise state.diverged(f"the factors are not finite after epoch {epoch + 1}")
-        row = {
-            "epoch": epoch + 1,
-            "bound": reached,
-            "sigma2": decoder.sigma2.mean().item(),
-            "learning_rate": optimizer.param_groups[0]["lr"],
-        }
-        watched = row["bound"]
-        if validation is not None:
-            watched = row["validation_bound"] = mean_bound(
-                encoder, decoder, validation, refinement_steps
-            )
+                if settling:
+                    moments.settle(decoder, shrinkage)
+                if shrinkage is not None:
+                    shrinkage.update(decoder.loadings.detach(), moments.of_loadings)
+                if decoder.linear:
+                    # in every epoch, as any may be the one that is kept
+                    decoder.keep_variances(moments.free if shrinkage is None else shrinkage.U)
+                moments.solve_sigma2(decoder, shrunk=shrinkage is not None)
+                root = moments.rescale(encoder, decoder, rotate=early and not going_on)
+                if shrinkage is not None:
+                    shrinkage.rescale(root)
+                if begins:
+                    state.shrinkage = Shrinkage(decoder.loadings.detach())
+            state.log_scale = log_scale
+            parts = *encoder.state_dict().values(), *decoder.state_dict().values()
+            rows.processes.agree(*parts)
+            if not all(part.isfinite().all() for part in parts):
+                raise state.diverged(f"the factors are not finite after epoch {epoch + 1}")
+            row = {
+                "epoch": epoch + 1,
+                "bound": reached,
+                "sigma2": decoder.sigma2.mean().item(),
+                "learning_rate": optimizer.param_groups[0]["lr"],
+            }
+            watched = row["bound"]
+            if validation is not None:
+                watched = row["validation_bound"] = mean_bound(
+                    encoder, decoder, validation, refinement_steps
+                )
+                if watched > state.best_bound:
+                    state.best = _parts(encoder, decoder)
+            state.history.append(row)
+            state.whole = _parts(encoder, decoder)
             if watched > state.best_bound:
-                state.best = _parts(encoder, decoder)
-        state.history.append(row)
-        state.whole = _parts(encoder, decoder)
-        if watched > state.best_bound:
-            state.best_bound, state.best_epoch = watched, epoch
-        elif schedule.patience is not None and epoch - state.best_epoch >= schedule.patience:
-            state.stopped = True
-        if validation is None and begins:
-            # the prior lowers the bound of the fitted samples: that is no reason to stop
-            state.best_bound = -math.inf
-        if progress is not None:
-            progress(row)
-        if keep is not None:
-            keep(state)
+                state.best_bound, state.best_epoch = watched, epoch
+            elif schedule.patience is not None and epoch - state.best_epoch >= schedule.patience:
+                state.stopped = True
+            if validation is None and begins:
+                # the prior lowers the bound of the fitted samples: that is no reason to stop
+                state.best_bound = -math.inf
+            if progress is not None:
+                progress(row)
+            if keep is not None:
+                keep(state)
     if state.best is not None:
         _put(state.best, encoder, decoder)
     return state.history
@@ -236,10 +247,11 @@ def train(
 
 @dataclass(frozen=True)
 class Kept:
-    """A state as arrays and plain JSON."""
+    """A state as arrays and plain JSON, and what sentences call it."""
 
     arrays: Mapping[str, np.ndarray]
     settings: Mapping[str, Any]
+    name: str = "kept"
 
 
 class State:
@@ -285,6 +297,15 @@ class State:
             _put(best, self.encoder, self.decoder)
         return Diverged(sentence, samples, self.history)
 
+    @contextmanager
+    def diverging(self) -> Iterator[None]:
+        """Call it divergence that a matrix cannot be factored."""
+        try:
+            yield
+        except torch.linalg.LinAlgError as error:  # pyright: ignore
+            epoch = len(self.history) + 1
+            raise self.diverged(f"the factors have no covariance in epoch {epoch}") from error
+
     def kept(self) -> Kept:
         """Return a copy as arrays and plain JSON."""
         tensors = {f"now.{name}": t for name, t in _parts(self.encoder, self.decoder).items()}
@@ -305,8 +326,24 @@ class State:
         arrays = {name: t.detach().cpu().numpy().copy() for name, t in tensors.items()}
         return Kept(arrays, settings)
 
-    def restore(self, kept: Kept) -> None:
-        """Become what was kept."""
+    def restore(self, kept: Kept, columns: Set[str]) -> None:
+        """Become what was kept, whose history has these columns.
+
+        Raises
+        ------
+        DamagedModel
+            If it is not the state of such a fit; this one is then of no use.
+        """
+        try:
+            self._restore(kept, columns)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            raise DamagedModel(
+                f"{kept.name}: is not the state of such a fit, so it was altered."
+            ) from error
+
+    def _restore(self, kept: Kept, columns: Set[str]) -> None:
         tensors = {name: torch.from_numpy(array) for name, array in kept.arrays.items()}
 
         def room(prefix: str) -> dict[str, Tensor]:
@@ -316,25 +353,42 @@ class State:
                 if name.startswith(prefix)
             }
 
+        now = _parts(self.encoder, self.decoder)
+        _check_alike(room("now."), now)
         _put(room("now."), self.encoder, self.decoder)
-        self.best = room("best.") or None
+        if best := room("best."):
+            _check_alike(best, now)
+            self.best = best
+        _check_alike({"log_scale": tensors["log_scale"]}, {"log_scale": self.log_scale})
         self.log_scale = tensors["log_scale"].to(self.log_scale)
         self.generator.set_state(tensors["generator"])
         states: dict[int, dict[str, Tensor]] = {}
         for name, tensor in room("optimizer.").items():
             i, _, part = name.partition(".")
             states.setdefault(int(i), {})[part] = tensor
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        kinds = OF_OPTIMIZER[type(self.optimizer).__name__]
+        for i, of_one in states.items():
+            one = torch.zeros(())
+            _check_alike(of_one, {n: one if n == "step" else parameters[i] for n in kinds})
         groups = self.optimizer.state_dict()["param_groups"]
         for group, rate in zip(groups, kept.settings["rates"], strict=True):
-            group["rate"] = rate
+            group["rate"] = float(rate)
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         if parts := room("shrinkage."):
-            self.shrinkage = Shrinkage(self.decoder.loadings.detach())
+            loadings = self.decoder.loadings.detach()
+            self.shrinkage = Shrinkage(loadings, None if self.shrinkage is None else loadings)
+            _check_alike(parts, {n: t for n, t in vars(self.shrinkage).items() if t is not None})
             vars(self.shrinkage).update({n: t.to(self.decoder.V) for n, t in parts.items()})
-        self.history = list(kept.settings["history"])
+        self.history = [dict(row) for row in kept.settings["history"]]
+        for i, row in enumerate(self.history):
+            numbers = all(isinstance(value, int | float) for value in row.values())
+            if not numbers or row.keys() != columns or row["epoch"] != i + 1:
+                raise ValueError(f"row {i} of the history is none")
         best = kept.settings["best_bound"]
-        self.best_bound = -math.inf if best is None else best
-        self.best_epoch, self.stopped = kept.settings["best_epoch"], kept.settings["stopped"]
+        self.best_bound = -math.inf if best is None else float(best)
+        self.best_epoch = int(kept.settings["best_epoch"])
+        self.stopped = bool(kept.settings["stopped"])
 
 
 @torch.no_grad()
@@ -542,6 +596,18 @@ def _parts(encoder: Encoder, decoder: Decoder) -> dict[str, Tensor]:
         for room, module in (("encoder", encoder), ("decoder", decoder))
         for name, value in module.state_dict().items()
     }
+
+
+def _check_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of other names or shapes.
+
+    Raises
+    ------
+    ValueError
+    """
+    shapes = [{name: part.shape for name, part in parts.items()} for parts in (found, expected)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("names or shapes differ")
 
 
 def _put(parts: Mapping[str, Tensor], encoder: Encoder, decoder: Decoder) -> None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import countvae.estimator
-from countvae import MultinomialVAE, budget
-from countvae.budget import available_bytes, fit_bytes
+from countvae import MultinomialVAE, memory
+from countvae.budget import fit_bytes
 from countvae.errors import InputError
+from countvae.memory import available_bytes
 
 SIZE = {"batch_size": 128, "width": 128, "nnz": 10**6, "streamed": True}
 CAPPED = """
@@ -64,9 +65,9 @@ def test_a_fit_that_would_not_fit_is_refused_before_it_starts(monkeypatch):
 
 def test_the_least_of_what_is_free_counts(monkeypatch):
     for name, value in (("_free", 5), ("_left_by_control_groups", None), ("_left_by_limit", 3)):
-        monkeypatch.setattr(budget, name, lambda value=value: value)
+        monkeypatch.setattr(memory, name, lambda value=value: value)
     assert available_bytes() == 3
-    monkeypatch.setattr(budget, "_lines", lambda path: [])
+    monkeypatch.setattr(memory, "_lines", lambda path: [])
     monkeypatch.undo()
     assert available_bytes() is None or available_bytes() > 2**20
 
@@ -96,10 +97,10 @@ def test_every_level_of_control_groups_counts_and_cached_files_do_not(
         f"{root}/./{most}": ["max"],
         f"{root}/./{used}": ["900"],
     }
-    monkeypatch.setattr(budget, "_lines", lambda path: files.get(path, []))
-    assert budget._left_by_control_groups() == 800 - 700 + 250
+    monkeypatch.setattr(memory, "_lines", lambda path: files.get(path, []))
+    assert memory._left_by_control_groups() == 800 - 700 + 250
     del files[f"{root}/a/{most}"]
-    assert budget._left_by_control_groups() == 700
+    assert memory._left_by_control_groups() == 700
     assert available_bytes() == 700
 
 

@@ -578,7 +578,10 @@ def test_without_the_atlas_the_demo_takes_digits(tmp_path, monkeypatch):
         (Diverged("not finite in epoch 3"), 4, "did not converge"),
         (MemoryError(), 5, "out of memory"),
         (torch.OutOfMemoryError("CUDA"), 5, "out of memory"),
+        (torch.cuda.OutOfMemoryError("CUDA"), 5, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 5, "out of memory"),
+        (RuntimeError("std::bad_alloc"), 5, "out of memory"),
+        (OSError(12, "Cannot allocate memory"), 5, "out of memory"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (RuntimeError("a bug"), 1, "RuntimeError: a bug"),
     ],
@@ -773,8 +776,45 @@ def test_a_table_is_not_replaced_by_its_own_coordinates(run, shared, counts):
     write_tsv(Path("t.tsv"), counts)
     before = Path("t.tsv").read_bytes()
     arguments = ("transform", "t.tsv", "--model", shared / "model", "-o", "t.tsv", "--force")
-    refused(run(*arguments, code=3), "t.tsv: is the table itself")
+    refused(run(*arguments, code=3), "t.tsv: is t.tsv, which is read; name another output.")
     assert Path("t.tsv").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["transform", "denoise", "score", "generate", "report"])
+def test_what_is_read_is_never_overwritten(run, shared, tmp_path, command):
+    shutil.copy(shared / "table.biom", "t.biom")
+    shutil.copytree(shared / "model", "m")
+    (tmp_path / "about.tsv").write_text("id\tage\n007\t1\n")
+    (tmp_path / "link.tsv").symlink_to("about.tsv")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    given = {
+        "report": ("m", "--table", "t.biom"),
+        "generate": ("--model", "m", "--like", "t.biom"),
+    }.get(command, ("t.biom", "--model", "m"))
+    for output in ("./t.biom", "link.tsv", "about.tsv", "m/samples.tsv", "m/config.json"):
+        options = ("--metadata", "about.tsv", "--force", "-o", output)
+        name = "which is read; name another output."
+        result = run(command, *given, *options, code=3)
+        assert name in result.stderr or (command == "transform" and "suffix" in result.stderr)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_two_outputs_appear_together_or_neither(run, shared, tmp_path, monkeypatch):
+    given = ("transform", shared / "table.biom", "--model", shared / "model", "--quiet")
+    refused(run(*given, "-o", "y.tsv", "--distances", "y.tsv", code=3), "the other output too")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "write_frame", full)
+        refused(run(*given, "-o", "y.tsv", "--distances", "d.tsv", code=3), "No space left")
+    with monkeypatch.context() as patch:
+        patch.setattr(DistanceMatrix, "write", full)
+        refused(run(*given, "-o", "y.tsv", "--distances", "d.tsv", code=3), "d.tsv: cannot be")
+    assert not list(tmp_path.iterdir())
+    run(*given, "-o", "y.tsv", "--distances", "d.tsv")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.tsv", "y.tsv"]
 
 
 def test_simulate_refuses_odd_options_and_writes_nothing(run, tmp_path):
@@ -950,7 +990,7 @@ def test_generate_draws_a_table_of_its_own_or_like_another(shared, run, tmp_path
 
 
 def test_what_would_not_fit_into_memory_is_not_denoised(shared, run, monkeypatch):
-    monkeypatch.setattr(cli, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(cli, "DENOISED", 10**12)
     given = shared / "table.biom", "--model", shared / "model"
     result = run("denoise", *given, "-o", "d.biom", "--quiet", code=3)
     refused(result, "table.biom", "denoise fewer samples")
@@ -1072,6 +1112,14 @@ def _full_at(place, save):
         save(path, *given, **named)
 
     return full_there
+
+
+def test_a_state_that_was_only_begun_is_none_to_go_on_from(shared, run):
+    arguments = ("fit", shared / "table.biom", "-o", "m", *QUICK[:-1])
+    Path("m.checkpoint/.01234567-0-000001").mkdir(parents=True)
+    assert "it left no state; --force begins anew" in run(*arguments, code=3).stderr
+    assert "no state was left there; beginning anew" in run(*arguments, "--resume").stderr
+    assert Path("m").is_dir() and not Path("m.checkpoint").exists()
 
 
 def test_a_table_that_goes_while_it_is_fitted_is_not_missed(shared, run, monkeypatch):

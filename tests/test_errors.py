@@ -13,11 +13,11 @@ from scipy.sparse import csr_array
 
 from countvae import MultinomialVAE, errors
 from countvae.basis import make_basis, sequential
+from countvae.checks import check_ids
 from countvae.cli import main
 from countvae.design import Design
 from countvae.devices import chosen
 from countvae.files import check_writable, claimed, new_file
-from countvae.ordination import check_ids
 from countvae.processes import Processes
 from countvae.store import load, save
 from countvae.stream import CountFile
@@ -127,6 +127,15 @@ def missing_package(folder, patch):
     Design.of("~ site", pd.DataFrame({"site": ["a", "b"]}))
 
 
+def no_permission(folder, patch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    (folder / "t.tsv").write_text("id\ta\n")
+    patch.setattr("builtins.open", refuse)
+    read(folder / "t.tsv")
+
+
 PROVOCATIONS = {
     errors.NotCounts: lambda folder: MultinomialVAE(2).fit(-X),
     errors.EmptySamples: lambda folder: named(0 * X).without_empty(),
@@ -137,6 +146,7 @@ PROVOCATIONS = {
     errors.Misfit: lambda folder: replace(named(X), sample_metadata=pd.DataFrame(index=[*"ab"])),
     errors.FeaturesDiffer: lambda folder: named(X).align_features(np.array(["x", "y"])),
     errors.NoSuchFile: lambda folder: read(folder / "none.biom"),
+    errors.CannotRead: no_permission,
     errors.ForeignFile: foreign,
     errors.DamagedFile: cut,
     errors.NoSuchLayer: layer,
@@ -164,7 +174,7 @@ PROVOCATIONS = {
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_each_error_can_be_provoked_and_says_one_sentence(kind, tmp_path, monkeypatch):
     provoke = PROVOCATIONS[kind]
-    more = (monkeypatch,) if provoke is missing_package else ()
+    more = (monkeypatch,) if provoke in (missing_package, no_permission) else ()
     with pytest.raises(kind) as found:
         provoke(tmp_path, *more)
     assert type(found.value) is kind

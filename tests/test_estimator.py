@@ -20,7 +20,7 @@ import countvae.estimator
 import countvae.training
 from countvae import MultinomialVAE, store
 from countvae.basis import sequential
-from countvae.errors import CountvaeWarning, Diverged, InputError
+from countvae.errors import CountvaeWarning, DamagedModel, Diverged, InputError, ProcessLost
 from countvae.evidence import log_coefficient, solve_noise
 from countvae.metrics import subspace_error
 from countvae.ppca import clr_counts
@@ -1018,6 +1018,98 @@ def test_of_a_damaged_state_the_one_before_is_taken(X, tmp_path, monkeypatch, da
     with pytest.warns(CountvaeWarning, match="going on from the state before"):
         resumed.fit(X)
     np.testing.assert_array_equal(resumed.transform(X), whole.transform(X))
+
+
+def changed(state, change):
+    """Change arrays and settings of a state, and seal it as its author could."""
+    arrays, settings = store.load(state)
+    change(arrays, settings)
+    store.save(state, arrays, settings, force=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays, settings: settings.pop("fit"),
+        lambda arrays, settings: settings.update(attempt=1),
+        lambda arrays, settings: settings.update(state=[]),
+        lambda arrays, settings: settings["state"].pop("rates"),
+        lambda arrays, settings: settings["state"].update(rates=[0.1]),
+        lambda arrays, settings: settings["state"]["history"].pop(),
+        lambda arrays, settings: settings["state"]["history"][0].pop("bound"),
+        lambda arrays, settings: settings["state"]["history"][0].update(sigma2="1"),
+        lambda arrays, settings: arrays.pop("now.decoder.V"),
+        lambda arrays, settings: arrays.update({"now.decoder.V": arrays["now.decoder.V"][:, :1]}),
+        lambda arrays, settings: arrays.update({"best.decoder.V": arrays["now.decoder.V"]}),
+        lambda arrays, settings: arrays.update(log_scale=arrays["log_scale"][1:]),
+        lambda arrays, settings: arrays.update(generator=arrays["generator"][:9]),
+        lambda arrays, settings: arrays.pop("optimizer.0.exp_avg"),
+        lambda arrays, settings: arrays.update({"optimizer.0.exp_avg": np.zeros((1, 2))}),
+        lambda arrays, settings: arrays.update({"optimizer.99.step": np.zeros(())}),
+        lambda arrays, settings: arrays.update({"shrinkage.tau2": np.ones(3)}),
+    ],
+)
+def test_a_state_that_was_altered_and_sealed_again_is_refused(X, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(countvae.checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(countvae.checkpoint, "KEPT", 1)
+    model = MultinomialVAE(2, max_epochs=6, checkpoint=tmp_path / "state")
+    with pytest.raises(BrokenOff):
+        clone(model).set_params(progress=broken_off_after(4)).fit(X)
+    changed(tmp_path / "state" / "0-000004", change)
+    with pytest.raises(DamagedModel, match=r"0-000004: is not the state of .* fit, so it was"):
+        model.fit(X)
+
+
+@pytest.mark.parametrize(
+    "end", [KeyboardInterrupt, MemoryError, ProcessLost, RuntimeError("std::bad_alloc")]
+)
+def test_a_fit_that_ends_without_fault_leaves_its_last_epoch(X, tmp_path, end):
+    whole = MultinomialVAE(2, max_epochs=5).fit(X)
+
+    def stop(row):
+        if row["epoch"] == 4:
+            raise end
+
+    model = MultinomialVAE(2, max_epochs=5, checkpoint=tmp_path / "state")
+    with pytest.raises(end if isinstance(end, type) else RuntimeError):
+        clone(model).set_params(progress=stop).fit(X)
+    assert [path.name for path in (tmp_path / "state").iterdir()] == ["0-000003"]
+    np.testing.assert_array_equal(model.fit(X).transform(X), whole.transform(X))
+
+
+def test_a_fit_that_fails_leaves_the_estimator_as_it_was(X, monkeypatch):
+    new, old = MultinomialVAE(2, max_epochs=3), MultinomialVAE(2, max_epochs=3).fit(X)
+    before = dict(vars(old))
+
+    def fail(*_, **__):
+        raise torch.linalg.LinAlgError("svd: did not converge")
+
+    for place in ("_begin", "_identify"):
+        with monkeypatch.context() as patch:
+            patch.setattr(MultinomialVAE, place, fail)
+            for model in (new, old):
+                with pytest.raises(Diverged, match="a matrix cannot be factored: svd: did not"):
+                    model.fit(X[:-1, :-1])
+    assert not [name for name in vars(new) if name.endswith("_")]
+    assert vars(old) == before
+
+
+def test_a_covariance_that_cannot_be_factored_is_divergence_at_the_best_epoch(X, monkeypatch):
+    rescale, done = countvae.training._Moments.rescale, []
+
+    def fail_later(self, *given, **named):
+        done.append(1)
+        if len(done) % 3 == 0:
+            raise torch.linalg.LinAlgError("eigh: did not converge")
+        return rescale(self, *given, **named)
+
+    monkeypatch.setattr(countvae.training._Moments, "rescale", fail_later)
+    model = MultinomialVAE(2, max_epochs=9)
+    with pytest.warns(CountvaeWarning, match="no covariance in epoch 3; trying again"):
+        with pytest.raises(Diverged, match="no covariance in epoch 3"):
+            model.fit(X)
+    assert model.n_iter_ == 2
+    assert np.isfinite(model.transform(X)).all()
 
 
 def test_a_checkpoint_knows_a_table_of_the_same_depths_and_names_from_its_own(

@@ -187,3 +187,13 @@ def test_modules_are_the_blocks_that_were_planted():
 def test_what_is_out_of_range_is_said(model, settings, sentence):
     with pytest.raises(InputError, match=sentence):
         edges(model, **settings)
+
+
+def test_graphml_can_be_read_whatever_is_known_of_the_features(tmp_path):
+    ends = {"feature_1": ["a<b"], "feature_2": ["c"], "weight": [0.5]}
+    nodes = pd.DataFrame({"taxonomy": ["k\x0b\x00", "]]>\t"]}, index=["a<b", "c"])
+    nx.write_graphml(graph(pd.DataFrame(ends), nodes), tmp_path / "g.graphml")
+    again = nx.read_graphml(tmp_path / "g.graphml")
+    assert dict(again.nodes(data="taxonomy")) == {"a<b": "k  ", "c": "]]> "}
+    with pytest.raises(InputError, match=r"feature ids: expected ids without .* got 'c.x0b'"):
+        graph(pd.DataFrame(ends | {"feature_2": ["c\x0b"]}))

@@ -7,10 +7,10 @@ from skbio import DistanceMatrix, OrdinationResults
 from skbio.metadata import SampleMetadata
 
 from countvae import MultinomialVAE
+from countvae.checks import check_ids
 from countvae.errors import InputError
 from countvae.ordination import (
     annotate,
-    check_ids,
     distances,
     feature_frame,
     files,
@@ -91,7 +91,7 @@ def test_the_files_are_read_back_by_the_tools_they_are_for(tmp_path, model, post
     assert [line.split("\t")[0] for line in lines] == ["feature-id", *FEATURES]
 
 
-@pytest.mark.parametrize("bad", ["", " a", "a\tb", "a\nb"])
+@pytest.mark.parametrize("bad", ["", " a", "a\tb", "a\nb", "a\rb", "a\x0bb", "\ufffe", "a\x00"])
 def test_an_id_that_the_ordination_file_would_mangle_is_refused(tmp_path, model, posterior, bad):
     with pytest.raises(InputError, match="expected ids without"):
         check_ids(["fine", bad], "sample ids")

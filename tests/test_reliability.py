@@ -1,15 +1,20 @@
 """What is put in the way of it: small runs of `make reliability` and `make fuzz`."""
 
+import contextlib
+import multiprocessing as mp
+import os
 import shutil
+import time
 import warnings
 
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.reliability import faults, hostile, kills, models, page, repeats
+from benchmarks.reliability import faults, hostile, kills, models, page, repeats, scene
 from countvae.errors import InputError
-from countvae.store import SCHEMA_VERSION
+from countvae.store import SCHEMA_VERSION, load
 
 
 def test_nothing_is_lost_however_often_a_fit_is_stopped():
@@ -21,7 +26,10 @@ def test_nothing_is_lost_however_often_a_fit_is_stopped():
 
 
 def test_every_fault_ends_in_a_sentence_and_leaves_what_was_there():
-    some = {name: faults.COMMANDS[name] for name in ("fitted", "coordinates.h5ad", "network")}
+    some = {
+        name: faults.COMMANDS[name]
+        for name in ("fitted", "coordinates.h5ad", "network", "both.tsv", "simulated.biom")
+    }
     found = faults.measure(some)
     assert set(found["outcome"]) <= {"done", "refused"}, found.to_string()
     assert found["lost"].sum() == 0, found.to_string()
@@ -30,11 +38,47 @@ def test_every_fault_ends_in_a_sentence_and_leaves_what_was_there():
 
 
 def test_of_broken_and_hostile_files_only_our_error_comes_out():
-    found = hostile.fuzz(3000, seed=1)
+    found = hostile.fuzz(3000, seed=1, seconds=60)
     wrong = found[~found["outcome"].isin(["read", "refused"])]
     assert len(found) == 3000 and wrong.empty, wrong.to_string()
     assert (found["outcome"] == "read").sum() > 100
     assert (found["outcome"] == "refused").sum() > 1000
+
+
+def test_what_fuzzing_finds_ends_it_with_one(tmp_path, corpus, monkeypatch):
+    def outcome(reader):
+        monkeypatch.setitem(hostile.READERS, ".tsv", (reader,))
+        return hostile.attempt(0, 0, [tsv], tmp_path)
+
+    tsv = next(path for path in corpus if path.name == "a.tsv")
+    assert outcome(lambda path: {}["x"]) == ("tsv", "escaped: KeyError: 'x'")
+    assert outcome(lambda path: (tmp_path / "out").touch()) == ("tsv", "escaped: wrote ['out']")
+    (tmp_path / "out").unlink()
+    assert outcome(lambda path: None) == ("tsv", "read")
+    rows = pd.DataFrame({"case": [7, 8], "outcome": ["read", "escaped: KeyError"]})
+    scene.end(rows[rows["outcome"] == "none"])
+    with pytest.raises(SystemExit, match=r"1 findings:\n(.*\n)*.* 8 .*KeyError") as ended:
+        scene.end(rows[~rows["outcome"].isin(hostile.WELL)])
+    assert isinstance(ended.value.code, str), "exit code 1, by sys.exit"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be blocked")
+def test_a_reader_that_is_blocked_is_ended_with_all_that_it_started(tmp_path, corpus, monkeypatch):
+    ours, theirs = mp.Pipe()
+    worker = mp.get_context("fork").Process(target=_blocked, args=(theirs,))
+    worker.start()
+    theirs.close()
+    number, rows = hostile._watched(worker, ours, seconds=0.5)
+    assert (number, rows) == (3, [(3, "?", "hung")])
+    assert not worker.is_alive()
+
+
+def _blocked(pipe):
+    os.setpgid(0, 0)
+    pipe.send(("begins", 3))
+    if os.fork() == 0:
+        time.sleep(100)
+    os.wait()
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +107,26 @@ def test_of_bytes_that_hypothesis_changes_only_our_error_comes_out(corpus, tmp_p
         content[at : at + len(new)] = new
     path = tmp_path / given_file.name
     path.write_bytes(content)
+    read_by_all_readers(path)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_of_models_that_hypothesis_changes_only_our_error_comes_out(corpus, tmp_path, data):
+    given_model = next(path for path in corpus if path.suffix == ".model")
+    path = tmp_path / "any.model"
+    shutil.copytree(given_model, path, dirs_exist_ok=True)
+    file = path / data.draw(st.sampled_from(["config.json", "model.safetensors", "run.json"]))
+    content = bytearray(file.read_bytes())
+    edits = st.tuples(st.integers(0, len(content) - 1), st.binary(max_size=8))
+    for at, new in data.draw(st.lists(edits, max_size=6)):
+        content[at : at + len(new)] = new
+    any_bytes = st.binary(max_size=300) | st.text(max_size=300).map(str.encode)
+    file.write_bytes(data.draw(st.just(bytes(content)) | any_bytes))
+    if data.draw(st.booleans()):
+        hostile.seal(path)
+    with contextlib.suppress(InputError):
+        load(path)
     read_by_all_readers(path)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from countvae import MultinomialVAE, network, report
+from countvae import MultinomialVAE, network, report, store
 from countvae.cli import main
 from countvae.simulate import simulate
 from countvae.table import CountTable, write
@@ -243,3 +243,43 @@ def test_controls_work_in_a_browser_at_the_width_of_desk_and_phone(page, tmp_pat
     assert found["said"].startswith(f"s{HOSTILE}; age: missing")
     assert found["title"] == "model"
     assert found["wide"] <= 0
+
+
+def sealed_with(folder, to, name, content):
+    """Copy a model with another file in it, and with hashes that fit."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    files = {n: c for n, c in files.items() if n not in (store.CONFIG, store.MODEL)}
+    extra = {n: lambda path, c=c: path.write_bytes(c) for n, c in (files | {name: content}).items()}
+    store.save(to, *store.load(folder), extra_files=extra)
+
+
+@pytest.mark.parametrize(
+    ("room", "value"),
+    [
+        (("arguments", "tables"), "table.h5ad"),
+        (("arguments", "metadata"), 3),
+        (("arguments", "min_sample_count"), "many"),
+        (("arguments", "tree"), ["a"]),
+        (("arguments", "stream"), None),
+        (("input", "source"), None),
+        (("input", "sha256"), [1]),
+        (("seconds", "fit"), "long"),
+        (("seconds", "more"), "long"),
+        (("versions", "torch"), [2]),
+        (("before_filters", "reads"), "x"),
+    ],
+)
+def test_of_an_altered_run_a_report_says_that_it_is_none(folder, tmp_path, room, value):
+    run_json = json.loads((folder / "model" / "run.json").read_text())
+    run_json[room[0]][room[1]] = value
+    sealed_with(folder / "model", tmp_path / "m", "run.json", json.dumps(run_json).encode())
+    said = run("report", tmp_path / "m", "-o", tmp_path / "r.html", code=3)
+    assert said.strip().endswith("run.json: is not what countvae fit writes.")
+    assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize("content", [b"id\tF1\na\tx\n", b"id\nF2\n", b"a\tb\n1\n2\t3\t4\n", b""])
+def test_of_altered_coordinates_a_report_says_that_it_cannot_read_them(folder, tmp_path, content):
+    sealed_with(folder / "model", tmp_path / "m", "samples.tsv", content)
+    said = run("report", tmp_path / "m", "-o", tmp_path / "r.html", code=3)
+    assert "samples.tsv: cannot be read; countvae fit writes it." in said

@@ -1,6 +1,9 @@
+import errno
 import gzip
 import json
+import os
 import re
+import signal
 import warnings
 from datetime import datetime
 
@@ -15,8 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.sparse import csc_array, csc_matrix, csr_array, csr_matrix
 
-from countvae.errors import CountvaeWarning, InputError
-from countvae.table import CountTable, Overlap, read, write, write_frame
+from countvae.basis import make_basis
+from countvae.errors import CannotRead, CountvaeWarning, InputError, TooLarge
+from countvae.table import CountTable, Overlap, read, read_metadata, write, write_frame
 
 X = np.array([[5, 0, 1, 0], [0, 2, 2, 0], [1, 0, 0, 9]])
 SAMPLES = ["2538.1001130", "007", "s3"]
@@ -617,3 +621,125 @@ def test_filtering_a_real_table_does_what_a_dense_one_would(shared_table):
     table = read(shared_table("oaks")).filter(min_feature_samples=60)
     x = read(shared_table("oaks")).counts.toarray()
     assert np.array_equal(table.counts.toarray(), x[:, (x > 0).sum(axis=0) >= 60])
+
+
+@pytest.mark.parametrize("bad", ["", " s", "a\tb", "a\nb", "a\rb", "a\x0bb"])
+def test_text_refuses_ids_that_it_would_not_give_back_and_other_formats_take_them(tmp_path, bad):
+    for axis in ("sample", "feature"):
+        table = CountTable(
+            csr_array(X),
+            strings([bad, *SAMPLES[1:]] if axis == "sample" else SAMPLES),
+            strings([bad, *FEATURES[1:]] if axis == "feature" else FEATURES),
+        )
+        with pytest.raises(InputError, match=f"{axis} ids: expected ids without tabs"):
+            write(table, tmp_path / "t.tsv")
+    with pytest.raises(InputError, match="sample-id: expected ids without tabs"):
+        write_frame(pd.DataFrame({"x": [1.0]}, pd.Index([bad], name="sample-id")), tmp_path / "f")
+    assert not list(tmp_path.iterdir())
+    write(table, tmp_path / "t.h5ad")
+    assert read(tmp_path / "t.h5ad").feature_ids[0] == bad
+
+
+def test_ids_and_text_are_read_back_from_a_frame_whatever_they_hold(tmp_path):
+    ids = ["=1+1", "+a", "-b", "@c", "#d", '"e', "f,g", "h'"]
+    texts = ["=1+1", "a\tb", "a\r\nb", "a\x00", '"', "", "é", "x"]
+    frame = pd.DataFrame({"taxonomy": texts, 3: range(8)}, pd.Index(ids, name="feature-id"))
+    write_frame(frame, tmp_path / "f.tsv")
+    again = pd.read_csv(tmp_path / "f.tsv", sep="\t", dtype={0: str}, keep_default_na=False)
+    assert list(again["feature-id"]) == ids
+    assert list(again["taxonomy"]) == ["=1+1", "a b", "a  b", "a ", '"', "", "é", "x"]
+    assert frame["taxonomy"].iloc[1] == "a\tb", "the frame given was changed"
+    table = CountTable(csr_array(np.eye(8)), strings(ids), strings(ids[::-1]))
+    write(table, tmp_path / "t.tsv")
+    assert list(read(tmp_path / "t.tsv").sample_ids) == ids
+
+
+# ---- what the system does not allow, and what would fill the memory
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    pipe, path = tmp_path / "pipe", tmp_path / "t.tsv"
+    os.mkfifo(pipe)
+    path.write_text("id\ta\tb\ns1\t1\t2\n")
+    refuses("pipe: is not a file; write a pipe's content to one first", pipe)
+    refuses("pipe: is not a file; write a pipe's content to one first", path, metadata=pipe)
+    with pytest.raises(InputError, match="nor a readable Newick file"):
+        make_basis(pipe, ["a", "b"])
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".tsv", ".biom"])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_what_the_system_refuses_is_not_called_damaged(tmp_path, monkeypatch, suffix, number):
+    path = tmp_path / f"t{suffix}"
+    write(a_table(), path)
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("builtins.open" if suffix == ".tsv" else "h5py.File", refuse)
+    with pytest.raises(CannotRead, match=re.escape(f"cannot be read ({os.strerror(number)}).")):
+        read(path)
+    number = errno.ENOMEM
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        read(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs signals of children")
+def test_tables_are_read_whoever_ignores_the_end_of_children(tmp_path):
+    write(a_table(), tmp_path / "t.h5ad")
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert read(tmp_path / "t.h5ad").n == a_table().n
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def bomb(path, form):
+    """Write a table or metadata that take far more memory than disk; return what reads them."""
+    if form == "chunk":
+        write(a_table(), path.with_suffix(".h5ad"))
+        with h5py.File(path.with_suffix(".h5ad"), "r+") as file:
+            file.create_dataset("uns/x", (1,), "f8", chunks=(2**21,), maxshape=(None,))
+        return lambda: read(path.with_suffix(".h5ad"))
+    if form in ("X", "dense", "obs"):
+        n = 2**17 if form == "obs" else 2**9
+        X = np.ones((n, 2)) if form == "obs" else np.ones((n, 2**9))
+        X = X if form == "dense" else csr_array(X)
+        obs = pd.DataFrame(index=[f"s{i}" for i in range(n)])
+        made = anndata.AnnData(X, obs)
+        made.write_h5ad(path.with_suffix(".h5ad"), compression="gzip")
+        return lambda: read(path.with_suffix(".h5ad"))
+    with gzip.open(path, "wt", 1) as file:
+        if form == "text":
+            file.write("id\ta\tb\n")
+            file.writelines(f"s{i}\t1\t1\n" for i in range(2**17))
+        elif form == "line":
+            file.write("id" + "\tabcd" * 2**18 + "\n")
+        elif form == "json":
+            file.write('{"rows": [' + "[]," * 2**18 + "0]}")
+        else:
+            file.write("id\ta\n" + "s1\t" + "x" * 2**20)
+    return (lambda: read_metadata(path)) if form == "metadata" else (lambda: read(path))
+
+
+@pytest.mark.parametrize(
+    ("form", "sentence"),
+    [
+        ("text", "reading its table takes"),
+        ("line", "reading its table takes"),
+        ("json", "reading BIOM 1.0 takes"),
+        ("metadata", "reading its text takes"),
+        ("chunk", "reading a chunk of '/uns/x' takes"),
+        ("X", "reading its table takes"),
+        ("dense", "reading its table takes"),
+        ("obs", "reading its names and metadata takes"),
+    ],
+)
+def test_what_would_fill_the_memory_is_refused_before_it_does(
+    tmp_path, monkeypatch, form, sentence
+):
+    attempt = bomb(tmp_path / "bomb.gz", form)
+    monkeypatch.setattr("countvae.memory.available_bytes", lambda: 6 * 2**20)
+    with pytest.raises(TooLarge, match=rf"{sentence} 0.\d GiB of memory or more, of which 0.0 are"):
+        attempt()

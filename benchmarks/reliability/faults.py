@@ -19,8 +19,10 @@ from benchmarks.reliability.scene import (
     MODEL,
     address_space,
     content,
+    end,
     left_over,
     loads,
+    places,
     set_scene,
     simulated,
 )
@@ -59,7 +61,7 @@ def measure(commands: dict[str, tuple[str, ...]] | None = None) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as name, Warm(Path(name)) as warm:
         folder = Path(name)
         set_scene(folder)
-        for output, command in COMMANDS.items():
+        for output, command in ({MODEL: COMMANDS[MODEL]} | commands).items():
             done = warm.run(*command, "-o", output)
             if done.outcome != "done":
                 raise SystemExit(f"{output}: {done.said}")
@@ -78,7 +80,8 @@ def full_disk(
 ) -> Iterator[dict[str, Any]]:
     """The disk is full after so many bytes, while an earlier result is to be replaced."""
     for output, command in commands.items():
-        files = [f for f in (folder / output, *(folder / output).rglob("*")) if f.is_file()]
+        written = places(folder, output)
+        files = [f for place in written for f in (place, *place.rglob("*")) if f.is_file()]
         largest = max(f.stat().st_size for f in files)
         for share in SHARES:
             limits = {"RLIMIT_FSIZE": int(share * largest)}
@@ -190,10 +193,11 @@ def tried(
     ignored: str = "nothing",
 ) -> dict[str, Any]:
     """Run a command that replaces an output, and say how it ended and what became of that."""
-    before = content(folder / output)
+    written = places(folder, output)
+    before = [content(place) for place in written]
     done = warm.run(*command, "-o", output, "--force", limits=limits)
-    after = content(folder / output)
-    kept = after == before if done.code else loads(folder / output)
+    kept = [content(place) for place in written] == before
+    kept = kept if done.code else all(map(loads, written))
     left = [name for name in left_over(folder) if not name.endswith(ignored)]
     lost = not kept or bool(left)
     return {"output": output, "outcome": done.outcome, "said": last(done), "lost": lost}
@@ -213,3 +217,4 @@ if __name__ == "__main__":
         print(rows.to_string())
     print(rows.groupby(["fault", "outcome"]).agg({"lost": ["size", "sum"]}).to_string())
     write("faults", rows, HERE)
+    end(rows[~rows["outcome"].isin(["refused", "done"]) | (rows["lost"] > 0)])

@@ -3,11 +3,13 @@
     python -m benchmarks.reliability.hostile --tries 100000
 
 Each case is a file of a corpus, altered at random by its number alone: bytes, numbers in text,
-members of HDF5 and JSON, and models whose hashes were made right again. Each is read in a process
-that may take ten seconds and two gigabytes.
+members of HDF5 and JSON, arrays of models and checkpoints whose hashes were made right again. Each
+is read in a process that may take ten seconds and two gigabytes.
 """
 
+import contextlib
 import copy
+import functools
 import gzip
 import hashlib
 import json
@@ -15,25 +17,30 @@ import multiprocessing as mp
 import os
 import resource
 import shutil
+import signal
 import tempfile
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import anndata
 import h5py
 import numpy as np
 import pandas as pd
+import safetensors.numpy
 import scipy.sparse as sp
 
+import countvae.checkpoint
 from benchmarks.core.common import DATA, write
-from benchmarks.reliability.scene import HERE, address_space, arguments, simulated
-from countvae import MultinomialVAE
+from benchmarks.reliability.scene import HERE, address_space, arguments, end, simulated
+from countvae import MultinomialVAE, cli, report
 from countvae.basis import make_basis
-from countvae.checkpoint import Checkpoint
-from countvae.errors import InputError
+from countvae.errors import Diverged, InputError
+from countvae.files import sha256
+from countvae.ordination import axis_names
 from countvae.store import _digest
 from countvae.stream import CountFile
 from countvae.table import CountTable, read, read_metadata
@@ -42,7 +49,8 @@ from countvae.table import write as write_table
 SECONDS, BYTES = 10, 2 * 2**30
 """What a case may take."""
 
-OUTCOMES = ["read", "refused", "escaped", "crashed", "hung", "memory"]
+WELL = ["read", "refused"]
+OUTCOMES = [*WELL, "escaped", "crashed", "hung", "memory"]
 
 Reader = Callable[[Path], object]
 IDS = [f"f{j}" for j in range(12)]
@@ -58,8 +66,23 @@ def _read(path: Path) -> None:
     read(path, allow_fractional=True, drop_empty=True)
 
 
+def _report(path: Path) -> None:
+    """Take all that a report takes of a model folder but the pictures."""
+    model, run = MultinomialVAE.load(path), cli._run_of(path)
+    axes = axis_names(model.n_components_)
+    samples, _ = (cli._tsv(path / name, axes) for name in ("samples.tsv", "features.tsv"))
+    report._facts(model, run), report._times(run)
+    cli._table_again(model, run, samples, None, None)
+
+
 def _state(path: Path) -> None:
-    Checkpoint(path, dict).found()
+    """Go on from it to the end of the fit."""
+    _begun(path).fit(_small_table())
+
+
+def _begun(path: Path, **settings: Any) -> MultinomialVAE:
+    """Return the fit whose states are kept in the corpus."""
+    return MultinomialVAE(2, max_epochs=4, checkpoint=path, random_state=0, **settings)
 
 
 TABLE: tuple[Reader, ...] = (_read, _streamed)
@@ -72,7 +95,8 @@ READERS: dict[str, tuple[Reader, ...]] = {
     ".gz": (_read,),
     ".metadata": (read_metadata,),
     ".nwk": (lambda path: make_basis(path, IDS),),
-    ".model": (MultinomialVAE.load, _state),
+    ".model": (MultinomialVAE.load, _report),
+    ".checkpoint": (_state,),
 }
 
 NASTY_NUMBERS = (0, 1, -1, 2**31 - 1, -(2**31), 2**63 - 1, 10**12, 2**53 + 2)
@@ -121,13 +145,32 @@ def corpus(folder: Path) -> list[Path]:
     left, right = ("(" + ",".join(f"{i}:0.{j}" for j, i in enumerate(half)) + ")" for half in
                    (IDS[:6], IDS[6:]))  # fmt: skip
     (folder / "tree.nwk").write_text(f"({left}n1:1,{right}n2:2)root;")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = MultinomialVAE(2, max_epochs=2, encoder_width=4, encoder_depth=3).fit(table)
-    model.save(folder / "a.model")
+    fit = ("fit", folder / "a.h5ad", "-o", folder / "a.model", "-k", 2, "--max-epochs", 2)
+    fit += ("--encoder-width", 4, "--encoder-depth", 3, "--quiet")
+    with contextlib.redirect_stdout(None):
+        cli.main.main([*map(str, fit)], standalone_mode=False)
+    _leave_states(folder / "a.checkpoint")
     return sorted(folder.iterdir())
 
 
+def _leave_states(path: Path) -> None:
+    """Leave the last states of a fit that was broken off."""
+
+    class BrokenOff(Exception):
+        pass
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["epoch"] == 4:
+            raise BrokenOff
+
+    with (
+        contextlib.suppress(BrokenOff),
+        mock.patch.object(countvae.checkpoint, "SECONDS_BETWEEN", 0.0),
+    ):
+        _begun(path, progress=stop).fit(_small_table())
+
+
+@functools.cache
 def _small_table() -> CountTable:
     path = DATA / "ecam" / "table.biom"
     if path.exists():
@@ -165,7 +208,10 @@ def altered(given: Path, folder: Path, others: list[Path], rng: np.random.Genera
         shutil.rmtree(path)
     if given.is_dir():
         shutil.copytree(given, path)
-        _alter_model(path, others, rng)
+        # of states the last is gone on from, and the one before should that be damaged
+        for model in [path, *sorted(path.glob("[0-9]*"))]:
+            if (model / "config.json").exists():
+                _alter_model(model, others, rng)
         return path
     shutil.copy(given, path)
     if h5py.is_hdf5(path) and rng.random() < 0.6:
@@ -316,27 +362,65 @@ def _alter_values(values: np.ndarray, rng: np.random.Generator) -> Any:
 
 
 def _alter_model(path: Path, others: list[Path], rng: np.random.Generator) -> None:
-    """Alter a model; more often than not make its hashes right again, as its author could."""
+    """Alter a model or a state; more often than not make its hashes right again, as its author."""
     config, arrays = path / "config.json", path / "model.safetensors"
-    changed = config if rng.random() < 0.6 else arrays
+    changed = [config, config, arrays, *sorted(path.glob("*.json")), *sorted(path.glob("*.tsv"))]
+    file = changed[rng.integers(len(changed))]
     right_again = rng.random() < 0.7
-    if changed is config and rng.random() < 0.8:
-        content = json.loads(config.read_text())
+    if file.suffix == ".json" and rng.random() < 0.8:
+        content = json.loads(file.read_text())
+        # most of a configuration describes arrays: settings have a chance of their own
+        room = content["settings"] if file == config and rng.random() < 0.7 else content
         for _ in range(rng.integers(1, 3)):
-            content = _alter_json(content, rng)
-        config.write_text(json.dumps(content))
+            changed_room = _alter_json(room, rng)
+            if room is content:
+                content = room = changed_room
+        file.write_text(json.dumps(content))
+    elif file == arrays and rng.random() < 0.8:
+        _alter_arrays(config, arrays, rng)
     else:
-        changed.write_bytes(_alter_bytes(changed.read_bytes(), others, rng))
-    if not right_again:
-        return
+        file.write_bytes(_alter_bytes(file.read_bytes(), others, rng))
+    if right_again:
+        seal(path)
+
+
+def seal(path: Path) -> None:
+    """Make the hashes of a model right again, if it can still be told what they are of."""
+    config, arrays = path / "config.json", path / "model.safetensors"
     try:
         content = json.loads(config.read_text())
         found = arrays.read_bytes()
         content["model"] |= {"bytes": len(found), "sha256": hashlib.sha256(found).hexdigest()}
+        for name in content["files"]:
+            content["files"][name] = sha256(path / name)
         content["sha256"] = _digest(content)
         config.write_text(json.dumps(content))
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return
+
+
+def _alter_arrays(config: Path, arrays: Path, rng: np.random.Generator) -> None:
+    """Replace, remove or rename an array, and describe it as it is then."""
+    found = safetensors.numpy.load_file(arrays)
+    described = json.loads(config.read_text())
+    name = sorted(found)[rng.integers(len(found))]
+    values, how = found.pop(name), rng.integers(8)
+    if how == 0:
+        found[f"{name}x"] = values
+    elif how > 1:
+        changed = np.ascontiguousarray(_alter_values(np.atleast_1d(values), rng))
+        fits = how > 4 and changed.shape == values.shape and changed.dtype.kind in "iuf"
+        found[name] = changed.astype(values.dtype) if fits else changed
+    found = {key: np.asarray(a) for key, a in found.items() if np.asarray(a).dtype.kind in "biuf"}
+    arrays.write_bytes(safetensors.numpy.save(found))
+    old = described["arrays"]
+    described["arrays"] = {
+        key: old[key]
+        if key in old and old[key]["dtype"] == "str"
+        else {"dtype": a.dtype.name, "shape": list(a.shape)}
+        for key, a in found.items()
+    }
+    config.write_text(json.dumps(described))
 
 
 # ---- cases
@@ -350,31 +434,36 @@ def attempt(number: int, seed: int, files: list[Path], folder: Path) -> tuple[st
     readers = READERS[path.suffix]
     reader = readers[rng.integers(len(readers))]
     kind = given.suffix.lstrip(".") + (", streamed" if reader is _streamed else "")
+    ended = "read"
     try:
         reader(path)
-    except InputError:
-        return kind, "refused"
+    except (InputError, Diverged):
+        ended = "refused"
     except MemoryError:
-        return kind, "memory"
+        ended = "memory"
     except Exception as error:
-        return kind, f"escaped: {type(error).__name__}: {error}"[:200]
-    return kind, "read"
+        ended = f"escaped: {type(error).__name__}: {error}"[:200]
+    written = [name for name in os.listdir(folder) if not name.startswith("case.")]
+    return kind, f"escaped: wrote {written}" if written else ended
 
 
 def _worker(pipe: Any, numbers: range, seed: int, corpus_folder: str) -> None:
     warnings.simplefilter("ignore")
+    os.setpgid(0, 0)  # with all that it starts it can be ended at once
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # HDF5 prints its stack of errors
     files = sorted(Path(corpus_folder).iterdir())
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + BYTES,) * 2)
     with tempfile.TemporaryDirectory() as folder:
+        _small_table()
+        _begun(Path(folder, "compiles")).fit(_small_table())
         for number in numbers:
             pipe.send(("begins", number))
             pipe.send((number, *attempt(number, seed, files, Path(folder))))
     pipe.send(("ends", -1))
 
 
-def fuzz(tries: int, seed: int = 0, jobs: int = 1) -> pd.DataFrame:
-    """Read so many altered files, in so many processes at once.
+def fuzz(tries: int, seed: int = 0, jobs: int = 1, seconds: float = SECONDS) -> pd.DataFrame:
+    """Read so many altered files, in so many processes at once, each file for so long at most.
 
     Returns
     -------
@@ -385,12 +474,12 @@ def fuzz(tries: int, seed: int = 0, jobs: int = 1) -> pd.DataFrame:
     shares = [range(tries * i // jobs, tries * (i + 1) // jobs) for i in range(jobs)]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as threads:
         corpus(Path(folder))
-        found = threads.map(lambda numbers: _all_of(numbers, seed, folder), shares)
+        found = threads.map(lambda numbers: _all_of(numbers, seed, folder, seconds), shares)
         rows = [row for some in found for row in some]
     return pd.DataFrame(rows, columns=["case", "kind", "outcome"])
 
 
-def _all_of(numbers: range, seed: int, folder: str) -> list[tuple[int, str, str]]:
+def _all_of(numbers: range, seed: int, folder: str, seconds: float) -> list[tuple[int, str, str]]:
     """Read these cases, in a new process after each that did not survive one."""
     found, number = [], numbers.start
     while 0 <= number < numbers.stop:
@@ -399,7 +488,7 @@ def _all_of(numbers: range, seed: int, folder: str) -> list[tuple[int, str, str]
         worker = mp.get_context("spawn").Process(target=_worker, args=arguments, daemon=True)
         worker.start()
         theirs.close()
-        last, rows = _watched(worker, ours)
+        last, rows = _watched(worker, ours, seconds)
         found += rows
         number = last + 1 if last >= 0 else -1
     return found
@@ -413,13 +502,14 @@ def by_kind(rows: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def _watched(worker: Any, pipe: Any) -> tuple[int, list[tuple[int, str, str]]]:
+def _watched(worker: Any, pipe: Any, seconds: float) -> tuple[int, list[tuple[int, str, str]]]:
     """Collect what a worker says until it ends, or has to be ended; return its last case."""
     rows, at, first = [], -1, True
     while True:
-        # a process that only begins has imports to do
-        if not pipe.poll(60 if first else SECONDS):
-            worker.kill()
+        # a process that only begins has imports to do, and a kernel to compile
+        if not pipe.poll(120 if first else seconds):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
             worker.join()
             return at, [*rows, (at, "?", "hung")]
         try:
@@ -440,8 +530,7 @@ def _watched(worker: Any, pipe: Any) -> tuple[int, list[tuple[int, str, str]]]:
 if __name__ == "__main__":
     tries = arguments(__doc__ or "", 100_000)
     rows = fuzz(tries, jobs=os.cpu_count() or 1)
-    bad = rows[~rows["outcome"].isin(["read", "refused"])]
-    print(bad.to_string())
     table = by_kind(rows)
     print(table.to_string())
     write("hostile", table, HERE)
+    end(rows[~rows["outcome"].isin(WELL)])

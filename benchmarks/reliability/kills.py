@@ -17,6 +17,7 @@ from benchmarks.reliability.scene import (
     MODEL,
     arguments,
     content,
+    end,
     left_over,
     loads,
     set_scene,
@@ -121,3 +122,4 @@ if __name__ == "__main__":
     rows = measure(arguments(__doc__ or "", 60))
     print(rows.to_string())
     write("kills", rows, HERE)
+    end(rows[(rows["lost"] > 0) | (rows["equal"] == 0)])

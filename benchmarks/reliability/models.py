@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from scipy.sparse import csr_array
 
 from benchmarks.core.common import ROOT, write
-from benchmarks.reliability.scene import HERE
+from benchmarks.reliability.scene import HERE, end
 from countvae import MultinomialVAE
 from countvae.simulate import simulate
 from countvae.store import SCHEMA_VERSION
@@ -95,3 +95,4 @@ if __name__ == "__main__":
     rows = measure()
     print(rows.to_string())
     write("models", rows, HERE)
+    end(rows[~(rows["apart"] <= RELATIVE)])

@@ -5,6 +5,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from countvae import MultinomialVAE
 from countvae.errors import InputError
@@ -21,6 +22,13 @@ def arguments(description: str, tries: int) -> int:
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--tries", type=int, default=tries, help=f"how often (default {tries})")
     return parser.parse_args().tries
+
+
+def end(findings: pd.DataFrame) -> None:
+    """End with 1 and what was found, or well where nothing was."""
+    if len(findings):
+        with pd.option_context("display.width", 250, "display.max_colwidth", 200):
+            raise SystemExit(f"{len(findings)} findings:\n{findings.to_string()}")
 
 
 def simulated(n: int, d: int, k: int, reads: int, seed: int = 0) -> CountTable:
@@ -54,8 +62,22 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "network": ("network", "--model", MODEL),
     "selected": ("select", "table.h5ad", "-k", "1,2", "--quiet"),
     "report.html": ("report", MODEL),
+    "both.tsv": (
+        *("transform", "table.biom", "--model", MODEL, "--quiet"),
+        *("--distances", "distances.tsv"),
+    ),
+    "simulated.biom": ("simulate", "--samples", "60", "--features", "24"),
+    "demo": ("demo", "--quiet"),
 }
 """A command for each kind of output, by its name."""
+
+BESIDE = {"both.tsv": "distances.tsv", "simulated.biom": "simulated-truth"}
+"""What some of them write besides."""
+
+
+def places(folder: Path, output: str) -> list[Path]:
+    """Return all that the command for an output writes."""
+    return [folder / name for name in (output, BESIDE.get(output)) if name]
 
 
 def content(path: Path) -> str | None:

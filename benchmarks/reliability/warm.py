@@ -110,7 +110,7 @@ class Warm:
         while (ended := self._ask({"ended": pid})) is None:
             if time.monotonic() - begun > timeout and not hung:
                 hung = True
-                os.kill(pid, signal.SIGKILL)
+                os.killpg(pid, signal.SIGKILL)  # and what it waits for
             time.sleep(0.005)
         status, out, said = ended
         code = None if hung else os.waitstatus_to_exitcode(status)
@@ -172,6 +172,7 @@ def _be(arguments: Sequence[str], limits: dict[str, int], often: bool) -> None:
 
     code = 1
     try:
+        os.setpgid(0, 0)
         os.close(0)
         sys.argv = ["countvae", *arguments]
         if often:
