@@ -381,8 +381,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         try:
             yield
         except BaseException as error:
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__.clear()
+            self.__dict__.update(before)
             if isinstance(error, np.linalg.LinAlgError | torch.linalg.LinAlgError):  # pyright: ignore
                 reason = " ".join(str(error).split()).rstrip(".")
                 raise Diverged(f"a matrix cannot be factored: {reason}.") from error
@@ -1214,7 +1214,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                     )
                 except BaseException as error:
                     left = writer and _is_no_fault(error) and writer.leave_at_last()
-                    if left and isinstance(error, KeyboardInterrupt):
+                    if left and checkpoint and isinstance(error, KeyboardInterrupt):
                         raise KeyboardInterrupt(
                             f"interrupted; {checkpoint.folder} has the last whole epoch."
                         ) from None

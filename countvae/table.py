@@ -671,7 +671,7 @@ def reading(path: Path, form: str) -> Iterator[None]:
         if out_of_memory(error):
             raise
         if refused_by_system(error):
-            number = cast(OSError, error).errno
+            number = cast(OSError, error).errno or 0
             raise CannotRead(f"{path}: cannot be read ({os.strerror(number)}).") from error
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise DamagedFile(f"{path}: cannot be read as {form}: {reason}.") from error
