@@ -73,6 +73,16 @@ bench-takehome: $(BENCH_TAKEHOME:%=bench-takehome-%)
 $(BENCH_TAKEHOME:%=bench-takehome-%): bench-takehome-%: venv
 	COUNTVAE_PEERS="$(PEERS)/bin/python" "$(PY)" -m benchmarks.takehome.$*
 
+# Models of images, a script a claim, then the page of them.
+BENCH_IMAGES := bounds denoise anomaly compress transfer pictures
+
+bench-images: $(BENCH_IMAGES:%=bench-images-%)
+	"$(PY)" -m benchmarks.images.page
+
+.PHONY: bench-images $(BENCH_IMAGES:%=bench-images-%)
+$(BENCH_IMAGES:%=bench-images-%): bench-images-%: venv
+	"$(PY)" -m benchmarks.images.$*
+
 # What is put in its way: faults, stops, bad files, the same again; the table is printed at the end.
 BENCH_RELIABILITY := faults kills repeats models
 

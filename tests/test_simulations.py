@@ -678,6 +678,14 @@ def test_the_page_keeps_the_scenarios_that_were_run_before(tmp_path):
     assert 0 < width < sizes < text.index("## Glossary")
 
 
+def test_the_published_page_is_what_the_published_results_say():
+    root = Path(__file__).parents[1]
+    published = root / "docs" / "benchmarks.md"
+    results = root / "benchmarks" / "simulations" / "results"
+    assert {file.stem for file in results.glob("*.md")} == set(SCENARIOS)
+    assert published.read_text(encoding="utf-8") == page(results, published.parent)
+
+
 def test_summaries_are_numbers_and_only_averages_of_squares_have_roots(tmp_path):
     scenario = SCENARIOS["depth"]
     rows = made_up(scenario, False, 1.0)

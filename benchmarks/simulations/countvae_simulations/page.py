@@ -56,10 +56,17 @@ def write_results(scenario: Scenario, ran: Ran, folder: Path) -> None:
     timings = [f"{name}_{statistic}" for name in TIMINGS for statistic in STATISTICS]
     timings = [column for column in timings if column in table]
     repeatable = table.drop(columns=timings)
-    repeatable.to_csv(folder / f"{scenario.name}.csv", index=False, lineterminator="\n")
+    repeatable.to_csv(
+        folder / f"{scenario.name}.csv", index=False, lineterminator="\n", float_format="%.6g"
+    )
     if timings:
         timed = table[[c for c in scenario.by if c in table] + timings]
-        timed.to_csv(folder / f"{scenario.name}-timings.csv", index=False, lineterminator="\n")
+        timed.to_csv(
+            folder / f"{scenario.name}-timings.csv",
+            index=False,
+            lineterminator="\n",
+            float_format="%.6g",
+        )
     with matplotlib.rc_context({"svg.hashsalt": scenario.name, "svg.fonttype": "none"}):
         scenario.draw(ran.rows).savefig(folder / f"{scenario.name}.svg", metadata={"Date": None})
     (folder / f"{scenario.name}.md").write_text(_section(scenario, ran), encoding="utf-8")
