@@ -102,8 +102,7 @@ def ppca(
     """
     n, p = Y.shape
     q = p if rank is None else rank
-    if not 1 <= k < min(n, q):
-        raise ArgumentError(f"k: expected 1 <= k < {min(n, q)} (of samples, dimensions); got {k}.")
+    _check_factors(k, n, q)
     mean = Y.mean(axis=0)
     centred = Y - mean
     if rng is None:
@@ -148,10 +147,7 @@ def ppca_of_counts(
     """
     logs = csr_array(counts, dtype=float).log1p()
     n, d = logs.shape
-    if not 1 <= k < min(n, d - 1):
-        raise ArgumentError(
-            f"k: expected 1 <= k < {min(n, d - 1)} (of samples, dimensions); got {k}."
-        )
+    _check_factors(k, n, d - 1)
     row = np.asarray(logs.mean(axis=1))
     mean = np.asarray(logs.mean(axis=0)) - row.mean()
 
@@ -167,6 +163,12 @@ def ppca_of_counts(
     _, singular, Ut = svds(centred, k, v0=rng.standard_normal(min(n, d)))
     total = float(np.vdot(logs.data, logs.data) - d * (row @ row) - n * (mean @ mean))
     return _closed_form(mean, singular[::-1], Ut[::-1], total, n, d - 1)
+
+
+def _check_factors(k: int, n: int, q: int) -> None:
+    """Refuse more factors than n samples of q dimensions have beside their noise."""
+    if not 1 <= k < min(n, q):
+        raise ArgumentError(f"k: expected 1 <= k < {min(n, q)} (of samples, dimensions); got {k}.")
 
 
 def _closed_form(

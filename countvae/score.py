@@ -104,14 +104,14 @@ class _Drawn(NamedTuple):
         at = np.unique(np.rint(at))
         evidence = []
         for i, N in enumerate(at):
+            known = None
             if model.formula is None:
                 counts, _ = model.sample(R, int(N), random_state=seed + i)
-                evidence.append(model.score_samples(_named(model, counts)))
             else:
                 known = X.sample_metadata[variables(model.formula)]
                 known = known.sample(R, replace=True, random_state=seed + i)
                 counts, _ = model.sample_design(known, int(N), random_state=seed + i)
-                evidence.append(model.score_samples(_named(model, counts, known)))
+            evidence.append(model.score_samples(_named(model, counts, known)))
         return cls(np.log(at), np.sort(evidence, axis=1))
 
     def compare(self, evidence: np.ndarray, log_depth: np.ndarray) -> tuple[np.ndarray, ...]:
