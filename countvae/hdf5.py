@@ -15,7 +15,7 @@ from pathlib import Path
 
 import h5py
 
-from countvae.errors import DamagedFile
+from countvae.errors import DamagedFile, out_of_memory
 from countvae.memory import Room
 
 __all__ = ["check_unchanged", "checked", "state_of", "unchanged"]
@@ -35,6 +35,9 @@ SECONDS_BLOCKED = 120
 TRIED = 2**25
 """Bytes of a member that is tried, at most, and of all members together."""
 
+WELL, GREEDY = b"!", b"m"
+"""How the process that tries a file out ended, but for one that crashed or hung."""
+
 
 @contextmanager
 def checked(path: Path) -> Iterator[h5py.File]:
@@ -52,8 +55,8 @@ def checked(path: Path) -> Iterator[h5py.File]:
     Raises
     ------
     DamagedFile
-        If the library crashes or hangs on it, a member lies in another file, or one claims more
-        values than the bytes of the file can give.
+        If the library crashes, hangs or asks for all memory on it, a member lies in another file,
+        or one claims more values than the bytes of the file can give.
     """
     _try_out(path)
     with h5py.File(path) as file:
@@ -76,22 +79,27 @@ def _try_out(path: Path) -> None:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         signal.alarm(SECONDS_BLOCKED)
         sys.unraisablehook = lambda unraisable: None
-        with suppress(BaseException), h5py.File(path) as file:
-            _check_claims(file, path)
-            file.visititems(_Reading())
-        os.write(says, b"!")
+        end = WELL
+        try:
+            with h5py.File(path) as file:
+                _check_claims(file, path)
+                file.visititems(_Reading())
+        except BaseException as error:
+            end = GREEDY if out_of_memory(error) else WELL
+        os.write(says, end)
         os._exit(0)
     os.close(says)
     with open(came_through, "rb") as pipe:
-        well, status = pipe.read(1), 0
+        end, status = pipe.read(1), 0
     # whoever ignores SIGCHLD is not told how a process ended
     with suppress(ChildProcessError):
         _, status = os.waitpid(child, 0)
-    if not well:
+    if end != WELL:
         hangs = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGPROF, signal.SIGALRM)
-        raise DamagedFile(
-            f"{path}: cannot be read as HDF5: the library {'hangs' if hangs else 'crashes'} on it."
-        )
+        what = "hangs on it" if hangs else "crashes on it"
+        if end == GREEDY:
+            what = "asks for more memory than there is, for a small part of it"
+        raise DamagedFile(f"{path}: cannot be read as HDF5: the library {what}.")
 
 
 class _Reading:
@@ -102,14 +110,24 @@ class _Reading:
 
     def __call__(self, name: str, member: h5py.Group | h5py.Dataset) -> None:
         for key in member.attrs:
-            with suppress(Exception):
+            with _unless_greedy():
                 member.attrs[key]
         if isinstance(member, h5py.Dataset):
             size = (member.size or 0) * member.dtype.itemsize
             if size <= self.left:
                 self.left -= size
-                with suppress(Exception):
+                with _unless_greedy():
                     member[()]
+
+
+@contextmanager
+def _unless_greedy() -> Iterator[None]:
+    """Pass over what goes wrong, but for memory that is not to be had."""
+    try:
+        yield
+    except Exception as error:
+        if out_of_memory(error):
+            raise
 
 
 def _check_claims(file: h5py.File, path: Path) -> None:

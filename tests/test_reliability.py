@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.reliability import faults, hostile, kills, models, page, repeats, scene
-from countvae.errors import InputError
+from countvae.errors import DamagedFile, InputError
 from countvae.store import SCHEMA_VERSION, load
 
 
@@ -108,6 +108,16 @@ def test_of_bytes_that_hypothesis_changes_only_our_error_comes_out(corpus, tmp_p
     path = tmp_path / given_file.name
     path.write_bytes(content)
     read_by_all_readers(path)
+
+
+def test_a_file_for_which_the_library_asks_for_all_memory_is_damaged(corpus, tmp_path):
+    given_file = next(path for path in corpus if path.suffix == ".biom")
+    content = bytearray(given_file.read_bytes())
+    content[129:133] = b"\x00\x00\x00\x06"
+    path = tmp_path / given_file.name
+    path.write_bytes(content)
+    with pytest.raises(DamagedFile, match="asks for more memory than there is"):
+        hostile.READERS[path.suffix][0](path)
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])

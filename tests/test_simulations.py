@@ -428,7 +428,7 @@ def test_noise_shared_by_a_minibatch_is_seen_in_sigma2_and_the_covariance(monkey
         noise = solve(m0, Q, x, sigma2, *more)
         logits = m0 + (sigma2 * noise.r).mean(0)
         rate = x.sum(1, keepdim=True) * logits.softmax(1)
-        return noise._replace(r=x - rate, w=rate / (1 + sigma2 * rate))
+        return noise._replace(r=x - rate, of_Q=-0.5 * rate / (1 + sigma2 * rate))
 
     monkeypatch.setattr(training, "solve_noise", shared)
     broken = measured("ours", {}, *names)
@@ -925,7 +925,7 @@ def test_the_command_runs_a_scenario_and_says_what_it_shows(tmp_path, monkeypatc
     assert "6 cells." in again.stdout  # the whole grid is there: it is shown
     assert f"{scenario.question}\n  6 cells." in result.stdout
     assert "wrong: 6 of 6 cells" in result.stderr
-    assert {"wrong.csv", "wrong.svg", "cells"} == {f.name for f in tmp_path.iterdir()}
+    assert {"wrong.csv", "wrong.svg", "wrong.md", "cells"} == {f.name for f in tmp_path.iterdir()}
 
 
 # ---- a cluster

@@ -166,7 +166,7 @@ def test_the_same_generator_gives_the_same_bits_and_another_seed_differs(table):
 def test_the_best_epoch_on_the_validation_table_is_kept(table):
     rows, encoder, decoder = start_on(table.counts[:20], batch_size=16)
     validation = Rows(csr_array(table.counts[20:]), 16)
-    history = run(rows, encoder, decoder, epochs=30, rate=0.2, validation=validation)
+    history = run(rows, encoder, decoder, epochs=30, rate=0.1, validation=validation)
     bounds = [row["validation_bound"] for row in history]
     assert np.argmax(bounds) < len(bounds) - 1, "a rate this high must overfit, or nothing is shown"
     kept = mean_bound(encoder, decoder, validation)

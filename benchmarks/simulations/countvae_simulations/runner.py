@@ -319,5 +319,5 @@ def _backend(cluster: str | None) -> Iterator[None]:
         ) from error
     except (OSError, ValueError) as error:
         raise ArgumentError(f"--cluster: no Dask scheduler answers at '{cluster}'.") from error
-    with client, joblib.parallel_config("dask"):
+    with client, joblib.parallel_config("dask", wait_for_workers_timeout=60):
         yield
