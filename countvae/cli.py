@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -90,6 +90,7 @@ DENOISED = 6
 
 ENDS = ("lower", "upper")
 SELECTION = ("selection.tsv", "selection.png")
+TRIED = "k = {k}, encoder depth {encoder_depth}, fold {fold}: {evidence_a_read:.5g}"
 NETWORK = ("edges.tsv", "nodes.tsv", "network.graphml")
 OF_TABLE = dict.fromkeys(("samples", "features", "reads"), int | float)
 OF_RUN = {
@@ -397,7 +398,7 @@ def info(path: Path, layer: str | None, as_json: bool) -> None:
     show_default=True,
     help="Parts of the samples, each held out once.",
 )
-@setting("encoder_depth", type=ONE_OR_MORE, help="Dense layers of the encoder; 1 is linear.")
+@setting("encoder_depth", type=Numbers(), help="Dense layers of the encoder to compare: 1,2,3.")
 @setting("max_epochs", type=ONE_OR_MORE, help="Passes over the table.")
 @reading
 @filtering
@@ -412,7 +413,7 @@ def select_command(
 ) -> None:
     """Say how many factors a table carries, by held-out evidence.
 
-    OUTPUT_DIR holds selection.tsv (a row a k) and selection.png; the verdict is printed.
+    OUTPUT_DIR holds selection.tsv (a row a model) and selection.png; the verdict is printed.
     """
     say = _say(options["quiet"])
     if options["stream"]:
@@ -425,21 +426,22 @@ def select_command(
             found = select.select(
                 kept,
                 tried,
+                options["encoder_depth"],
                 folds=options["folds"],
                 random_state=options["seed"],
-                told=lambda row: say("k = {k}, fold {fold}: {evidence_a_read:.5g}".format(**row)),
-                encoder_depth=options["encoder_depth"],
+                told=lambda row: say(TRIED.format(**row)),
                 max_epochs=options["max_epochs"],
                 device=options["device"],
             )
         write_frame(found.table.set_index("k"), made / "selection.tsv")
-        plots.selection(found.table, found.k)
+        plots.selection(found.table)
         plt.savefig(made / "selection.png", dpi=200)
         plt.close()
     if as_json:
         rows = found.table.to_dict("records")
         gain = {"gain": found.gain, "gain_se": found.gain_se}
-        _print_json({"k": found.k, "verdict": found.verdict, **gain, "table": rows})
+        chosen = {"k": found.k, "encoder_depth": found.encoder_depth}
+        _print_json({**chosen, "verdict": found.verdict, **gain, "table": rows})
     else:
         click.echo(found.verdict)
 
@@ -523,9 +525,9 @@ def denoise(
     The ends of the intervals are in layers["lower"] and layers["upper"], or, of a .biom or .tsv
     file, in two files beside it: OUTPUT.lower.biom and OUTPUT.upper.biom, without its own suffix.
     """
-    ends = [output.with_suffix(f".{end}{output.suffix}") for end in ENDS]
-    apart = interval is not None and output.suffix != ".h5ad"
-    outputs = [output, *ends] if apart else [output]
+    outputs = [output]
+    if interval is not None and output.suffix != ".h5ad":
+        outputs += [output.with_suffix(f".{end}{output.suffix}") for end in ENDS]
     _check_outputs(outputs, force, folder, table, options["metadata"])
     model = _loaded(folder, options["device"])
     model, _, aligned = _table_for(model, table, options)
@@ -541,10 +543,11 @@ def denoise(
         ids = aligned.sample_ids, aligned.feature_ids
         return CountTable(csr_array(values), *ids, of_samples, of_features)
 
-    _write_table(known(proportions), output, force, layers=layers)
-    if apart:
-        for path, end in zip(ends, ENDS, strict=True):
-            _write_table(known(layers[end]), path, force)
+    with ExitStack() as whole:
+        for path, end in zip(outputs, (None, *ENDS), strict=False):
+            beside = whole.enter_context(new_file(path, force))
+            values = proportions if end is None else layers[end]
+            _write_table(known(values), beside, force=True, layers=layers)
 
 
 @main.command(example="countvae generate --model fitted --n-samples 50 -o generated.biom")

@@ -281,7 +281,7 @@ class Numbers(click.ParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> list[int]:
         """Split and convert."""
         try:
-            numbers = [int(part) for part in value.split(",")]
+            numbers = [int(part) for part in str(value).split(",")]
         except ValueError:
             numbers = []
         if not numbers or min(numbers) < 1:

@@ -79,6 +79,10 @@ def common_features(counts: Shaped[np.ndarray, "n d"] | csr_array) -> Bool[np.nd
     return total > np.median(total)
 
 
+UNTRUSTED = 0.7
+"""Shape of the tail of the weights from which on an estimate by them is not to be trusted."""
+
+
 def tail_shape(log_weights: Float[np.ndarray, " draws"]) -> float:
     """Shape of a generalised Pareto distribution fitted to the largest importance weights.
 

@@ -14,6 +14,8 @@ from matplotlib.transforms import Bbox
 from scipy.sparse import csr_array
 from sklearn.isotonic import IsotonicRegression
 
+from countvae.metrics import UNTRUSTED
+
 __all__ = [
     "agreement",
     "biplot",
@@ -433,15 +435,14 @@ def predictive(
     return axes
 
 
-def selection(table: pd.DataFrame, k: int, *, ax: Axes | None = None) -> Axes:
-    """Draw held-out evidence by the number of factors, beside the best.
+def selection(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """Draw held-out evidence by the number of factors, beside the best, a line for each depth.
 
     Parameters
     ----------
     table : DataFrame
-        `countvae.select.Selection.table`.
-    k : int
-        The number chosen.
+        `countvae.select.Selection.table`. Models whose median Pareto k is too high for their
+        evidence to be trusted are drawn hollow.
     ax : Axes, optional
         Where to draw; by default on a new figure.
 
@@ -450,12 +451,21 @@ def selection(table: pd.DataFrame, k: int, *, ax: Axes | None = None) -> Axes:
     Axes
     """
     ax = _new_axes(ax)
-    bars = {"color": COLOURS[0], "capsize": 3, "marker": "o", "markersize": 5}
-    ax.errorbar(table["k"], table["difference"], table["difference_se"], **bars)
-    chosen = table.loc[table["k"] == k, "difference"]
-    ax.scatter([k], chosen, s=120, facecolors="none", edgecolors=COLOURS[4], zorder=3)
-    ax.annotate(f"k = {k}", (k, chosen.iloc[0]), (0, -18), textcoords="offset points", ha="center")
-    ax.set_xticks(table["k"])
+    depths = list(table.groupby("encoder_depth"))
+    for i, (depth, rows) in enumerate(depths):
+        colour = COLOURS[i % len(COLOURS)]
+        at = rows["k"] * 1.02 ** (i - (len(depths) - 1) / 2)
+        bars = {"color": colour, "capsize": 3, "label": f"encoder depth {depth}"}
+        ax.errorbar(at, rows["difference"], rows["difference_se"], **bars)
+        faces = np.where(rows["pareto_k"] > UNTRUSTED, "white", colour)
+        ax.scatter(at, rows["difference"], s=30, c=faces, edgecolors=colour, zorder=2.5)
+        for x, y in zip(at[rows["chosen"]], rows["difference"][rows["chosen"]], strict=True):
+            ax.scatter([x], [y], s=120, facecolors="none", edgecolors=COLOURS[4], zorder=3)
+            told = f"k = {rows['k'][rows['chosen']].iloc[0]}"
+            ax.annotate(told, (x, y), (0, -18), textcoords="offset points", ha="center")
+    if len(depths) > 1:
+        ax.legend(frameon=False)
+    ax.set_xticks(sorted(set(table["k"])))
     ax.set_xlabel("factors k")
     ax.set_ylabel("held-out evidence less the best\n(nats a read, ± one standard error)")
     return ax

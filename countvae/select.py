@@ -1,18 +1,20 @@
-r"""How many factors a table carries: held-out evidence a read, for several k.
+r"""How many factors a table carries: held-out evidence a read, for several k and encoder depths.
 
 The samples are cut into folds, and each is scored by models that were fitted to the others. With
 B the evidence of a held-out sample, by importance sampling of the factors, and N its reads,
 
 .. math::
 
-    e_k = \frac{\sum_i B_{ik}}{\sum_i N_i}, \qquad
-    \operatorname{se}(e_k - e_l) =
-        \frac{\operatorname{sd}_i(B_{ik} - B_{il} - (e_k - e_l) N_i)}{\sqrt{n}\,\bar N}.
+    e_m = \frac{\sum_i B_{im}}{\sum_i N_i}, \qquad
+    \operatorname{se}(e_m - e_l) =
+        \frac{\operatorname{sd}_i(B_{im} - B_{il} - (e_m - e_l) N_i)}{\sqrt{n}\,\bar N}.
 
-Models see the same samples, so differences are far surer than the evidence itself. The k chosen
-is the smallest whose e_k is within one standard error of the difference to the largest.
+Models see the same samples, so differences are far surer than the evidence itself. The model m
+chosen is the one of fewest factors, and of these of the shallowest encoder, whose e_m is within one
+standard error of the difference to the largest.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from countvae.errors import ArgumentError
 from countvae.estimator import MultinomialVAE
 from countvae.evidence import log_coefficient
 from countvae.inference import Posterior, importance_weights, posterior_at, refine
+from countvae.metrics import UNTRUSTED
 from countvae.ppca import ppca_of_counts
 from countvae.rows import Rows
 from countvae.table import CountTable
@@ -39,9 +42,6 @@ __all__ = ["Selection", "answers_under", "evidence_under", "principal_law", "sel
 NEWTON = 20
 """Steps from the origin to the posterior of a sample under a law without an encoder."""
 
-UNTRUSTED = 0.7
-"""Pareto k from which on an estimate by importance sampling is not to be trusted."""
-
 
 @dataclass(frozen=True)
 class Selection:
@@ -50,46 +50,64 @@ class Selection:
     Attributes
     ----------
     table : DataFrame
-        A row a k: `k`, `evidence_a_read` (nats, held out), its standard error `se`, `difference`
-        to the best and its standard error `difference_se`, `pareto_k` (the median over samples)
-        and `untrusted`, the share of samples whose Pareto k is above 0.7.
-    k : int
-        The one chosen.
+        A row a model, fewest factors first: `k`, `encoder_depth`, `evidence_a_read` (nats, held
+        out), its standard error `se`, `difference` to the best and its standard error
+        `difference_se`, `pareto_k` (the median over samples), `untrusted`, the share of samples
+        whose Pareto k is above 0.7, and whether it is the one `chosen`.
     gain, gain_se : float
-        Nats a read by which the model of that k explains held-out samples better than principal
+        Nats a read by which the model chosen explains held-out samples better than principal
         components of log(x + 1), as many, put in its place; and the standard error.
     """
 
     table: pd.DataFrame
-    k: int
     gain: float
     gain_se: float
 
     @property
+    def k(self) -> int:
+        """The number of factors chosen."""
+        return int(self._chosen["k"])
+
+    @property
+    def encoder_depth(self) -> int:
+        """The depth of the encoder chosen."""
+        return int(self._chosen["encoder_depth"])
+
+    @property
+    def _chosen(self) -> pd.Series:
+        return self.table[self.table["chosen"]].iloc[0]
+
+    @property
     def verdict(self) -> str:
         """What was found, in a sentence."""
-        rows = self.table.set_index("k")
-        best = int(rows["evidence_a_read"].idxmax())
-        if self.k == best:
+        chosen, best = self._chosen, self.table.loc[self.table["difference"].idxmax()]
+        if chosen.name == best.name:
             why = "no other explains held-out samples as well"
         else:
             why = (
-                f"the smallest within one standard error of the best, k = {best} "
-                f"({-rows['difference'][self.k]:.2g} nats a read below it, "
-                f"± {rows['difference_se'][self.k]:.2g})"
+                f"the smallest within one standard error of the best, {self._called(best)} "
+                f"({-chosen['difference']:.2g} nats a read below it, "
+                f"± {chosen['difference_se']:.2g})"
             )
-        edge = "; more factors than were tried may do better" if best == rows.index.max() else ""
+        most = best["k"] == self.table["k"].max()
+        edge = "; more factors than were tried may do better" if most else ""
         sure = abs(self.gain) > 2 * self.gain_se
         than = ("better" if self.gain > 0 else "worse") if sure else "no better or worse"
         return (
-            f"k = {self.k}: {why}{edge}. Held-out samples are explained {than} than by principal"
-            f" components of log(x + 1) ({self.gain:+.2g} nats a read, ± {self.gain_se:.2g})."
+            f"{self._called(chosen)}: {why}{edge}. Held-out samples are explained {than} than by"
+            f" principal components of log(x + 1) ({self.gain:+.2g} nats a read,"
+            f" ± {self.gain_se:.2g})."
         )
+
+    def _called(self, row: pd.Series) -> str:
+        depths = self.table["encoder_depth"].nunique()
+        return f"k = {row['k']}" + (f", depth {row['encoder_depth']}" if depths > 1 else "")
 
 
 def select(
     X: Any,
     k: Sequence[int],
+    encoder_depth: Sequence[int] = (2,),
     *,
     folds: int = 3,
     draws: int = 64,
@@ -97,7 +115,7 @@ def select(
     told: Callable[[dict[str, Any]], None] | None = None,
     **settings: Any,
 ) -> Selection:
-    """Compare numbers of factors by held-out evidence.
+    """Compare numbers of factors, and depths of the encoder, by held-out evidence.
 
     Parameters
     ----------
@@ -105,6 +123,8 @@ def select(
         Counts.
     k : sequence of int
         Numbers of factors to compare.
+    encoder_depth : sequence of int
+        Depths of the encoder to compare, with each k.
     folds : int
         Parts of the samples, each of which is held out once.
     draws : int
@@ -112,7 +132,7 @@ def select(
     random_state : int
         Of folds, fits and draws.
     told : callable, optional
-        Called after each fit with `k`, `fold` and `evidence_a_read`.
+        Called after each fit with `k`, `encoder_depth`, `fold` and `evidence_a_read`.
     **settings
         Of `MultinomialVAE`.
 
@@ -123,48 +143,53 @@ def select(
     Raises
     ------
     InputError
-        If k is empty, or has a number below 1 or above what the table carries, or there are fewer
-        than two folds or samples of one.
+        If k or `encoder_depth` is empty or has a number below 1, k one above what the table
+        carries, or there are fewer than two folds or samples of one.
     """
-    tried = _checked(k)
+    numbers, depths = _checked("k", k), _checked("encoder_depth", encoder_depth)
     table = X if isinstance(X, CountTable) else csr_array(X)
     counts = table.counts if isinstance(table, CountTable) else table
     depth = np.asarray(counts.sum(axis=1), dtype=float)
     if not 2 <= folds <= len(depth) // 2:
         raise ArgumentError(f"folds: expected 2 to {len(depth) // 2}; got {folds!r}.")
     n, d = counts.shape
-    if tried[-1] > (most := min(n - -(-n // folds), d - 1) - 1):
+    if numbers[-1] > (most := min(n - -(-n // folds), d - 1) - 1):
         raise ArgumentError(
             f"k: {n} samples of {d} features, in {folds} folds, carry at most {most} factors; got"
-            f" {tried[-1]}."
+            f" {numbers[-1]}."
         )
+    tried = list(itertools.product(numbers, depths))
     evidence = np.empty((len(tried), len(depth)))
     pareto = np.empty_like(evidence)
     of = np.random.default_rng(random_state).permutation(len(depth)) % folds
     for fold in range(folds):
         held = np.flatnonzero(of == fold)
-        for row, number in enumerate(tried):
-            model = MultinomialVAE(number, random_state=random_state, **settings)
+        for row, (number, layers) in enumerate(tried):
+            model = MultinomialVAE(
+                number, encoder_depth=layers, random_state=random_state, **settings
+            )
             model.fit(_samples(table, np.flatnonzero(of != fold)))
             evidence[row, held], pareto[row, held] = model.evidence(
                 _samples(table, held), draws, random_state
             )
             if told is not None:
                 here = evidence[row, held].sum() / depth[held].sum()
-                told({"k": number, "fold": fold + 1, "evidence_a_read": here})
-    table = _compared(tried, evidence, depth)
+                model_tried = {"k": number, "encoder_depth": layers, "fold": fold + 1}
+                told(model_tried | {"evidence_a_read": here})
+    table = pd.DataFrame(tried, columns=["k", "encoder_depth"]).join(_compared(evidence, depth))
     table["pareto_k"] = np.median(pareto, axis=1)
     table["untrusted"] = (pareto > UNTRUSTED).mean(1)
     near = table["difference"] >= -table["difference_se"]
     chosen = int(np.flatnonzero(near)[0])
+    table["chosen"] = np.arange(len(tried)) == chosen
     plain = np.empty(len(depth))
     for fold in range(folds):
         held = np.flatnonzero(of == fold)
-        law = principal_law(counts[np.flatnonzero(of != fold)], tried[chosen], random_state)
+        law = principal_law(counts[np.flatnonzero(of != fold)], tried[chosen][0], random_state)
         plain[held] = evidence_under(law, counts[held], draws, random_state)
-    both = _compared([0, 1], np.stack([plain, evidence[chosen]]), depth)
+    both = _compared(np.stack([plain, evidence[chosen]]), depth)
     gain = both["evidence_a_read"][1] - both["evidence_a_read"][0]
-    return Selection(table, tried[chosen], float(gain), float(both["difference_se"].max()))
+    return Selection(table, float(gain), float(both["difference_se"].max()))
 
 
 def principal_law(counts: np.ndarray | csr_array, k: int, random_state: int) -> Decoder:
@@ -197,20 +222,18 @@ def _samples(table: CountTable | csr_array, at: np.ndarray) -> CountTable | csr_
     return table.select_samples(at) if isinstance(table, CountTable) else table[at]
 
 
-def _checked(k: Sequence[int]) -> list[int]:
-    tried = sorted(set(k))
+def _checked(name: str, given: Sequence[int]) -> list[int]:
+    tried = sorted(set(given))
     if not tried or any(
         isinstance(number, bool) or not isinstance(number, int | np.integer) or number < 1
         for number in tried
     ):
-        raise ArgumentError(f"k: expected whole numbers >= 1; got {list(k)!r}.")
+        raise ArgumentError(f"{name}: expected whole numbers >= 1; got {list(given)!r}.")
     return [int(number) for number in tried]
 
 
-def _compared(
-    tried: list[int], evidence: Float[np.ndarray, "m n"], depth: Float[np.ndarray, " n"]
-) -> pd.DataFrame:
-    """Evidence a read of each k, and differences to the best, with standard errors."""
+def _compared(evidence: Float[np.ndarray, "m n"], depth: Float[np.ndarray, " n"]) -> pd.DataFrame:
+    """Evidence a read of each model, and differences to the best, with standard errors."""
     a_read = evidence.sum(1) / depth.sum()
     best = int(a_read.argmax())
 
@@ -221,7 +244,6 @@ def _compared(
     difference = a_read - a_read[best]
     return pd.DataFrame(
         {
-            "k": tried,
             "evidence_a_read": a_read,
             "se": error(evidence, a_read),
             "difference": difference,

@@ -904,11 +904,17 @@ def test_select_writes_a_table_and_a_picture_and_prints_the_verdict(shared, run,
     assert told.stdout.startswith("k = ")
     table = pd.read_csv(tmp_path / "s/selection.tsv", sep="\t")
     assert table["k"].tolist() == [1, 2]
+    assert table["encoder_depth"].tolist() == [2, 2]
     assert (tmp_path / "s/selection.png").read_bytes().startswith(b"\x89PNG")
     again = run(*arguments, "--max-epochs", 2, "--quiet", "--force", "--json")
     found = json.loads(again.stdout)
     assert found["verdict"] == told.stdout.strip()
     assert [row["k"] for row in found["table"]] == [1, 2]
+    assert found["encoder_depth"] == 2
+    run(*arguments, "--max-epochs", 1, "--encoder-depth", "1,2", "--force")
+    table = pd.read_csv(tmp_path / "s/selection.tsv", sep="\t")
+    assert table["encoder_depth"].tolist() == [1, 2, 1, 2]
+    assert table["chosen"].sum() == 1
 
 
 @pytest.mark.parametrize("numbers", ["", "0", "2,x", "1.5"])

@@ -140,9 +140,16 @@ def test_a_large_network_is_laid_out_too(monkeypatch):
 
 def test_a_selection_shows_each_number_and_marks_the_chosen():
     table = pd.DataFrame({"k": [2, 4], "difference": [-0.1, 0.0], "difference_se": [0.02, 0.0]})
-    ax = plots.selection(table, 4)
+    table = table.assign(encoder_depth=2, pareto_k=[0.9, 0.1], chosen=[False, True])
+    ax = plots.selection(table)
     assert ax.get_xticks().tolist() == [2, 4]
     assert [text.get_text() for text in ax.texts] == ["k = 4"]
+    assert ax.get_legend() is None
+    untrusted, trusted = ax.collections[1].get_facecolors()
+    assert untrusted[:3].tolist() == [1, 1, 1] and trusted[:3].tolist() != [1, 1, 1]
+    both = pd.concat([table, table.assign(encoder_depth=3, chosen=False)], ignore_index=True)
+    named = [text.get_text() for text in plots.selection(both).get_legend().get_texts()]
+    assert named == ["encoder depth 2", "encoder depth 3"]
 
 
 def test_drawn_tables_are_shown_beside_the_observed():

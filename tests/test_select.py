@@ -20,7 +20,7 @@ def simulated():
 def test_the_true_number_of_factors_is_found(truth):
     told = []
     found = select(truth.counts, [1, 3, 6], folds=2, max_epochs=25, told=told.append)
-    assert found.k == 3
+    assert (found.k, found.encoder_depth) == (3, 2)
     assert found.table["k"].tolist() == [1, 3, 6]
     assert [(row["k"], row["fold"]) for row in told] == [
         (k, fold) for fold in (1, 2) for k in (1, 3, 6)
@@ -69,20 +69,36 @@ def test_standard_errors_are_those_of_a_ratio():
     rng = np.random.default_rng(1)
     depth = rng.integers(100, 1000, 5000).astype(float)
     difference = 0.1 * depth + rng.normal(0, 30, 5000)
-    table = _compared([1, 2], np.stack([-3 * depth, -3 * depth + difference]), depth)
+    table = _compared(np.stack([-3 * depth, -3 * depth + difference]), depth)
     assert table["difference"].tolist() == pytest.approx([-0.1, 0], abs=0.005)
     expected = 30 / np.sqrt(5000) / depth.mean()
     assert table["difference_se"][0] == pytest.approx(expected, rel=0.05)
 
 
 def test_the_verdict_says_why_and_whether_more_may_do_better():
-    table = pd.DataFrame(
-        {"k": [2, 4], "evidence_a_read": [-1.0, -0.99], "difference": [-0.01, 0.0]}
-    ).assign(difference_se=[0.02, 0.0])
-    said = Selection(table, 2, 0.001, 0.01).verdict
+    table = pd.DataFrame({"k": [2, 4], "encoder_depth": 2, "difference": [-0.01, 0.0]})
+    table = table.assign(difference_se=[0.02, 0.0], chosen=[True, False])
+    said = Selection(table, 0.001, 0.01).verdict
     assert said.startswith("k = 2: the smallest within one standard error of the best, k = 4")
     assert "more factors than were tried may do better" in said
     assert "no better or worse than by principal components" in said
+
+
+def test_a_deeper_encoder_must_be_worth_it(truth):
+    """The weights of importance sampling take out what an encoder is short of: depth ties."""
+    told = []
+    settings = {"folds": 2, "max_epochs": 10, "told": told.append}
+    found = select(truth.counts, [3, 1], [2, 1], **settings)
+    tried = [(1, 1), (1, 2), (3, 1), (3, 2)]
+    assert list(zip(found.table["k"], found.table["encoder_depth"], strict=True)) == tried
+    assert [(row["k"], row["encoder_depth"]) for row in told] == tried * 2
+    near = found.table["difference"] >= -found.table["difference_se"]
+    assert found.table["chosen"].tolist() == (near & (near.cumsum() == 1)).tolist()
+    assert found.k == 3
+    assert found.verdict.startswith(f"k = 3, depth {found.encoder_depth}: ")
+    alone = select(truth.counts, [3], folds=2, max_epochs=10)
+    both = found.table.set_index(["k", "encoder_depth"])["evidence_a_read"]
+    assert both[3, 2] == alone.table["evidence_a_read"][0]
 
 
 @pytest.mark.parametrize(
@@ -90,6 +106,7 @@ def test_the_verdict_says_why_and_whether_more_may_do_better():
     [
         ([], {}, "k: expected whole numbers >= 1"),
         ([0, 2], {}, "k: expected whole numbers >= 1"),
+        ([2], {"encoder_depth": [0]}, "encoder_depth: expected whole numbers >= 1"),
         ([2], {"folds": 1}, "folds: expected 2 to 120; got 1."),
         ([2, 500], {}, "in 3 folds, carry at most .* factors; got 500"),
     ],
