@@ -477,8 +477,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             found.append(
                 logsumexp(weights, axis=0) - np.log(draws) + log_coefficient(x).cpu().numpy()
             )
-            shapes += [tail_shape(of_sample) for of_sample in weights.T]
-        return np.concatenate(found), np.array(shapes)
+            shapes.append(tail_shape(weights))
+        return np.concatenate(found), np.concatenate(shapes)
 
     def match(
         self, X: Any, *, whole: bool = False, argument: str = "X"

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.linalg import subspace_angles
 from scipy.sparse import csr_array
+from scipy.stats import genpareto
 
-from countvae.metrics import common_features, covariance_error, subspace_error
+from countvae.metrics import common_features, covariance_error, subspace_error, tail_shape
 
 
 def centred(V):
@@ -71,3 +72,29 @@ def test_common_features_are_those_above_the_median_total():
     counts = np.array([[0, 4, 1, 9, 2], [0, 4, 1, 9, 2]])
     assert common_features(counts).tolist() == [False, True, False, True, False]
     assert common_features(csr_array(counts)).tolist() == common_features(counts).tolist()
+
+
+@pytest.mark.parametrize("shape", [0.1, 0.5, 0.9, 1.5])
+def test_the_tail_of_weights_has_the_shape_they_were_drawn_with(shape):
+    weights = genpareto.rvs(shape, size=(4000, 60), random_state=0)
+    found = tail_shape(np.log(weights))
+    tail = np.sort(weights, axis=0)[-190:]
+    likeliest = [genpareto.fit((x - x[0])[1:], floc=0)[0] for x in tail.T[:10]]
+    assert found.mean() == pytest.approx(shape, abs=0.12)
+    np.testing.assert_allclose(found[:10], likeliest, atol=0.12)
+
+
+def test_each_column_of_weights_has_a_shape_of_its_own():
+    log_weights = np.random.default_rng(0).standard_normal((64, 5)) * [0.1, 1, 3, 10, 1000]
+    alone = [tail_shape(column[:, None])[0] for column in log_weights.T]
+    np.testing.assert_allclose(tail_shape(log_weights), alone, rtol=1e-12)
+    np.testing.assert_allclose(tail_shape(log_weights + 5000), alone, rtol=1e-9)
+    assert np.isfinite(alone).all() and (np.diff(alone) > 0).all()
+
+
+def test_even_weights_have_no_tail_and_a_single_one_has_the_heaviest():
+    one = np.full(100, -np.inf)
+    one[3] = 0
+    even, single = tail_shape(np.stack([np.zeros(100), one], axis=1))
+    assert even == -np.inf
+    assert single > 10
