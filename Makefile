@@ -40,7 +40,7 @@ docs: $(VENV)/.stamp-docs
 RESULTS := benchmarks/simulations/results
 
 bench: venv
-	COUNTVAE_PEERS="$(PEERS)/bin/python" "$(PY)" -m countvae benchmark -o $(RESULTS) --page docs/benchmarks.md
+	COUNTVAE_PEERS="$(PEERS)/bin/python" "$(PY)" -m countvae benchmark -o benchmark --page benchmark/benchmarks.md
 
 bench-full: venv
 	COUNTVAE_PEERS="$(PEERS)/bin/python" "$(PY)" -m countvae benchmark --full -o $(RESULTS) --page docs/benchmarks.md

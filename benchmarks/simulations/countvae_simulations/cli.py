@@ -65,9 +65,10 @@ def benchmark(
     quiet: bool,
 ) -> None:
     """Run simulations whose truth is known, and say what they show."""
-    output.mkdir(parents=True, exist_ok=True)
     if page_file is not None and not page_file.parent.is_dir():
-        raise CannotWrite(f"--page: there is no folder '{page_file.parent}'.")
+        if output.resolve() != page_file.parent.resolve():
+            raise CannotWrite(f"--page: there is no folder '{page_file.parent}'.")
+    output.mkdir(parents=True, exist_ok=True)
     for name in names or SCENARIOS:
         scenario = SCENARIOS[name]
         begun = time.monotonic()
@@ -97,9 +98,10 @@ def benchmark(
         if rows.empty:
             click.echo(f"{scenario.question}\n  No cell could be run.")
             continue
-        write_results(scenario, Ran(rows, whole, len(grid)), output)
+        depends_on = {name: number for cell in grid for name, number in cell.versions.items()}
+        written = write_results(scenario, Ran(rows, whole, len(grid), depends_on), output)
         click.echo(scenario.question)
-        for sentence in scenario.conclude(rows):
+        for sentence in scenario.conclude(written.rows):
             click.echo(f"  {sentence}")
     if page_file is not None:
         page_file.write_text(page(output, page_file.parent), encoding="utf-8")

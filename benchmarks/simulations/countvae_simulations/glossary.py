@@ -4,11 +4,11 @@ import ast
 import sys
 from collections.abc import Iterable, Iterator
 
+from countvae_simulations.cell import Cell
 from countvae_simulations.measures import MEASURES
 from countvae_simulations.methods import METHODS
 from countvae_simulations.methods.ablations import ABLATIONS
 from countvae_simulations.methods.peer import SCRIPTS
-from countvae_simulations.runner import Cell
 
 OTHERS = (
     "Other columns are arguments of `countvae.simulate.simulate` and of the suite's `tables.draw`, "

@@ -1,15 +1,22 @@
-"""From the stores to what is published: summaries, figures and the page `docs/benchmarks.md`."""
+"""From rows to what is published: summaries, figures and the page `docs/benchmarks.md`.
 
+The rows of a scenario are published too, and all else is made from these: who has them can check
+every sentence.
+"""
+
+import gzip
+import json
 import os
-import platform
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
 import pandas as pd
 
+from countvae_simulations.cell import versions
 from countvae_simulations.glossary import glossary
-from countvae_simulations.runner import TIMINGS, versions
+from countvae_simulations.runner import TIMINGS
 from countvae_simulations.scenarios import SCENARIOS
 from countvae_simulations.scenarios.base import STATISTICS, Scenario, groups, shown, summary
 
@@ -38,20 +45,45 @@ class Ran:
         Whether the grid was the whole one.
     asked : int
         Its cells; those that have no row were left out.
+    versions : mapping
+        What the results depend on.
     """
 
     rows: pd.DataFrame
     full: bool
     asked: int
+    versions: Mapping[str, str] = field(default_factory=versions)
+
+    @classmethod
+    def read(cls, file: Path) -> "Ran":
+        """Read what `write` has written."""
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            about = json.loads(lines.readline().removeprefix("#"))
+            rows = pd.read_csv(lines)
+        return cls(rows, about["full"], about["asked"], about["versions"])
+
+    def write(self, file: Path) -> None:
+        """Write a line about the run, then a row a cell; the same bytes each time."""
+        about = {"full": self.full, "asked": self.asked, "versions": dict(self.versions)}
+        with gzip.GzipFile(file, "wb", mtime=0) as packed:
+            rows = self.rows.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+            packed.write(f"# {json.dumps(about)}\n{rows}".encode())
 
     def command(self, name: str) -> str:
         """What a user types for this grid."""
         return f"countvae benchmark{' --full' if self.full else ''} --scenario {name}"
 
 
-def write_results(scenario: Scenario, ran: Ran, folder: Path) -> None:
-    """Write the summary of a scenario, that of its timings, its figure, and its section."""
+def write_results(scenario: Scenario, ran: Ran, folder: Path) -> Ran:
+    """Write the rows of a scenario and what is made of them; return the rows as written."""
     folder.mkdir(parents=True, exist_ok=True)
+    ran.write(folder / f"{scenario.name}.rows.csv.gz")
+    return publish(scenario, folder)
+
+
+def publish(scenario: Scenario, folder: Path) -> Ran:
+    """Write summary, timings, figure and section of a scenario from its rows, and return these."""
+    ran = Ran.read(folder / f"{scenario.name}.rows.csv.gz")
     table = summary(ran.rows, scenario)
     timings = [f"{name}_{statistic}" for name in TIMINGS for statistic in STATISTICS]
     timings = [column for column in timings if column in table]
@@ -69,10 +101,11 @@ def write_results(scenario: Scenario, ran: Ran, folder: Path) -> None:
         )
     with matplotlib.rc_context({"svg.hashsalt": scenario.name, "svg.fonttype": "none"}):
         scenario.draw(ran.rows).savefig(folder / f"{scenario.name}.svg", metadata={"Date": None})
-    (folder / f"{scenario.name}.md").write_text(_section(scenario, ran), encoding="utf-8")
+    (folder / f"{scenario.name}.md").write_text(section(scenario, ran), encoding="utf-8")
+    return ran
 
 
-def _section(scenario: Scenario, ran: Ran) -> str:
+def section(scenario: Scenario, ran: Ran) -> str:
     """Question, answer, grid, figure and table of a scenario."""
     table = shown(scenario.on_page(ran.rows), scenario, scenario.page_measures)
     table = table.dropna(axis=1, how="all")
@@ -85,7 +118,7 @@ def _section(scenario: Scenario, ran: Ran) -> str:
             "",
             *_answer_first(scenario.conclude(ran.rows)),
             "",
-            f"{_grid(scenario, ran)} `{ran.command(scenario.name)}`; {_versions()}.",
+            f"{_grid(scenario, ran)} `{ran.command(scenario.name)}`; {_versions(ran)}.",
             "",
             f"![{scenario.question}]({scenario.name}.svg)",
             "",
@@ -110,10 +143,8 @@ def page(folder: Path, page_folder: Path) -> str:
     return "\n".join([introduction, *sections, glossary(cells)])
 
 
-def _versions() -> str:
-    return ", ".join(f"{name} {number}" for name, number in versions().items()) + (
-        f"; {platform.machine()}"
-    )
+def _versions(ran: Ran) -> str:
+    return ", ".join(f"{name} {number}" for name, number in ran.versions.items())
 
 
 def _grid(scenario: Scenario, ran: Ran) -> str:

@@ -1,140 +1,28 @@
 """Cells to rows: jobs through joblib, each result kept as soon as it is there."""
 
 import csv
-import functools
-import hashlib
-import json
 import multiprocessing
 import os
-import platform
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import joblib
 import numpy as np
 import pandas as pd
-import torch
 
-import countvae
-import countvae_simulations
 from countvae.errors import ArgumentError, CountvaeWarning, MissingPackage
 from countvae.files import claimed
-from countvae_simulations.measures import MEASURES
-from countvae_simulations.methods import METHODS
-from countvae_simulations.methods.base import timed
+from countvae_simulations.cell import Cell, code, run_cell
 from countvae_simulations.methods.peer import PeerMissing
-from countvae_simulations.methods.peer import versions as peer_versions
-from countvae_simulations.tables import draw
-
-PACKAGES = ("countvae", "torch", "numpy", "scipy", "scikit-learn", "numba")
-NOT_OF_RESULTS = ("scenarios", "page.py", "glossary.py", "cli.py", "runner.py")
-"""Files that order, keep or read results, and do not make them."""
 
 COLUMNS = 3
 TIMINGS = ("seconds", "compile_seconds", "before_mb", "peak_mb")
 """Measures that a second run does not repeat to the bit."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One job: a method on a table.
-
-    Attributes
-    ----------
-    table : mapping
-        What `tables.draw` takes.
-    method : str
-        A name in `METHODS`.
-    k : int
-        Factors to look for.
-    seed : int
-        Of the table and of the method.
-    settings : mapping
-        Of the method.
-    measures : sequence of str
-        Names in `MEASURES`.
-    """
-
-    table: Mapping[str, Any]
-    method: str
-    k: int
-    seed: int
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    measures: Sequence[str] = ("covariance",)
-
-    @property
-    def text(self) -> str:
-        """All that decides the result, the versions among it, as JSON."""
-        depends_on = versions()
-        if self.method == "peer" or "by_mcmc" in self.measures:
-            depends_on = depends_on | {f"peers' {k}": v for k, v in peer_versions().items()}
-        return json.dumps({**asdict(self), "versions": depends_on}, sort_keys=True)
-
-    @property
-    def key(self) -> str:
-        """A hash of that."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """What results depend on: packages, Python, and a digest of the code that makes them."""
-    numbers = {name: _version(name) for name in PACKAGES}
-    return numbers | {"python": platform.python_version(), "code": _code()}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "none"
-
-
-def _code() -> str:
-    """Hash countvae and what of this suite makes results."""
-    digest = hashlib.sha256()
-    for package in (countvae, countvae_simulations):
-        folder = Path(str(package.__file__)).parent
-        for file in sorted(folder.rglob("*.py")):
-            if file.relative_to(folder).parts[0] not in NOT_OF_RESULTS:
-                digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-_alone = threading.Lock()
-
-
-def run_cell(cell: Cell, threads: int) -> dict[str, float]:
-    """Draw the table, fit, measure; one at a time in a process, for ablations patch modules."""
-    with _alone:
-        return _run_alone(cell, threads)
-
-
-def _run_alone(cell: Cell, threads: int) -> dict[str, float]:
-    torch.set_num_threads(threads)
-    warm_up()
-    truth, held_out = draw(cell.table, cell.seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CountvaeWarning)
-        found = timed(METHODS[cell.method], truth, cell.k, cell.seed, **cell.settings)
-        measured = {}
-        for name in ("effort", *cell.measures):
-            measured |= MEASURES[name](truth, held_out, found)
-    return measured
-
-
-@functools.cache
-def warm_up() -> None:
-    """Fit something small: the peers' clocks start after their imports, and so do ours."""
-    METHODS["ours"](draw({"n": 20, "d": 10, "k": 1, "reads": 100}, 0)[0], 1, 0, max_epochs=1)
 
 
 def run(
@@ -199,7 +87,8 @@ def _run(
             n_jobs=-1 if cluster else jobs, return_as="generator_unordered", batch_size=1
         )
         do = _in_fresh_process if fresh else _keyed
-        tasks = (joblib.delayed(do)(key, cell, threads) for key, cell in todo.items())
+        of_now = code()
+        tasks = (joblib.delayed(do)(key, cell, threads, of_now) for key, cell in todo.items())
         for key, measured in parallel(tasks):
             if isinstance(measured, str):
                 warnings.warn(f"left out: {measured}", CountvaeWarning, stacklevel=3)
@@ -269,10 +158,17 @@ def store_for_appending(store: Path) -> Iterator[Callable[[Cell, dict[str, float
         yield append
 
 
-def _keyed(key: str, cell: Cell, threads: int) -> tuple[str, dict[str, float] | str]:
-    """Run a cell; if its method cannot, say why: the other cells go on."""
+def _keyed(key: str, cell: Cell, threads: int, of_key: str) -> tuple[str, dict[str, float] | str]:
+    """Run a cell; if its method cannot, say why: the other cells go on.
+
+    A process that began later, or elsewhere, may have other code than the one the key is of.
+    """
+    changed = f"{_short(cell)}: the code is not that with which the run began"
     try:
-        return key, run_cell(cell, threads)
+        if code() != of_key:
+            return key, changed
+        measured = run_cell(cell, threads)
+        return key, measured if code() == of_key else changed
     except PeerMissing as error:
         return key, str(error)
     except (ArithmeticError, np.linalg.LinAlgError, MemoryError, RuntimeError) as error:
@@ -283,11 +179,13 @@ def _short(cell: Cell) -> str:
     return f"{cell.method} with seed {cell.seed}"
 
 
-def _in_fresh_process(key: str, cell: Cell, threads: int) -> tuple[str, dict[str, float] | str]:
+def _in_fresh_process(
+    key: str, cell: Cell, threads: int, of_key: str
+) -> tuple[str, dict[str, float] | str]:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=_end_with_parent) as pool:
         try:
-            return pool.submit(_keyed, key, cell, threads).result()
+            return pool.submit(_keyed, key, cell, threads, of_key).result()
         except BrokenProcessPool:
             return key, f"{_short(cell)}: its process was killed, perhaps for want of memory"
 

@@ -17,8 +17,10 @@ SCRIPTS = Path(__file__).parent / "peer_scripts"
 
 VERSIONS = """
 import importlib.metadata as m, json
-names = ("pyPLNmodels", "scvi-tools", "gemelli", "glmpca", "numpyro", "jax", "torch", "numpy")
-print(json.dumps({name: m.version(name) for name in names}))
+there = {found.metadata["Name"].lower(): found.version for found in m.distributions()}
+names = ("pyPLNmodels", "scvi-tools", "gemelli", "glmpca", "numpyro", "jax", "jaxlib", "torch",
+         "lightning", "anndata", "biom-format", "numpy", "scipy")
+print(json.dumps({name: there.get(name.lower(), "none") for name in names}))
 """
 
 

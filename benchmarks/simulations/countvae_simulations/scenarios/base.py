@@ -10,8 +10,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from countvae_simulations.cell import Cell
 from countvae_simulations.measures import SQUARES
-from countvae_simulations.runner import Cell
 
 STATISTICS = ("min", "median", "max")
 
@@ -129,4 +129,4 @@ def plain_log(axis: Axis) -> None:
 
 
 def _plain(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return f"{value:g}" if isinstance(value, float) else value

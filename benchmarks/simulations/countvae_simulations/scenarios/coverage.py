@@ -9,20 +9,21 @@ BAR = 3
 """Points that coverage may be off."""
 
 NOMINAL = {"coverage_50": 50, "coverage_90": 90}
+OF_ALL = {"coverage_all_50": 50, "coverage_all_90": 90}
 
 
 def coverage_verdict(rows: pd.DataFrame) -> tuple[str, list[str]]:
     """Return the verdict in a sentence, and sentences on every `case`, failures first."""
     judged = rows.dropna(subset=list(NOMINAL))
     by_case = 100 * judged.set_index("case")[list(NOMINAL)]
-    off = (by_case.groupby(level=0, sort=False).median() - pd.Series(NOMINAL)).abs().max(axis=1)
-    off = off.sort_values(ascending=False, kind="stable")
+    off, all_off = _off(judged, NOMINAL), _off(rows, OF_ALL)
     missed, met = off.index[off > BAR], off.index[off <= BAR]
     head = (
         f"Where the model is right, the bar of ±{BAR} points is met by intervals of 50 and 90 % at "
-        f"{len(met)} of {len(off)} settings"
+        f"{len(met)} of {len(off)} settings{_worst(off)}, for the factors of which the data tell "
+        "(by the fit's own account, less than half of their prior variance is left); for all "
+        f"factors at {(all_off <= BAR).sum()} of {len(all_off)}{_worst(all_off)}."
     )
-    head += f", missed most with {missed[0]} ({off.iloc[0]:.2g} points)." if len(missed) else "."
 
     def covered(case: str) -> str:
         here = by_case.loc[[case]]
@@ -34,6 +35,12 @@ def coverage_verdict(rows: pd.DataFrame) -> tuple[str, list[str]]:
         for word, cases in (("missed", missed), ("met", met))
         if len(cases)
     ]
+    every = 100 * rows.groupby("case", sort=False)[list(OF_ALL)].median()
+    told = (f"{case} {of_50:.1f} and {of_90:.1f}" for case, of_50, of_90 in every.itertuples())
+    said.append(
+        "Over all factors, those included of which the data tell little and whose axes point "
+        f"anywhere: {'; '.join(told)}."
+    )
     silent = [case for case in rows["case"].unique() if case not in off.index]
     if silent:
         said.append(f"Not judged, for the data tell of no factor: {'; '.join(silent)}.")
@@ -45,6 +52,19 @@ def coverage_verdict(rows: pd.DataFrame) -> tuple[str, list[str]]:
             "points (binomial standard error)."
         )
     return head, said
+
+
+def _off(rows: pd.DataFrame, nominal: dict[str, int]) -> pd.Series:
+    """Points by which the median coverage of each case is off at most, the worst first."""
+    median = 100 * rows.groupby("case", sort=False)[list(nominal)].median()
+    off = (median - pd.Series(nominal)).abs().max(axis=1)
+    return off.sort_values(ascending=False, kind="stable")
+
+
+def _worst(off: pd.Series) -> str:
+    if off.empty or off.iloc[0] <= BAR:
+        return ""
+    return f" (missed most with {off.index[0]}, by {off.iloc[0]:.2g} points)"
 
 
 def _range(values: pd.Series) -> str:

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from countvae_simulations.runner import Cell
+from countvae_simulations.cell import Cell
 from countvae_simulations.scenarios.base import Scenario, named, plain_log
 
 TABLES = (
@@ -21,6 +21,7 @@ FEW_DRAWS = {20: (10, 50, 200), 50: (10, 50)}
 """Those of the small grid; compiling takes most of its minutes."""
 
 THOUSANDS = 1000
+MIXED = 1.1
 EQUAL = 1.05
 """An error within this factor of ours counts as equal."""
 
@@ -55,7 +56,11 @@ def conclude(rows: pd.DataFrame) -> list[str]:
     lower, said, ratios, unreached = [], [], [], 0
     for size, some in tables:
         ours = some[some["method"] == "ours"]
-        error, seconds = ours["covariance"].median(), ours["seconds"].median()
+        timed = ours.dropna(subset="covariance")
+        if timed.empty:
+            said.append(f"{size}: no fit of ours to compare.")
+            continue
+        error, seconds = timed["covariance"].median(), timed["seconds"].median()
         nuts = some[some["method"] == "peer"]
         nuts = nuts.assign(whole=nuts["seconds"] + nuts["compile_seconds"])
         names = ["covariance", "seconds", "whole", "r_hat"]
@@ -72,15 +77,27 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         ratios.append(first[["seconds", "whole"]] / seconds)
         unreached += not len(enough)
         least = " (the fewest tried)" if first.name == budgets.index[0] else ""
+        mixed = enough[enough["r_hat"] < MIXED]
+        pairs = nuts[nuts["settings.draws"] == first.name].merge(timed, on="seed")
+        each = pairs["seconds_x"] / pairs["seconds_y"]
+        of_mixed = (
+            f"with chains that had mixed (R-hat below {MIXED}) "
+            f"{mixed['seconds'].iloc[0] / seconds:.3g} times"
+            if len(mixed)
+            else f"chains that had mixed (R-hat below {MIXED}) did not reach it"
+        )
         said.append(
             f"{size}: ours has covariance error {error:.3g} in {seconds:.2g} s. NUTS {reached} "
             f"(within 5 %) with {first.name:.0f} draws a chain{least}: error "
             f"{first['covariance']:.3g}, R-hat {first['r_hat']:.2f}, in {first['seconds']:.3g} s "
             f"({first['whole']:.3g} s with compilation), {ratios[-1]['seconds']:.3g} "
-            f"({ratios[-1]['whole']:.3g}) times our time. With {last.name:.0f} draws its error is "
+            f"({ratios[-1]['whole']:.3g}) times our time, seed by seed {each.min():.3g} to "
+            f"{each.max():.3g}; {of_mixed}. With {last.name:.0f} draws its error is "
             f"{last['covariance']:.3g}, R-hat {last['r_hat']:.2f}, in {last['seconds']:.3g} s."
         )
         said += _posterior(size, ours)
+    if not ratios:
+        return ["Nothing can be compared.", *said]
     at_best = (
         f"With its largest budget NUTS has the lower error on {len(lower)} of {len(tables)} tables"
         + (f": {'; '.join(lower)}. " if lower else ". ")
@@ -104,7 +121,8 @@ def _posterior(size: str, ours: pd.DataFrame) -> list[str]:
     return [
         f"{size}, posterior of z at the fitted decoder: the default answer differs from the mean "
         f"of long chains by {ours['mcmc_error_2'].median():.2g} posterior standard deviations, the "
-        f"importance-sampled mean by {ours['mcmc_exact'].median():.2g}; the reported deviations "
+        f"importance-sampled mean by {ours['mcmc_exact'].median():.2g}, of which the chains' own "
+        f"Monte-Carlo error is {ours['mcmc_noise'].median():.2g}; the reported deviations "
         f"are {ours['mcmc_sd_ratio'].median():.3g} of the chains' (worst R-hat "
         f"{ours['mcmc_r_hat'].max():.3f})."
     ]
@@ -113,9 +131,11 @@ def _posterior(size: str, ours: pd.DataFrame) -> list[str]:
 def _agreement(rows: pd.DataFrame) -> str:
     if "mcmc_error_2" not in rows:
         return ""
+    looked = rows.dropna(subset="mcmc_error_2")
     return (
-        f"Our posterior means of z are {rows['mcmc_error_2'].median():.2g} standard deviations "
-        "from those of long chains (median over tables)."
+        f"Our posterior means of z are {looked['mcmc_error_2'].median():.2g} standard deviations "
+        f"from those of long chains (median over {len(looked)} fits; the chains' own Monte-Carlo "
+        f"error is {looked['mcmc_noise'].median():.2g})."
     )
 
 
@@ -152,6 +172,7 @@ SCENARIO = Scenario(
         "sigma2_ratio",
         "mcmc_error_2",
         "mcmc_exact",
+        "mcmc_noise",
         "mcmc_sd_ratio",
         "mcmc_r_hat",
         "r_hat",

@@ -54,9 +54,11 @@ def fit(counts: np.ndarray, rank: int, seed: int, draws: np.ndarray, **decoder: 
     sampler.run(random.key(seed), counts, rank, **decoder)
     if decoder:
         z = sampler.get_samples(group_by_chain=True)["z"]
-        worst = summary({"z": z})["z"]["r_hat"].max()
+        told = summary({"z": z})["z"]
+        mcse = told["std"] / np.sqrt(told["n_eff"])
         flat = z.reshape(-1, *z.shape[2:])
-        return {"z": flat.mean(0), "z_sd": flat.std(0), "r_hat": worst}
+        means = {"z": flat.mean(0), "z_sd": flat.std(0), "z_mcse": mcse}
+        return means | {"r_hat": told["r_hat"].max()}
     drawn = sampler.get_samples(group_by_chain=True)
     V = drawn["V"] * drawn["scale"][:, :, None, :]
     V -= V.mean(axis=2, keepdims=True)
