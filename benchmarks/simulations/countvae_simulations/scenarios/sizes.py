@@ -63,7 +63,9 @@ def conclude(rows: pd.DataFrame) -> list[str]:
     for name in STEPS:
         some = along(rows, name)
         median = some.groupby([f"table.{name}", "label"])["subspace_common"].median().unstack()
-        median = median.reindex(columns=NAMES)
+        median = median.reindex(columns=NAMES).dropna(subset=["ours", "log_ppca", "oracle"])
+        if median.empty:
+            continue
         low, high = median.iloc[0], median.iloc[-1]
         filled = some.groupby(f"table.{name}")["nonzero"].median()
         said.append(
