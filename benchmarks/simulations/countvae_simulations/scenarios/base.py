@@ -123,7 +123,8 @@ def named(rows: pd.DataFrame) -> pd.Series:
 
 def plain_log(axis: Axis) -> None:
     """A logarithmic axis with numbers that do not collide."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 90 * low else (1,)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -161,13 +161,20 @@ def draw(rows: pd.DataFrame) -> Figure:
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for ax, ((n, d, N), some) in zip(axes.flat, tables, strict=False):
         median = some.groupby("label", sort=False)[["seconds", "VV_common"]].median()
-        families = [str(label).split(", ")[0] for label in median.index]
-        best = median.groupby(families)["VV_common"].idxmin()
+        of_logs = [label for label in median.index if "pseudocount" in str(label)]
+        best = median.loc[of_logs, "VV_common"].idxmin() if of_logs else None
         for label, (seconds, error) in median.iterrows():
             ax.plot(seconds, error, "o", color=COLOURS.get(str(label), "#999999"))
-            if label in set(best):
-                place = {"textcoords": "offset points", "fontsize": 7.5}
-                below = str(label).startswith(("log_ppca", "plnpca"))
+            place = {"textcoords": "offset points", "fontsize": 7.5}
+            if label == best:
+                ax.annotate(
+                    f"best of PCA, PPCA, FA:\n{_short(label)}",
+                    (seconds, error),
+                    (-18, -22),
+                    **place,
+                )
+            elif label not in of_logs:
+                below = label == "plnpca"
                 ax.annotate(_short(label), (seconds, error), (4, -10 if below else 4), **place)
         ax.set(xscale="log", yscale="log", title=f"{n:,} x {d:,}, {N:,} reads")
         plain_log(ax.xaxis)

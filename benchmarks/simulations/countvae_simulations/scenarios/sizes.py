@@ -94,7 +94,7 @@ def _ahead(whom: str, times: pd.Series) -> str:
 def draw(rows: pd.DataFrame) -> Figure:
     """Subspace error, a panel a dimension."""
     rows = rows.assign(label=named(rows))
-    figure = Figure(figsize=(3.2 * len(STEPS), 3.2), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(STEPS), 3.5), layout="constrained")
     axes = figure.subplots(1, len(STEPS), sharey=True)
     for ax, name in zip(axes, STEPS, strict=True):
         for label, part in along(rows, name).groupby("label"):
@@ -107,7 +107,8 @@ def draw(rows: pd.DataFrame) -> Figure:
         plain_log(ax.xaxis)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("share of the factor space missed")
-    axes[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.72))
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(NAMES), frameon=False)
     return figure
 
 
