@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from countvae_simulations.cell import processor
 from countvae_simulations.methods import peer
 
 from countvae import MultinomialVAE
@@ -136,7 +137,7 @@ def origin() -> list[str]:
     return [
         " ".join([f"python -m benchmarks.{program.parent.name}.{program.stem}", *sys.argv[1:]]),
         f"Python {platform.python_version()}, {versions}, commit {_commit()}",
-        f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
         f"{platform.system()} {platform.machine()}",
     ]
 
@@ -149,12 +150,3 @@ def _commit() -> str:
     # results that other scripts have just written change no figure
     changed = told("diff", "HEAD", "--name-only", "--", ".", ":!benchmarks/*/results/*")
     return (told("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
-
-
-def _processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()

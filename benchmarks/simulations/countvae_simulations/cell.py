@@ -84,7 +84,7 @@ class Cell:
 def versions() -> dict[str, str]:
     """What results depend on: packages, Python, and a digest of the code that makes them."""
     numbers = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
-    return numbers | {"processor": f"{_processor()}, {os.cpu_count()} cores", "code": code()}
+    return numbers | {"processor": f"{processor()}, {os.cpu_count()} cores", "code": code()}
 
 
 def _version(name: str) -> str:
@@ -94,7 +94,7 @@ def _version(name: str) -> str:
         return "none"
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return what the system calls its processor; the last bits of results differ by it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -17,7 +17,7 @@ import pandas as pd
 
 from countvae.errors import ArgumentError, CountvaeWarning, MissingPackage
 from countvae.files import claimed
-from countvae_simulations.cell import Cell, code, run_cell
+from countvae_simulations.cell import Cell, code, run_cell, versions
 from countvae_simulations.methods.peer import PeerMissing
 
 COLUMNS = 3
@@ -87,8 +87,8 @@ def _run(
             n_jobs=-1 if cluster else jobs, return_as="generator_unordered", batch_size=1
         )
         do = _in_fresh_process if fresh else _keyed
-        of_now = code()
-        tasks = (joblib.delayed(do)(key, cell, threads, of_now) for key, cell in todo.items())
+        of_key = versions()["code"]
+        tasks = (joblib.delayed(do)(key, cell, threads, of_key) for key, cell in todo.items())
         for key, measured in parallel(tasks):
             if isinstance(measured, str):
                 warnings.warn(f"left out: {measured}", CountvaeWarning, stacklevel=3)
