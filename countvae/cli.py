@@ -855,6 +855,11 @@ def _fitted(
         except KeyboardInterrupt:
             if not checkpoint.exists():
                 raise
+            if processes.count > 1:
+                raise KeyboardInterrupt(
+                    "interrupted; run the same again with --resume to go on from the last"
+                    " checkpoint."
+                ) from None
             again = sys.argv[1:] + ["--resume"] * ("--resume" not in sys.argv)
             raise KeyboardInterrupt(
                 f"interrupted; it goes on by: {shlex.join(['countvae', *again])}"

@@ -1,6 +1,7 @@
 """Several processes share one fit: the same answer, one writer, and a way on when one is killed."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -183,7 +184,12 @@ def test_when_one_is_killed_the_rest_say_so_and_the_fit_goes_on_from_its_checkpo
     os.kill(children(process.pid)[-1], signal.SIGKILL)
     said, _ = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "Error: another process of the fit has ended; run the same again with --resume" in said
+    # the launcher ends the rest by SIGTERM, perhaps before they see that one is gone
+    assert re.search(
+        "Error: (another process of the fit has ended|interrupted); run the same again with"
+        " --resume to go on from the last checkpoint",
+        said,
+    ), said
     assert not (folder / "broken").exists()
     again = launch(folder, "-o", "broken", "--max-epochs", "80", count=1)
     said, _ = again.communicate(timeout=120)
