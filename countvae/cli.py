@@ -77,12 +77,15 @@ from countvae.table import CountTable, check_overlap, read, read_metadata, write
 
 Table = CountTable | CountFile
 
-DEFAULTS = {
-    name: parameter.default
+ON_GRID, DENSE = (
+    {name: parameter.default for name, parameter in inspect.signature(kind).parameters.items()}
     for kind in (ConvMultinomialVAE, MultinomialVAE)
-    for name, parameter in inspect.signature(kind).parameters.items()
-}
-OF_GRID = ("grid", "channels", "decoder")
+)
+DEFAULTS = ON_GRID | DENSE
+OF_KIND = [name for name in DENSE if name in ON_GRID and ON_GRID[name] != DENSE[name]]
+"""Settings whose defaults on a grid are others."""
+
+OF_GRID = [name for name in ON_GRID if name not in DENSE]
 VERSIONS = ("countvae", "torch", "numpy", "scipy", "scikit-learn", "scikit-bio", "anndata")
 COORDINATES = (".tsv", ".h5ad", ".txt")
 DENOISED = 6
@@ -124,6 +127,8 @@ def setting(name: str, *flags: str, help: str, **attributes: Any) -> Callable[[A
     if isinstance(attributes.get("type"), click.Choice):
         default = default.replace("_", "-")
     shown = "follows from the data" if default is None else True
+    if name in OF_KIND:
+        shown = f"{default}, and {ON_GRID[name]} with --grid"
     flags = flags or (f"--{name.replace('_', '-')}",)
     return click.option(name, *flags, default=default, show_default=shown, help=help, **attributes)
 
@@ -135,6 +140,17 @@ reading = together(
     click.option("--drop-empty", is_flag=True, help="Leave out samples without reads."),
     click.option("--allow-fractional", is_flag=True, help="Take values that are not whole."),
     click.option("--stream", is_flag=True, help="Leave the table on disk, and read it as needed."),
+)
+gridding = together(
+    click.option(
+        "--grid", type=Sizes(), help="Features lie on a grid, 8x8 or 100: the encoder convolves."
+    ),
+    setting("channels", type=ONE_OR_MORE, help="Features at each position of the grid."),
+    setting(
+        "decoder",
+        type=click.Choice(list(DECODERS)),
+        help="Of a grid: linear, or bent by a network of transposed convolutions.",
+    ),
 )
 drop_missing_option = click.option(
     "--drop-missing", is_flag=True, help="Leave out samples without a value of a covariate."
@@ -212,15 +228,7 @@ def main() -> None:
 @setting("encoder_depth", type=ONE_OR_MORE, help="Dense layers of the encoder; 1 is linear.")
 @setting("encoder_width", type=ONE_OR_MORE, help="Units of its hidden layers.")
 @setting("activation", type=click.Choice(list(ACTIVATIONS)), help="Of its hidden layers.")
-@click.option(
-    "--grid", type=Sizes(), help="Features lie on a grid, 8x8 or 100: the encoder convolves."
-)
-@setting("channels", type=ONE_OR_MORE, help="Features at each position of the grid.")
-@setting(
-    "decoder",
-    type=click.Choice(list(DECODERS)),
-    help="Of a grid: linear, or bent by a network of transposed convolutions.",
-)
+@gridding
 @setting("pseudocount", type=POSITIVE, help="In the encoder only, never in the likelihood.")
 @setting(
     "noise",
@@ -298,9 +306,8 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
         raise click.UsageError("--tree and --basis exclude each other.")
     if tree and not tree.is_file():
         raise NoSuchFile(f"{tree}: there is no such file.")
-    of_grid = [name for name in OF_GRID if _given(ctx, name)]
-    if of_grid and "grid" not in of_grid and not options["init"]:
-        raise click.UsageError(f"--{of_grid[0]} goes with --grid.")
+    if not options["init"]:
+        _check_grid(ctx)
     chosen(options["device"])
     with launched() as processes, processes.first_holds(claimed(output)):
         options["quiet"] |= processes.rank > 0
@@ -398,7 +405,8 @@ def info(path: Path, layer: str | None, as_json: bool) -> None:
     show_default=True,
     help="Parts of the samples, each held out once.",
 )
-@setting("encoder_depth", type=Numbers(), help="Dense layers of the encoder to compare: 1,2,3.")
+@setting("encoder_depth", type=Numbers(), help="Layers of the encoder to compare: 1,2,3.")
+@gridding
 @setting("max_epochs", type=ONE_OR_MORE, help="Passes over the table.")
 @reading
 @filtering
@@ -408,14 +416,27 @@ def info(path: Path, layer: str | None, as_json: bool) -> None:
 @quiet_option
 @json_option
 @debug_option
+@click.pass_context
 def select_command(
-    table: Path, tried: list[int], output: Path, as_json: bool, force: bool, **options: Any
+    ctx: click.Context,
+    table: Path,
+    tried: list[int],
+    output: Path,
+    as_json: bool,
+    force: bool,
+    **options: Any,
 ) -> None:
     """Say how many factors a table carries, by held-out evidence.
 
     OUTPUT_DIR holds selection.tsv (a row a model) and selection.png; the verdict is printed.
     """
     say = _say(options["quiet"])
+    _check_grid(ctx)
+    settings = {name: options[name] for name in ("max_epochs", "device")}
+    if options["grid"]:
+        settings |= {"kind": ConvMultinomialVAE} | {name: options[name] for name in OF_GRID}
+        if not _given(ctx, "encoder_depth"):
+            options["encoder_depth"] = [ON_GRID["encoder_depth"]]
     if options["stream"]:
         raise click.UsageError("--stream: folds are taken from a table in memory.")
     with new_folder(output, force, replaceable=holds_only(*SELECTION)) as made:
@@ -430,8 +451,7 @@ def select_command(
                 folds=options["folds"],
                 random_state=options["seed"],
                 told=lambda row: say(TRIED.format(**row)),
-                max_epochs=options["max_epochs"],
-                device=options["device"],
+                **settings,
             )
         write_frame(found.table.set_index("k"), made / "selection.tsv")
         plots.selection(found.table)
@@ -840,7 +860,8 @@ def _fitted(
         check_ids(kept.feature_ids, f"{table}: feature ids")
         if begun is not None:
             kept = _brought(kept, begun, table, options["min_overlap"])
-    kind = ConvMultinomialVAE if options["grid"] else MultinomialVAE
+    on_grid = options["grid"] or isinstance(begun, ConvMultinomialVAE)
+    kind = ConvMultinomialVAE if on_grid else MultinomialVAE
     settings = {
         name: options[name]
         for name in options.keys() & inspect.signature(kind).parameters.keys() - {"basis"}
@@ -864,9 +885,10 @@ def _fitted(
             raise KeyboardInterrupt(
                 f"interrupted; it goes on by: {shlex.join(['countvae', *again])}"
             ) from None
+    arguments = ctx.params | {name: getattr(model, name) for name in OF_KIND}
     run = {
         "command": "fit",
-        "arguments": {name: _plain(value) for name, value in sorted(ctx.params.items())},
+        "arguments": {name: _plain(value) for name, value in sorted(arguments.items())},
         "versions": _versions(),
         "processes": processes.count,
         "seed": options["random_state"],
@@ -887,6 +909,13 @@ def _fitted(
 def _given(ctx: click.Context, name: str) -> bool:
     """Whether an option was on the command line."""
     return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _check_grid(ctx: click.Context) -> None:
+    """Refuse options of a grid where there is none."""
+    of_grid = [name for name in OF_GRID if _given(ctx, name)]
+    if of_grid and "grid" not in of_grid:
+        raise click.UsageError(f"--{of_grid[0]} goes with --grid.")
 
 
 def _going_on(ctx: click.Context, options: dict[str, Any]) -> MultinomialVAE:

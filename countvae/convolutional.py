@@ -60,6 +60,8 @@ class ConvMultinomialVAE(MultinomialVAE):
     Other attributes and methods are those of `MultinomialVAE`. With a network the bound of
     `score_samples` is averaged over draws of the factors, `subcomposition`, `get_covariance` and
     networks of features are not to be had, and Newton's steps take slopes at each sample.
+    Distances between rows of `transform` are then Aitchison distances along the straight map only,
+    and `explained_variance_ratio_` is that map's share of the variance of all logits.
 
     Examples
     --------
@@ -141,9 +143,12 @@ class ConvMultinomialVAE(MultinomialVAE):
     def _check_settings(self) -> None:
         super()._check_settings()
         given = (1,) if self.grid is None else self.grid
-        shape = given if isinstance(given, list | tuple) else ()
+        shape = given if isinstance(given, list | tuple | np.ndarray) else ()
         sizes = [*shape, self.channels]
-        whole = all(isinstance(size, int | np.integer) and size >= 1 for size in sizes)
+        whole = all(
+            isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= 1
+            for size in sizes
+        )
         if not (whole and len(shape) in (1, 2)):
             raise ArgumentError(
                 "grid, channels: expected one or two whole numbers of positions, and one of"
@@ -171,16 +176,21 @@ class ConvMultinomialVAE(MultinomialVAE):
         return counts
 
     def _size_of_networks(self, d: int) -> dict[str, int]:
-        depth, width, grid = int(self.encoder_depth), int(self.encoder_width), self._on(d)
-        of_layers = [width * grid.halved(i).positions for i in range(depth - 1)]
-        networks = 2 if self.decoder == "network" else 1
-        convolved = 3 ** len(grid.shape) * width * (self.channels + width * max(0, depth - 2))
-        ends = 2 * int(self.n_components) * (of_layers[-1] if of_layers else 0)
-        return {
-            "width": 0,
-            "layers": networks * (convolved + ends),
-            "hidden": networks * sum(of_layers),
-        }
+        width, grid = int(self.encoder_width), self._on(d)
+        of_encoder, of_decoder = int(self.encoder_depth), self._decoder_depth
+        networks = [(of_encoder, 3)] + [(of_decoder, 4)] * (self.decoder == "network")
+        layers = hidden = 0
+        for depth, across in networks:
+            of_layers = [width * grid.halved(i).positions for i in range(depth - 1)]
+            convolved = width * (self.channels + width * max(0, depth - 2)) * bool(of_layers)
+            ends = 2 * int(self.n_components) * (of_layers[-1] if of_layers else 0)
+            layers += across ** len(grid.shape) * convolved + ends
+            hidden += sum(of_layers)
+        return {"width": 0, "layers": layers, "hidden": hidden}
+
+    @property
+    def _decoder_depth(self) -> int:
+        return max(2, int(self.encoder_depth))
 
     def _new_encoder(self, A, b, log_D, centre, generator: torch.Generator | None) -> Encoder:
         return ConvEncoder(
@@ -195,7 +205,7 @@ class ConvMultinomialVAE(MultinomialVAE):
             mu,
             sigma2,
             grid=self._on(len(V)),
-            depth=max(2, int(self.encoder_depth)),
+            depth=self._decoder_depth,
             width=int(self.encoder_width),
             activation=self.activation,
             generator=generator,

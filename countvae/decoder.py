@@ -85,9 +85,12 @@ class Decoder(nn.Module):
         """Return the slopes of the logits in the factors: V, the same everywhere."""
         return self.V
 
-    def linear_part(self) -> tuple[Float[Tensor, "d k"], Float[Tensor, " d"]]:
-        """V and mu of the straight map that is closest to the logits under N(0, I)."""
-        return self.V, self.mu
+    def straight(self) -> tuple[Float[Tensor, "d k"], Float[Tensor, " d"], float]:
+        """V and mu of the straight map closest to the logits under N(0, I), and what it lacks.
+
+        The last is the variance of the logits that is not the map's, summed over the features.
+        """
+        return self.V, self.mu, 0.0
 
     def forward(
         self,
@@ -203,15 +206,24 @@ class ConvDecoder(Decoder):
         last = transposed_convolution(width, grid.channels, axes, generator, V)
         nn.init.zeros_(last.weight)
         self.hidden = nn.Sequential(*layers, last)
+        self.shapes = [grid.halved(depth - 2 - i).shape for i in range(depth - 1)]
 
     def bend(self, z: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
         """Return what the network adds to the logits."""
-        return self._flat(self.hidden(self.small.images(self.first(z))))
+        images = self.small.images(self.first(z))
+        for i, layer in enumerate(self.hidden):
+            images = self._doubled(i, images) if i % 2 else layer(images)
+        return self._flat(images)
+
+    def _doubled(self, i: int, images: Tensor) -> Tensor:
+        """Apply a transposed convolution, every second layer, and cut to the grid of there."""
+        images = self.hidden[i](images)
+        for axis, size in enumerate(self.shapes[i // 2]):
+            images = images.narrow(axis + 2, 0, size)
+        return images
 
     def _flat(self, images: Tensor) -> Float[Tensor, "_ d"]:
-        """Cut the images to the grid, and centre them over the features."""
-        for axis, size in enumerate(self.grid.shape):
-            images = images.narrow(axis + 2, 0, size)
+        """Centre images over the features."""
         flat = self.grid.flat(images)
         return flat - flat.mean(1, keepdim=True)
 
@@ -226,26 +238,30 @@ class ConvDecoder(Decoder):
         values = self.small.images(self.first(z))
         slopes = self.small.images(self.first.weight.T)[:, None].expand(-1, b, *values.shape[1:])
         slopes = slopes.flatten(0, 1)  # of each factor, one sample after the other
-        for layer in self.hidden:
-            if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d):
-                slopes = layer(slopes) - layer(torch.zeros_like(slopes[:1]))
+        for i, layer in enumerate(self.hidden):
+            if i % 2:
+                slopes = self._doubled(i, slopes) - self._doubled(i, torch.zeros_like(slopes[:1]))
+                values = self._doubled(i, values)
             else:
                 slopes = (slopes.unflatten(0, (k, b)) * _slope(layer, values)).flatten(0, 1)
-            values = layer(values)
+                values = layer(values)
         added = self._flat(slopes).unflatten(0, (k, b)).permute(1, 2, 0)
         return self.V + added
 
     @torch.no_grad()
-    def linear_part(self) -> tuple[Float[Tensor, "d k"], Float[Tensor, " d"]]:
-        """V and mu of the straight map that is closest to the logits under N(0, I)."""
+    def straight(self) -> tuple[Float[Tensor, "d k"], Float[Tensor, " d"], float]:
+        """V and mu of the straight map closest to the logits under N(0, I), and what it lacks."""
         k, generator = self.V.shape[1], torch.Generator().manual_seed(0)
         draws = torch.randn(DRAWS, k, generator=generator, dtype=self.V.dtype).to(self.V.device)
         design = torch.cat([draws, torch.ones_like(draws[:, :1])], 1)
-        by_logits = design.new_zeros(k + 1, len(self.V))
+        by_logits, squares = design.new_zeros(k + 1, len(self.V)), 0.0
         for some in design.split(DRAWS_AT_ONCE):  # a network's layers are large
-            by_logits.addmm_(some.T, self.logits(some[:, :k]))
+            logits = self.logits(some[:, :k])
+            by_logits.addmm_(some.T, logits)
+            squares += logits.square().sum().item()
         fitted = torch.linalg.solve(design.T @ design, by_logits)
-        return fitted[:k].T.contiguous(), fitted[k]
+        left = squares - (fitted * by_logits).sum().item()
+        return fitted[:k].T.contiguous(), fitted[k], max(0.0, left / DRAWS)
 
     def forward(self, z, D, U=None, f=None, draws=None):
         """Logits at a draw from q, without variance; or as if the decoder were straight near z."""
@@ -270,7 +286,7 @@ def _slope(activation: nn.Module, at: Tensor) -> Tensor:
 
 
 class Given:
-    """The law of some samples with covariates: a decoder with a centre for each sample.
+    """The law of some samples with covariates: a linear decoder with a centre for each sample.
 
     Parameters
     ----------
@@ -279,6 +295,8 @@ class Given:
     f : (b, p)
         Covariates of these samples.
     """
+
+    linear = True
 
     def __init__(self, decoder: Decoder, f: Float[Tensor, "b p"]) -> None:
         self.sigma2 = decoder.sigma2

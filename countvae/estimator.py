@@ -49,6 +49,7 @@ from countvae.inference import (
     drawn_logits,
     factor_covariance,
     importance_weights,
+    in_expectation,
     log_ratios,
     posterior_at,
     proportion_interval,
@@ -69,8 +70,8 @@ MAX_COVARIANCE_BYTES = 2**31
 EXACT = 1e-8
 """Tolerance of the solver in nats where an answer is reported, not trained on."""
 
-DRAWS = 64
-"""Draws of the factors by which the bound of a decoder that is a network is averaged."""
+JACOBIAN_ENTRIES = 2**24
+"""Numbers that the slopes of a network's layers may take for the samples answered at once."""
 
 INTERVAL_ENTRIES = 2**22
 """Drawn proportions that are in memory at once."""
@@ -143,8 +144,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         One noise variance, as in the paper, or one a feature, shrunk to the common one.
     posterior_variance : {"per_sample", "shared", "none"}
         Whether the encoder's D depends on the sample; "shared" is the paper's. "none" fits a
-        plain autoencoder: factors are points, and nothing draws them to their prior. Its codes are
-        those of ``refinement_steps=0``; answers after Newton steps are those of its decoder.
+        plain autoencoder: factors are points, nothing draws them to their prior, and loadings are
+        not shrunk. Its codes are those of ``refinement_steps=0``, which have no variance; answers
+        after Newton steps are those that its decoder has under the prior.
     shrink_loadings : bool
         Put an empirical-Bayes t prior on the loadings after a sixth of the epochs.
     refinement_steps : int
@@ -214,7 +216,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         W in the basis.
     clr_loadings_, clr_loadings_sd_ : (d, k)
         V = Psi W, ``components_.T * sqrt(explained_variance_)``, and the posterior standard
-        deviations of its entries.
+        deviations of its entries, NaN where the decoder is a network.
     basis_operator_ : Balances or MatrixBasis
         Psi as an operator, with the names of the balances.
     history_ : DataFrame
@@ -403,7 +405,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Posterior mean and standard deviation of the coordinates, (n, k) each.
 
         After Newton steps the deviations are those of the whole covariance of the factors at the
-        answer; with ``refinement_steps=0`` those of the encoder's diagonal D.
+        answer; with ``refinement_steps=0`` those of the encoder's diagonal D, and zero of a plain
+        autoencoder.
         """
         means, sds = [], []
         for decoder, _, posterior in self._posteriors(X, self.refinement_steps):
@@ -424,17 +427,16 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return np.ones(self.n_components_) if self.whiten else np.sqrt(self.explained_variance_)
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """Bound on log p(x) of each sample in nats, multinomial coefficient included, (n,)."""
+        """Bound on log p(x) of each sample in nats, multinomial coefficient included, (n,).
+
+        Of the codes of a plain autoencoder, with ``refinement_steps=0``, the bound is on
+        log p(x | z), and higher than on log p(x).
+        """
         bounds = []
         for decoder, x, posterior in self._posteriors(X, self.refinement_steps):
-            if self._decoder.linear:
-                bound = posterior.bound + posterior.noise.overcount
-            else:
-                shape = DRAWS // 2, 1, self.n_components_
-                half = torch.from_numpy(np.random.RandomState(0).standard_normal(shape)).to(x)
-                draws = torch.cat([half, -half])
-                bound = importance_weights(decoder, x, posterior, draws).mean(0)
-            bounds.append((bound + log_coefficient(x)).cpu().numpy())
+            answer = in_expectation(decoder, x, posterior)
+            bound = answer.bound + answer.noise.overcount + log_coefficient(x)
+            bounds.append(bound.cpu().numpy())
         return np.concatenate(bounds)
 
     def score(self, X: Any, y: Any = None) -> float:
@@ -579,11 +581,20 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
         The bound with z and D optimised for that sample, less the bound at the encoder's own
         answer, before any refinement.
+
+        Raises
+        ------
+        InputError
+            Of a plain autoencoder, whose encoder has no posterior to fall short of.
         """
+        check_is_fitted(self)
+        if self.posterior_variance == "none":
+            raise ArgumentError("amortization_gap: a plain autoencoder has no posterior variance.")
         gaps = []
         for decoder, x, posterior in self._posteriors(X, 0, whole=True):
             best = refine(decoder, x, posterior, OPTIMAL_STEPS, tolerance=EXACT)
-            gaps.append((best.bound - posterior.bound).cpu().numpy())
+            best, own = (in_expectation(decoder, x, answer) for answer in (best, posterior))
+            gaps.append((best.bound - own.bound).cpu().numpy())
         return np.concatenate(gaps)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
@@ -1176,6 +1187,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         checkpoint = None if self.checkpoint is None else Checkpoint(self.checkpoint, this_fit)
         with processes.first_holds(claim):
             writer = checkpoint if processes.rank == 0 else None
+            points = self.posterior_variance == "none"
             kept, attempt = (None, 0) if checkpoint is None else checkpoint.found()
             while True:
                 generator = torch.Generator().manual_seed(seed)
@@ -1188,9 +1200,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                         encoder.to(device),
                         decoder.to(device),
                         Schedule(max_epochs, rate, self.optimizer, self.patience),
-                        shrink_loadings=bool(self.shrink_loadings) and decoder.linear,
+                        shrink_loadings=self.shrink_loadings and decoder.linear and not points,
                         generator=generator,
-                        points=self.posterior_variance == "none",
+                        points=points,
                         going_on=begun is not None,
                         frozen=self.freeze,
                         validation=validation,
@@ -1356,7 +1368,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Read centre, axes, variances and signs off a trained decoder."""
         self._encoder: Encoder | None = encoder.requires_grad_(False)
         self._decoder = decoder.requires_grad_(False)
-        V, mu = self._decoder.linear_part()
+        V, mu, beyond = self._decoder.straight()
         U, s, Rt = np.linalg.svd(V.numpy(), full_matrices=False)
         signs = np.sign(U[np.abs(U).argmax(0), np.arange(len(s))])
         signs[signs == 0] = 1
@@ -1364,16 +1376,17 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.components_ = (U * signs).T
         self.explained_variance_ = s**2
         self.n_components_ = len(s)
-        self._describe(mu)
+        self._describe(mu, beyond)
 
-    def _describe(self, mu: torch.Tensor) -> None:
-        """Read the rest off the decoder, given the centre and the axes."""
+    def _describe(self, mu: torch.Tensor, beyond: float = 0.0) -> None:
+        """Read the rest off the decoder, given centre and axes, and the variance beyond them."""
         self.mean_ = mu.numpy().copy()
         d = len(self.mean_)
         self.feature_noise_variance_ = np.broadcast_to(self._decoder.sigma2.numpy(), (d,)).copy()
         self.noise_variance_ = float(self.feature_noise_variance_.mean())
         along = self.explained_variance_ * np.square(self.components_).sum(1)
-        self.explained_variance_ratio_ = along / (along.sum() + self.noise_variance_ * (d - 1))
+        total = along.sum() + beyond + self.noise_variance_ * (d - 1)
+        self.explained_variance_ratio_ = along / total
         self.loadings_ = self.basis_operator_.adjoint(self.clr_loadings_.T).T
         if self._design is not None:
             scale = np.array(self._design.scale)
@@ -1384,6 +1397,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             chance = self._design.chance or np.full(len(scale), 1 / len(self.depth_))
             self.coefficients_chance_ = chance / scale**2
         self.clr_loadings_sd_ = np.sqrt(self._decoder.V_var.numpy() @ self._rotation**2)
+        if not self._decoder.linear:
+            self.clr_loadings_sd_[:] = np.nan
 
     def _posteriors(
         self, X: Any, steps: int, *, whole: bool = False, entries: int = 2**20
@@ -1401,8 +1416,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             encoder = encoder and encoder.to(device)
         else:
             device = torch.device("cpu")
-        if not model._decoder.linear:
-            entries = min(entries, 2**17)
+        if not model._decoder.linear:  # slopes of each sample, of all channels
+            entries = min(entries, JACOBIAN_ENTRIES // (self.n_components_ * self.encoder_width))
         batch_size = max(1, entries // counts.shape[1])
         rows = Rows(counts, batch_size, torch.float64, device, covariates=covariates)
         for x, f in zip(rows.in_order(), rows.covariates_in_order(), strict=True):
@@ -1413,6 +1428,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                     begin, further = (z, torch.ones_like(z)), max(steps, WITHOUT_ENCODER)
                 else:
                     begin, further = encoder(x, f, decoder.Theta), steps
+                    if steps == 0 and self.posterior_variance == "none":
+                        begin = begin[0], torch.zeros_like(begin[1])
                 posterior = posterior_at(law, x, *begin, tolerance=EXACT)
                 posterior = refine(law, x, posterior, further, tolerance=EXACT)
             yield law, x, posterior
@@ -1420,7 +1437,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
 def _plain(value: Any) -> Any:
     """Return a setting as JSON has it."""
-    if isinstance(value, tuple | list):
+    if isinstance(value, tuple | list | np.ndarray):
         return [_plain(part) for part in value]
     return value.item() if isinstance(value, np.generic) else value
 

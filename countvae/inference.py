@@ -14,12 +14,15 @@ from countvae.threads import cut, share, worth
 Law = Decoder | Given
 
 BACKTRACK = 0.4
+DRAWS = 64
+"""Draws of the factors by which an expectation is taken through a network."""
+
 BLOCK_ENTRIES = 1 << 20
 """Entries of the products that are in memory at once."""
 
 
 class Posterior(NamedTuple):
-    """q(z | x) of a batch with its solved noise."""
+    """q(z | x) of a batch with its solved noise; without variance, D = 0, a point."""
 
     z: Float[Tensor, "b k"]
     D: Float[Tensor, "b k"]
@@ -27,8 +30,11 @@ class Posterior(NamedTuple):
 
     @property
     def bound(self) -> Float[Tensor, " b"]:
-        """Bound on log p(x) in nats, multinomial coefficient left out."""
-        return self.noise.bound - factor_kl(self.z, self.D)
+        """Bound on log p(x) in nats, multinomial coefficient left out; of a point, on log p(x | z).
+
+        Of a network it is that of the decoder made straight at z: see `in_expectation`.
+        """
+        return self.noise.bound - factor_kl(self.z, self.D) if self.D.any() else self.noise.bound
 
 
 @torch.no_grad()
@@ -43,6 +49,27 @@ def posterior_at(
     """Solve the noise of a batch at given factors."""
     m0, Q = decoder(z, D)
     return Posterior(z, D, solve_noise(m0, Q, x, decoder.sigma2, log_scale, tolerance))
+
+
+@torch.no_grad()
+def in_expectation(decoder: Law, x: Float[Tensor, "b d"], posterior: Posterior) -> Posterior:
+    """Give an answer the noise's likelihood and divergence in expectation under q(z | x).
+
+    A linear decoder's have them. Through a network they are averages over draws, in pairs of
+    opposite sign, that all samples share.
+    """
+    if decoder.linear:
+        return posterior
+    z, noise, solved = posterior.z, posterior.noise, []
+    half = np.random.RandomState(0).standard_normal((DRAWS // 2, 1, z.shape[1]))
+    for draw in torch.from_numpy(np.concatenate([half, -half])).to(z):
+        m0 = decoder.logits(z + posterior.D.sqrt() * draw)
+        noise = solve_noise(m0, torch.zeros_like(x), x, decoder.sigma2, noise.log_scale)
+        solved.append(torch.stack([noise.likelihood, noise.kl, noise.overcount]))
+    likelihood, kl, overcount = torch.stack(solved).mean(0)
+    return posterior._replace(
+        noise=posterior.noise._replace(likelihood=likelihood, kl=kl, overcount=overcount)
+    )
 
 
 def through(c: Float[Tensor, "b d"], J: Float[Tensor, "*b d k"]) -> Float[Tensor, "b k"]:
@@ -171,7 +198,8 @@ def drawn_logits(
     def normal(*shape: int) -> Tensor:
         return torch.from_numpy(rng.standard_normal(shape)).to(S)
 
-    away = (torch.linalg.cholesky(S) @ normal(*posterior.z.shape, 1))[:, :, 0]
+    root = torch.linalg.cholesky(S) if S.any() else S
+    away = (root @ normal(*posterior.z.shape, 1))[:, :, 0]
     level = (away * law.v_bar).sum(1, keepdim=True)
     moved = decoder.logits(posterior.z + away) - decoder.logits(posterior.z)
     logits = law.mean + level + law.rho * (moved - level)
@@ -201,19 +229,18 @@ def importance_weights(
     decoder: Law,
     x: Float[Tensor, "b d"],
     posterior: Posterior,
-    draws: Float[Tensor, "s #b k"],
+    draws: Float[Tensor, "s b k"],
 ) -> Float[Tensor, "s b"]:
     """Logarithms of B(x | z) N(z; 0, I) / q(z) for draws of z from q; coefficient left out.
 
     q is normal with the whole covariance of the factors, ten per cent wider; it is drawn by
-    standard normal `draws`, which samples may share. The mean of the logarithms is a bound on
-    log p(x) too.
+    standard normal `draws`.
     """
     J = decoder.jacobian(posterior.z)
     root = torch.linalg.cholesky(1.1 * factor_covariance(J, posterior.noise.w))
     log_det = root.diagonal(dim1=1, dim2=2).log().sum(1)
     none, noise, weights = torch.zeros_like(x), posterior.noise, []
-    for standard in draws.expand(-1, *posterior.z.shape):
+    for standard in draws:
         z = posterior.z + (root @ standard[:, :, None])[:, :, 0]
         noise = solve_noise(decoder.logits(z), none, x, decoder.sigma2, noise.log_scale, TOLERANCE)
         prior = 0.5 * (standard.square() - z.square()).sum(1)
@@ -229,7 +256,7 @@ def refine(
     steps: int,
     tolerance: float = TOLERANCE,
 ) -> Posterior:
-    """Take Newton steps on z and fixed-point steps on D; no sample's bound ever falls.
+    """Take Newton steps on z and fixed-point steps on D; no sample's `bound` ever falls.
 
     A sample whose bound would fall stays, and tries a shorter step next.
     """

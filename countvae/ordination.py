@@ -75,15 +75,16 @@ def feature_frame(model: MultinomialVAE, metadata: pd.DataFrame | None = None) -
     Returns
     -------
     DataFrame
-        Columns F1, ..., Fk, F1_sd, ..., Fk_sd, mean_clr and noise_variance, then those of
-        `metadata`; indexed by "feature-id".
+        Columns F1, ..., Fk, F1_sd, ..., Fk_sd (not of a network), mean_clr and noise_variance,
+        then those of `metadata`; indexed by "feature-id".
     """
     axes = axis_names(model.n_components_)
     frame = pd.DataFrame(
         np.hstack([model.clr_loadings_, model.clr_loadings_sd_]),
         index=pd.Index(model.feature_ids_, name="feature-id", dtype=object),
         columns=[*axes, *(f"{axis}_sd" for axis in axes)],
-    ).assign(mean_clr=model.mean_, noise_variance=model.feature_noise_variance_)
+    ).dropna(axis="columns")
+    frame = frame.assign(mean_clr=model.mean_, noise_variance=model.feature_noise_variance_)
     return frame if metadata is None else frame.join(metadata, rsuffix="_given")
 
 

@@ -273,7 +273,7 @@ def _factors(model: MultinomialVAE, features: pd.DataFrame) -> dict[str, Any]:
                 "feature": ids[j],
                 "annotation": known[ids[j]] or UNASSIGNED,
                 "loading": f"{V[j, c]:+.2f}",
-                "sd": f"{sd[j, c]:.2f}",
+                "sd": "–" if np.isnan(sd[j, c]) else f"{sd[j, c]:.2f}",
                 "down": V[j, c] < 0,
                 "width": round(100 * abs(V[j, c]) / longest),
             }
@@ -322,6 +322,9 @@ def _called(model: MultinomialVAE, features: pd.DataFrame) -> dict[str, str]:
 def _network(model: MultinomialVAE, features: pd.DataFrame) -> dict[str, Any]:
     if model.n_features_in_ > NETWORK_FEATURES:
         says = f"Not drawn for more than {NETWORK_FEATURES:,} features; countvae network writes it."
+        return {"network": "", "edges": [], "network_says": says}
+    if getattr(model, "decoder", "linear") == "network":
+        says = "There is none of a model whose decoder is itself a network: it has no loadings."
         return {"network": "", "edges": [], "network_says": says}
     found = network.edges(model, partners=TOP, fdr=0.05)
     strongest = found[:EDGES]
@@ -372,6 +375,21 @@ def _checks(model: MultinomialVAE, table: CountTable | CountFile | None) -> dict
         return {"checks": ""}
     some = table.select_samples(_some(table.n, CHECKED))
     drawn, _ = model.sample_like(some, random_state=0)
+    figure = plt.figure(figsize=(10, 3.2), layout="constrained")
+    counts = some.counts if isinstance(some, CountTable) else some[:]
+    plots.predictive(counts, drawn, axes=list(figure.subplots(1, 3)))
+    thinned = f" {some.n:,} of {table.n:,} samples." if some.n < table.n else ""
+    return {
+        "checks": _image(figure, "The table beside one that the model drew"),
+        "checks_thinned": thinned,
+        **_gap(model, some, thinned),
+    }
+
+
+def _gap(model: MultinomialVAE, some: CountTable | CountFile, thinned: str) -> dict[str, Any]:
+    if model.posterior_variance == "none":
+        says = "A plain autoencoder has no posterior that its encoder could fall short of."
+        return {"gap": "", "gap_says": says}
     gap, depth = model.amortization_gap(some), some.depth
 
     def by_depth(ax: Any) -> None:
@@ -382,13 +400,7 @@ def _checks(model: MultinomialVAE, table: CountTable | CountFile | None) -> dict
         ax.set_ylabel("gap of the encoder (nats)")
         ax.spines[["top", "right"]].set_visible(False)
 
-    figure = plt.figure(figsize=(10, 3.2), layout="constrained")
-    counts = some.counts if isinstance(some, CountTable) else some[:]
-    plots.predictive(counts, drawn, axes=list(figure.subplots(1, 3)))
-    thinned = f" {some.n:,} of {table.n:,} samples." if some.n < table.n else ""
     return {
-        "checks": _image(figure, "The table beside one that the model drew"),
-        "checks_thinned": thinned,
         "gap": _png(by_depth, (6.0, 3.4), "Gap of the encoder by reads"),
         "gap_says": (
             f"What the encoder's own answer loses to the best one, by depth: {np.median(gap):.2g}"

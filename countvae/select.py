@@ -32,7 +32,7 @@ from countvae.errors import ArgumentError
 from countvae.estimator import MultinomialVAE
 from countvae.evidence import log_coefficient
 from countvae.inference import Posterior, importance_weights, posterior_at, refine
-from countvae.metrics import UNTRUSTED
+from countvae.metrics import UNTRUSTED, tail_shape
 from countvae.ppca import ppca_of_counts
 from countvae.rows import Rows
 from countvae.table import CountTable
@@ -109,6 +109,7 @@ def select(
     k: Sequence[int],
     encoder_depth: Sequence[int] = (2,),
     *,
+    kind: type[MultinomialVAE] = MultinomialVAE,
     folds: int = 3,
     draws: int = 64,
     random_state: int = 0,
@@ -125,6 +126,8 @@ def select(
         Numbers of factors to compare.
     encoder_depth : sequence of int
         Depths of the encoder to compare, with each k.
+    kind : type
+        The estimator: `MultinomialVAE`, or `ConvMultinomialVAE`.
     folds : int
         Parts of the samples, each of which is held out once.
     draws : int
@@ -134,7 +137,7 @@ def select(
     told : callable, optional
         Called after each fit with `k`, `encoder_depth`, `fold` and `evidence_a_read`.
     **settings
-        Of `MultinomialVAE`.
+        Of that estimator.
 
     Returns
     -------
@@ -165,9 +168,7 @@ def select(
     for fold in range(folds):
         held = np.flatnonzero(of == fold)
         for row, (number, layers) in enumerate(tried):
-            model = MultinomialVAE(
-                number, encoder_depth=layers, random_state=random_state, **settings
-            )
+            model = kind(number, encoder_depth=layers, random_state=random_state, **settings)
             model.fit(_samples(table, np.flatnonzero(of != fold)))
             evidence[row, held], pareto[row, held] = model.evidence(
                 _samples(table, held), draws, random_state
@@ -186,7 +187,7 @@ def select(
     for fold in range(folds):
         held = np.flatnonzero(of == fold)
         law = principal_law(counts[np.flatnonzero(of != fold)], tried[chosen][0], random_state)
-        plain[held] = evidence_under(law, counts[held], draws, random_state)
+        plain[held], _ = evidence_under(law, counts[held], draws, random_state)
     both = _compared(np.stack([plain, evidence[chosen]]), depth)
     gain = both["evidence_a_read"][1] - both["evidence_a_read"][0]
     return Selection(table, float(gain), float(both["difference_se"].max()))
@@ -208,14 +209,15 @@ def answers_under(law: Decoder, counts: csr_array) -> Iterator[tuple[Tensor, Pos
 
 def evidence_under(
     law: Decoder, counts: csr_array, draws: int, random_state: int
-) -> Float[np.ndarray, " n"]:
-    """Log p(x) of samples under a law, in nats, by importance sampling."""
-    rng, found = np.random.RandomState(random_state), []
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Log p(x) of samples under a law, in nats, by importance sampling, and Pareto k."""
+    rng, found, shapes = np.random.RandomState(random_state), [], []
     for x, posterior in answers_under(law, counts):
         normal = torch.from_numpy(rng.standard_normal((draws, *posterior.z.shape)))
         weights = importance_weights(law, x, posterior, normal)
         found.append(weights.logsumexp(0) - math.log(draws) + log_coefficient(x))
-    return torch.cat(found).numpy()
+        shapes.append(tail_shape(weights.numpy()))
+    return torch.cat(found).numpy(), np.concatenate(shapes)
 
 
 def _samples(table: CountTable | csr_array, at: np.ndarray) -> CountTable | csr_array:

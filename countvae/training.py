@@ -15,7 +15,7 @@ from countvae.devices import widest
 from countvae.encoder import Encoder
 from countvae.errors import DamagedModel, Diverged, out_of_memory
 from countvae.evidence import add_squares, factor_kl, noise_bound, solve_noise
-from countvae.inference import factor_precision, posterior_at, refine
+from countvae.inference import factor_precision, in_expectation, posterior_at, refine
 from countvae.logs import centred_logs
 from countvae.rows import Rows
 from countvae.shrinkage import Shrinkage
@@ -223,7 +223,7 @@ def train(
             watched = row["bound"]
             if validation is not None:
                 watched = row["validation_bound"] = mean_bound(
-                    encoder, decoder, validation, refinement_steps
+                    encoder, decoder, validation, refinement_steps, points=points
                 )
                 if watched > state.best_bound:
                     state.best = _parts(encoder, decoder)
@@ -392,13 +392,26 @@ class State:
 
 
 @torch.no_grad()
-def mean_bound(encoder: Encoder, decoder: Decoder, rows: Rows, refinement_steps: int = 0) -> float:
-    """Mean bound at the encoder's answer, refined or not, in nats, coefficient left out."""
+def mean_bound(
+    encoder: Encoder,
+    decoder: Decoder,
+    rows: Rows,
+    refinement_steps: int = 0,
+    *,
+    points: bool = False,
+) -> float:
+    """Mean bound at the encoder's answer, refined or not, in nats, coefficient left out.
+
+    Of factors that are `points`, on log p(x | z) at the encoder's own.
+    """
     total = torch.zeros((), dtype=widest(rows.device), device=rows.device)
     for x, f in zip(rows.in_order(), rows.covariates_in_order(), strict=True):
         law = decoder.given(f)
-        posterior = posterior_at(law, x, *encoder(x, f, decoder.Theta.detach()))
-        total += refine(law, x, posterior, refinement_steps).bound.sum()
+        z, D = encoder(x, f, decoder.Theta.detach())
+        answer = posterior_at(law, x, z, torch.zeros_like(D) if points else D)
+        if not points:
+            answer = in_expectation(law, x, refine(law, x, answer, refinement_steps))
+        total += answer.bound.sum()
     rows.processes.total(total)
     return total.item() / rows.n
 

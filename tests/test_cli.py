@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 from skbio import DistanceMatrix, OrdinationResults
 
 import countvae.checkpoint
-from countvae import MultinomialVAE, cli, demo, store
+from countvae import MultinomialVAE, cli, demo, select, store
 from countvae.cli import main
 from countvae.console import EXIT_CODES, Progress, explain
 from countvae.errors import CannotWrite, Diverged, InputError
@@ -1085,6 +1085,42 @@ def test_a_table_on_a_grid_is_fitted_by_the_convolutional_model(run, tmp_path, c
     assert list(cli.MultinomialVAE.load("further").grid) == [3, 2]
     refusal = run("network", "--model", "m", "-o", "net", code=3)
     assert "needs a linear decoder" in refusal.stderr
+    run("report", "m", "-o", "report.html")
+    assert "decoder is itself a network" in Path("report.html").read_text()
+    for command in ("score", "denoise"):
+        run(command, "images.tsv", "--model", "m", "-o", f"{command}d.tsv", "--quiet")
+    run("generate", "--model", "m", "--n-samples", 3, "-o", "drawn.biom", "--quiet")
+    assert not [name for name in pd.read_csv("m/features.tsv", sep="\t") if name.endswith("_sd")]
+    said = json.loads(Path("m/run.json").read_text())["arguments"]
+    assert (said["encoder_depth"], said["encoder_width"]) == (3, 32)
+
+
+def test_a_plain_autoencoder_is_reported(run, tmp_path, counts):
+    write_tsv(tmp_path / "table.tsv", counts)
+    run("fit", "table.tsv", "-o", "m", "--posterior-variance", "none", *QUICK)
+    run("report", "m", "--table", "table.tsv", "-o", "report.html")
+    assert "A plain autoencoder has no posterior" in Path("report.html").read_text()
+
+
+def test_select_compares_models_of_a_grid(run, tmp_path, counts):
+    write_tsv(tmp_path / "images.tsv", counts)
+    arguments = ["select", "images.tsv", "-k", "1,2", "-o", "s", "--folds", 2, "--max-epochs", 3]
+    run(*arguments, "--decoder", "network", code=2)
+    run(*arguments, "--grid", "3x2", "--decoder", "network", "--quiet")
+    table = pd.read_csv("s/selection.tsv", sep="\t")
+    assert (table["encoder_depth"] == 3).all()
+    settings = {"grid": (3, 2), "decoder": "network", "max_epochs": 3}
+    expected = select.select(
+        read("images.tsv"), [1, 2], [3], kind=cli.ConvMultinomialVAE, folds=2, **settings
+    )
+    np.testing.assert_allclose(table["evidence_a_read"], expected.table["evidence_a_read"])
+
+
+def test_a_model_of_a_line_goes_on(run, tmp_path, counts):
+    write_tsv(tmp_path / "line.tsv", counts)
+    cli.ConvMultinomialVAE(2, grid=None, max_epochs=2).fit(read("line.tsv")).save("m")
+    run("fit", "line.tsv", "-o", "further", "--init", "m", *QUICK[2:])
+    assert cli.MultinomialVAE.load("further").grid is None
 
 
 def test_a_grid_that_does_not_fit_is_refused(run, tmp_path, counts):

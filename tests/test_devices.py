@@ -6,7 +6,7 @@ import scipy.sparse as sp
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from countvae import MultinomialVAE, devices, evidence
+from countvae import ConvMultinomialVAE, MultinomialVAE, devices, evidence
 from countvae.errors import InputError
 from countvae.estimator import Samples
 from countvae.metrics import subspace_error
@@ -95,6 +95,19 @@ def test_a_fit_on_a_gpu_is_that_of_the_processor(settings, d):
     there, here = (MultinomialVAE(3, device=name, **settings).fit(X) for name in ("cuda", "cpu"))
     assert there.score(X) == pytest.approx(here.score(X), abs=0.1)
     assert subspace_error(there.components_.T, here.components_.T) < 1e-3
+
+
+@on_gpu
+@pytest.mark.parametrize("decoder", ["linear", "network"])
+def test_a_convolutional_fit_on_a_gpu_is_that_of_the_processor(decoder):
+    X, settings = table(400, 60), {"grid": (10, 6), "decoder": decoder, "encoder_width": 8}
+    there, here = (
+        ConvMultinomialVAE(3, device=name, **settings).fit(X) for name in ("cuda", "cpu")
+    )
+    assert there.score(X) == pytest.approx(here.score(X), abs=0.5)
+    there.device = "cpu"
+    answers = there.transform(X)
+    np.testing.assert_allclose(there.set_params(device="cuda").transform(X), answers, atol=1e-4)
 
 
 @on_gpu

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 from scipy.stats import multinomial
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -14,7 +15,10 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import countvae.checkpoint
 from countvae import ConvMultinomialVAE, MultinomialVAE
 from countvae.errors import ArgumentError, CountvaeWarning, FeaturesDiffer, InputError
-from countvae.table import CountTable
+from countvae.evidence import log_coefficient
+from countvae.rows import Rows
+from countvae.table import CountTable, write
+from countvae.training import mean_bound
 
 SHAPE = (6, 5)
 QUICK = {"n_components": 2, "max_epochs": 6, "encoder_width": 8}
@@ -49,6 +53,11 @@ def fitted(request, X):
     return clone(KINDS[request.param]).fit(X)
 
 
+def gap_of(model):
+    """Return the method, of models that have posteriors to fall short of."""
+    return [model.amortization_gap] if model.posterior_variance != "none" else []
+
+
 @pytest.mark.filterwarnings("ignore::countvae.errors.CountvaeWarning")
 @parametrize_with_checks(
     [
@@ -63,7 +72,7 @@ def test_scikit_learn_finds_nothing_to_object_to(estimator, check):
 
 
 def test_rows_do_not_influence_each_other(model, X):
-    for method in (model.transform, model.score_samples, model.amortization_gap):
+    for method in (model.transform, model.score_samples, *gap_of(model)):
         together = method(X)
         alone = np.concatenate([method(X[i : i + 1]) for i in range(4)])
         np.testing.assert_allclose(alone, together[:4], atol=1e-7, rtol=1e-7)
@@ -82,6 +91,9 @@ def test_the_bound_lies_below_the_evidence_by_importance_sampling(model, X):
 def test_more_refinement_never_scores_lower(model, X):
     again = clone(model).fit(X)
     means = [again.set_params(refinement_steps=steps).score(X) for steps in (0, 1, 3)]
+    if model.posterior_variance == "none":  # the first is of points, and no bound on log p(x)
+        assert means.pop(0) > means[0]
+        means.insert(0, -np.inf)
     assert means[0] <= means[1] + 0.05
     assert means[1] <= means[2] + 0.05
 
@@ -101,8 +113,13 @@ def test_a_loaded_model_answers_with_identical_bits(model, X, tmp_path):
     for name, value in model.get_params().items():
         if name not in ("basis", "grid"):
             assert getattr(loaded, name) == value, name
-    for method in ("transform", "score_samples", "amortization_gap"):
-        np.testing.assert_array_equal(getattr(loaded, method)(X), getattr(model, method)(X))
+    pairs = zip(gap_of(loaded), gap_of(model), strict=True)
+    for theirs, ours in [
+        (loaded.transform, model.transform),
+        (loaded.score_samples, model.score_samples),
+        *pairs,
+    ]:
+        np.testing.assert_array_equal(theirs(X), ours(X))
     np.testing.assert_array_equal(loaded.components_, model.components_)
     again = clone(loaded).fit(X)
     np.testing.assert_array_equal(again.transform(X), model.transform(X))
@@ -226,6 +243,34 @@ def test_the_plain_autoencoder_keeps_no_variance_and_no_divergence(X):
     )
     logs = [np.log(m.inverse_transform(m.transform(X))) for m in (plain, drawn)]
     assert (X * logs[0]).sum() > (X * logs[1]).sum()
+    codes, sd = plain.posterior(X)
+    assert not sd.any()
+    np.testing.assert_array_equal(codes, plain.transform(X))
+    assert plain.sample_like(X[:3])[0].shape == (3, 30)
+    assert np.isfinite(plain.interval(X[:3], draws=20)).all()
+    free = clone(plain).set_params(shrink_loadings=False).fit(X)
+    np.testing.assert_array_equal(free.transform(X), codes)
+    with pytest.raises(ArgumentError, match="a plain autoencoder has no posterior variance"):
+        plain.amortization_gap(X)
+
+
+def test_a_plain_autoencoder_is_watched_by_what_it_maximises(X):
+    watched = MultinomialVAE(
+        4, posterior_variance="none", validation_fraction=0.3, max_epochs=20, random_state=0
+    ).fit(X)
+    # no divergence: held out and fitted are alike, and neither is a bound on log p(x)
+    last = watched.history_.iloc[-1]
+    assert last["validation_bound"] == pytest.approx(last["bound"], rel=0.05)
+    mean_of_others = watched.set_params(refinement_steps=2).score(X)
+    assert watched.set_params(refinement_steps=0).score(X) > mean_of_others
+
+
+def test_the_bound_that_a_network_is_watched_by_is_that_of_its_score(X):
+    model = clone(KINDS["network"]).set_params(max_epochs=10).fit(X)
+    rows = Rows(sp.csr_array(X), 16, torch.float64)
+    watched = mean_bound(model._encoder, model._decoder, rows, model.refinement_steps)
+    scored = model.score(X) - log_coefficient(torch.from_numpy(X)).mean().item()
+    assert scored - 1 < watched < scored  # but for the noise that softmax ignores
 
 
 def test_overlapping_features_make_a_subcomposition_of_a_linear_decoder(X):
@@ -239,3 +284,65 @@ def test_overlapping_features_make_a_subcomposition_of_a_linear_decoder(X):
     bent = clone(KINDS["network"]).fit(whole)
     with pytest.raises((ArgumentError, FeaturesDiffer)), pytest.warns(CountvaeWarning):
         bent.transform(part)
+
+
+@pytest.mark.parametrize("decoder", ["linear", "network"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"noise": "by_feature"},
+        {"dtype": "float64"},
+        {"encoder_depth": 1},
+        {"validation_fraction": 0.2, "patience": 3},
+        {"pseudocount": 0.5, "activation": "relu", "optimizer": "sgd"},
+        {"posterior_variance": "shared", "shrink_loadings": False},
+        {"grid": np.array([1, 30])},
+    ],
+    ids=str,
+)
+def test_settings_of_the_dense_model_are_those_of_one_on_a_grid(X, tmp_path, decoder, settings):
+    given = {"grid": SHAPE, "decoder": decoder, **QUICK, "max_epochs": 12} | settings
+    model = ConvMultinomialVAE(**given).fit(X)
+    plain = clone(model).set_params(max_epochs=1).fit(X)
+    assert model.score(X) > plain.score(X)
+    model.save(tmp_path / "model")
+    np.testing.assert_array_equal(
+        MultinomialVAE.load(tmp_path / "model").score_samples(X), model.score_samples(X)
+    )
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_half_of_a_network_stays_where_it_is_frozen(X, half):
+    begun = clone(KINDS["network"]).fit(X)
+    before = begun.inverse_transform(begun.transform(X))
+    further = clone(begun).set_params(init=begun, freeze=half).fit(X[::-1])
+    z = np.random.default_rng(0).normal(size=(9, 2))
+    laws = [m.set_params(whiten=True).inverse_transform(z) for m in (begun, further)]
+    assert np.allclose(*laws) == (half == "decoder")
+    begun.set_params(whiten=False)
+    np.testing.assert_array_equal(begun.inverse_transform(begun.transform(X)), before)
+
+
+@pytest.mark.parametrize("kind", ["convolutional", "network"])
+def test_a_table_on_disk_is_fitted_as_one_in_memory(X, tmp_path, kind):
+    names, samples = (np.array([f"{a}{i}" for i in range(n)], dtype=object)
+                      for a, n in (("p", 30), ("s", 80)))  # fmt: skip
+    table = CountTable(sp.csr_array(X), samples, names)
+    write(table, tmp_path / "images.h5ad")
+    model = clone(KINDS[kind]).set_params(max_epochs=12)
+    here, there = clone(model).fit(table), clone(model).fit(tmp_path / "images.h5ad")
+    assert there.score(table) == pytest.approx(here.score(table), abs=1)
+    np.testing.assert_array_equal(there.transform(tmp_path / "images.h5ad"), there.transform(table))
+
+
+def test_covariates_move_the_images_of_a_linear_decoder():
+    brightness = np.repeat([0.0, 1.0], 60)
+    X = spots(120)
+    X[60:, :5] += np.random.default_rng(1).poisson(20, (60, 5))
+    names, samples = (np.array([f"{a}{i}" for i in range(n)], dtype=object)
+                      for a, n in (("p", 30), ("s", 120)))  # fmt: skip
+    metadata = pd.DataFrame({"lamp": brightness}, index=samples)
+    table = CountTable(sp.csr_array(X), samples, names, sample_metadata=metadata)
+    model = clone(KINDS["convolutional"]).set_params(formula="~ lamp", max_epochs=30).fit(table)
+    effect = model.coefficients_[0]
+    assert effect[:5].min() > effect[5:].max()

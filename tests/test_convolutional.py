@@ -1,0 +1,225 @@
+"""Networks on a grid: neighbours, slopes, the law in other factors, and the evidence."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp
+from scipy.stats import norm
+
+from countvae.decoder import ConvDecoder, Decoder
+from countvae.encoder import ConvEncoder
+from countvae.evidence import solve_noise
+from countvae.inference import importance_weights, in_expectation, posterior_at, refine
+from countvae.layers import ACTIVATIONS, Grid
+
+GRIDS = [Grid((6, 5)), Grid((7,)), Grid((4, 4), 2), Grid((1, 9)), Grid((3,), 3)]
+EXACT = {"rtol": 1e-9, "atol": 1e-9}
+K = 2
+
+
+def drawn(*shape, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=shape))
+
+
+def bent(grid, depth=3, activation="silu", k=K, size=0.5):
+    """Make a decoder whose network is not zero."""
+    decoder = ConvDecoder(
+        drawn(grid.d, k),
+        drawn(grid.d, seed=1),
+        torch.tensor(0.3).double(),
+        grid=grid,
+        depth=depth,
+        width=4,
+        activation=activation,
+        generator=torch.Generator().manual_seed(0),
+    )
+    with torch.no_grad():
+        for layer in (decoder.first, decoder.hidden[-1]):
+            layer.weight.normal_(0, size, generator=torch.Generator().manual_seed(1))
+            layer.bias.normal_(0, size, generator=torch.Generator().manual_seed(2))
+    return decoder.requires_grad_(False)
+
+
+def encoder(grid, depth=3, shared_D=False):
+    """Make an encoder whose last layer is not zero."""
+    made = ConvEncoder(
+        drawn(grid.d, K),
+        drawn(K, seed=1),
+        drawn(K, seed=2),
+        drawn(grid.d, seed=3),
+        grid=grid,
+        depth=depth,
+        width=4,
+        activation="silu",
+        pseudocount=1.0,
+        shared_D=shared_D,
+        generator=torch.Generator().manual_seed(0),
+    ).requires_grad_(False)
+    if depth > 1:
+        made.last.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
+    return made
+
+
+def counts(grid, n=5):
+    return torch.from_numpy(np.random.default_rng(0).poisson(4, (n, grid.d)).astype(float))
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_features_lie_on_the_grid_as_images_are_flattened(grid):
+    flat = drawn(4, grid.d)
+    images = grid.images(flat)
+    of_numpy = flat.numpy().reshape(4, *grid.shape, grid.channels)
+    np.testing.assert_array_equal(images.numpy(), np.moveaxis(of_numpy, -1, 1))
+    torch.testing.assert_close(grid.flat(images), flat, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("depth", [2, 3, 6])
+def test_slopes_are_those_of_autograd(grid, depth, activation):
+    decoder, z = bent(grid, depth, activation), drawn(5, K, seed=4)
+    expected = torch.func.vmap(torch.func.jacrev(lambda one: decoder.logits(one[None])[0]))(z)
+    torch.testing.assert_close(decoder.jacobian(z), expected, **EXACT)
+    assert decoder.bend(z).std() > 0.001
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_a_decoder_in_other_factors_is_the_same_law(grid):
+    decoder, z = bent(grid), drawn(5, K, seed=4)
+    before = decoder.logits(z)
+    A, shift = drawn(K, K, seed=5) + 2 * torch.eye(K), drawn(K, seed=6)
+    decoder.rescale(A, shift)
+    moved = decoder.logits(torch.linalg.solve(A, (z - shift).T).T)
+    ratio = before - before.mean(1, keepdim=True)
+    torch.testing.assert_close(moved - moved.mean(1, keepdim=True), ratio, **EXACT)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_an_encoder_in_other_factors_or_from_another_centre_answers_the_same(grid, depth):
+    made, x = encoder(grid, depth), counts(grid)
+    before, _ = made(x)
+    A, shift = drawn(K, K, seed=5) + 2 * torch.eye(K), drawn(K, seed=6)
+    made.rescale(A, shift)
+    torch.testing.assert_close(made(x)[0] @ A.T + shift, before, **EXACT)
+    made.recentre(drawn(grid.d, seed=7))
+    torch.testing.assert_close(made(x)[0] @ A.T + shift, before, **EXACT)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_a_network_starts_as_the_linear_one_and_every_layer_learns(grid):
+    V, mu, sigma2 = drawn(grid.d, K), drawn(grid.d, seed=1), torch.tensor(0.3).double()
+    settings = {"depth": 3, "width": 4, "activation": "silu"}
+    generator = torch.Generator().manual_seed(0)
+    decoder = ConvDecoder(V, mu, sigma2, grid=grid, **settings, generator=generator)
+    z = drawn(5, K, seed=4)
+    torch.testing.assert_close(decoder.logits(z), Decoder(V, mu, sigma2).logits(z), **EXACT)
+    trained = bent(grid).requires_grad_()
+    trained.logits(z).square().sum().backward()
+    for name, parameter in trained.named_parameters():
+        if parameter.numel() and not (name.startswith("hidden.3.bias") and grid.channels == 1):
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_what_moves_by_a_pixel_is_seen_a_pixel_further():
+    grid = Grid((9, 9))
+    made = encoder(grid, depth=2)
+    made.seen_from.zero_()
+    x = torch.zeros(1, 9, 9).double()
+    x[:, 3:5, 4:6] = torch.tensor([[5.0, 2.0], [1.0, 7.0]])
+    moved = x.roll((1, 1), (1, 2))
+    seen, further = (
+        made._seen(image.flatten(1), None, None).reshape(4, 9, 9) for image in (x, moved)
+    )
+    inner = slice(2, -2)
+    again = seen.roll((1, 1), (1, 2))
+    torch.testing.assert_close(further[:, inner, inner], again[:, inner, inner], **EXACT)
+    assert (seen[:, inner, inner] - again[:, inner, inner]).abs().max() > 0.1
+
+
+def test_a_factor_moves_a_spot_of_the_image_only():
+    """Two doublings on, what a position of the small image holds reaches nine pixels at most."""
+    decoder = bent(Grid((16, 16)), depth=3)
+    small = decoder.small.images(torch.zeros(2, decoder.small.d).double())
+    small[1, :, 1, 2] = 3.0
+    images = small
+    for i, layer in enumerate(decoder.hidden):
+        images = decoder._doubled(i, images) if i % 2 else layer(images)
+    touched = (images[1] - images[0]).abs().sum(0) > 1e-12
+    rows, columns = torch.nonzero(touched, as_tuple=True)
+    assert rows.min() >= 4 * 1 - 3
+    assert rows.max() <= 4 * 1 + 6
+    assert columns.min() >= 4 * 2 - 3
+    assert columns.max() <= 4 * 2 + 6
+    assert 16 < touched.sum() <= 100
+
+
+def test_deep_decoders_compute_nothing_beyond_their_grid():
+    decoder = bent(Grid((8, 8)), depth=9)
+    sizes = []
+    for layer in decoder.hidden:
+        layer.register_forward_hook(lambda _layer, _given, out: sizes.append(out.shape[-1]))
+    assert decoder.logits(drawn(2, K)).shape == (2, 64)
+    assert max(sizes) <= 16
+
+
+def log_evidence_by_quadrature(x, decoder):
+    """Log p(x) of three features and one factor: sums over z and both log-ratios of the noise."""
+    t = np.linspace(-6, 6, 81)
+    sd = np.sqrt(decoder.sigma2.item())
+    basis = np.array([[1, 1], [-1, 1], [0, -2]]) / np.sqrt([2, 6])
+    e = np.stack(np.meshgrid(t, t, indexing="ij"), -1).reshape(-1, 2)
+    prior = norm.logpdf(e).sum(1)
+    found = []
+    for z in t:
+        logits = decoder.logits(torch.tensor([[z]])).numpy() + sd * e @ basis.T
+        log_p = logits - logsumexp(logits, axis=1, keepdims=True)
+        found.append(norm.logpdf(z) + logsumexp(log_p @ x.numpy() + prior))
+    return logsumexp(found) + 3 * np.log(t[1] - t[0])
+
+
+def bound_by_quadrature(x, decoder):
+    """Integrate exp B(x | z) N(z; 0, 1), B being the bound at given factors."""
+    t = torch.linspace(-7, 7, 2001).double()
+    x = x.expand(len(t), -1)
+    noise = solve_noise(decoder.logits(t[:, None]), torch.zeros_like(x), x, decoder.sigma2)
+    log_p = noise.bound + noise.overcount - t.square() / 2
+    return (log_p.logsumexp(0) + (t[1] - t[0]).log()).item() - np.log(2 * np.pi) / 2
+
+
+@pytest.mark.parametrize("size", [0.3, 1.0])
+def test_bound_and_evidence_of_a_network_are_those_of_quadrature(size):
+    decoder = bent(Grid((3,)), depth=2, k=1, size=size)
+    x = torch.tensor([[9, 3, 0], [1, 0, 0], [2, 30, 8], [0, 2, 60]]).double()
+    z = torch.zeros(len(x), 1).double()
+    answer = refine(decoder, x, posterior_at(decoder, x, z, torch.ones_like(z)), 20)
+    normal = torch.from_numpy(np.random.default_rng(0).standard_normal((4000, *z.shape)))
+    weights = importance_weights(decoder, x, answer, normal)
+    evidence = (weights.logsumexp(0) - np.log(len(weights))).numpy()
+    np.testing.assert_allclose(evidence, [bound_by_quadrature(r, decoder) for r in x], atol=0.02)
+    truth = np.array([log_evidence_by_quadrature(row, decoder) for row in x])
+    averaged = in_expectation(decoder, x, answer)
+    bound = (averaged.bound + averaged.noise.overcount).numpy()
+    assert (bound < evidence).all()
+    assert (evidence < truth).all()
+    assert (truth - bound).max() < 0.7
+
+
+def test_the_bound_of_a_linear_decoder_needs_no_draws():
+    decoder, x = (
+        Decoder(drawn(6, K), drawn(6, seed=1), torch.tensor(0.3).double()),
+        counts(Grid((6,))),
+    )
+    answer = posterior_at(decoder, x, drawn(5, K), torch.ones(5, K).double())
+    assert in_expectation(decoder, x, answer) is answer
+
+
+def test_the_straight_map_says_what_it_lacks_of_the_variance():
+    decoder = bent(Grid((6, 5)))
+    V, mu, beyond = decoder.straight()
+    z = torch.randn(20_000, K, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    logits = torch.cat([decoder.logits(part) for part in z.split(500)])
+    left = (logits - mu - z @ V.T).square().sum(1).mean().item()
+    assert beyond == pytest.approx(left, rel=0.1)
+    assert logits.var(0).sum().item() == pytest.approx(V.square().sum().item() + beyond, rel=0.1)
