@@ -74,7 +74,7 @@ $(BENCH_TAKEHOME:%=bench-takehome-%): bench-takehome-%: venv
 	COUNTVAE_PEERS="$(PEERS)/bin/python" "$(PY)" -m benchmarks.takehome.$*
 
 # Models of images, a script a claim, then the page of them.
-BENCH_IMAGES := bounds denoise anomaly compress transfer tree pictures
+BENCH_IMAGES := bounds few denoise anomaly compress transfer tree pictures
 
 bench-images: $(BENCH_IMAGES:%=bench-images-%)
 	"$(PY)" -m benchmarks.images.page

@@ -1,7 +1,7 @@
 """Pictures that one would show: `python -m benchmarks.images.pictures`.
 
-Of each set: what was seen of a picture when a tenth of its photons were kept, what each model makes
-of that, and the whole picture; and pictures drawn from the prior of each model, beside real ones.
+Of each set: what was seen of a picture when few of its photons were kept, what each model makes of
+that, and the whole picture; and pictures drawn from the prior of each model, beside real ones.
 """
 
 import matplotlib.pyplot as plt

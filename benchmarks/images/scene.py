@@ -1,11 +1,13 @@
 """The pictures, and the models compared on them."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.sparse import csr_array
+from scipy.special import softmax
 from sklearn.datasets import load_digits
 
 from countvae import ConvMultinomialVAE, MultinomialVAE
@@ -73,6 +75,8 @@ def pictures(name: str, seed: int) -> Pictures:
 class PCA:
     """Probabilistic PCA of log(x + 1), its law put in the place of ours; answers as ours gives."""
 
+    formula = None
+
     def __init__(self, k: int, random_state: int) -> None:
         self.k, self.random_state = k, random_state
 
@@ -80,6 +84,10 @@ class PCA:
         """Take principal components."""
         self.law = principal_law(X, self.k, self.random_state).requires_grad_(False)
         return self
+
+    def match(self, X: np.ndarray) -> tuple["PCA", np.ndarray]:
+        """Return itself, and the pictures."""
+        return self, X
 
     def score_samples(self, X: np.ndarray) -> np.ndarray:
         """Bound on log p(x)."""
@@ -89,9 +97,25 @@ class PCA:
         ]
         return torch.cat(bounds).numpy()
 
-    def evidence(self, X: np.ndarray, draws: int) -> tuple[np.ndarray, None]:
-        """Log p(x) by importance sampling."""
-        return evidence_under(self.law, csr_array(X), draws, self.random_state), None
+    def evidence(self, X: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
+        """Log p(x) by importance sampling, and Pareto k."""
+        return evidence_under(self.law, csr_array(X), draws, self.random_state)
+
+    def transform(self, X: np.ndarray) -> np.ndarray:
+        """Posterior means of the factors."""
+        return torch.cat([q.z for _, q in answers_under(self.law, csr_array(X))]).numpy()
+
+    def inverse_transform(self, z: np.ndarray) -> np.ndarray:
+        """Proportions at factors."""
+        return self.law.logits(torch.from_numpy(z)).softmax(1).numpy()
+
+    def sample(self, n_samples: int, depth: int, random_state: int) -> tuple[csr_array, np.ndarray]:
+        """Draw pictures of a depth from the law."""
+        rng = np.random.default_rng(random_state)
+        z = rng.normal(size=(n_samples, self.k))
+        logits = self.law.logits(torch.from_numpy(z)).numpy()
+        logits += np.sqrt(float(self.law.sigma2)) * rng.normal(size=logits.shape)
+        return csr_array(rng.multinomial(depth, softmax(logits, axis=1))), z
 
     def denoise(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Believed proportions and log-ratios."""
@@ -103,13 +127,49 @@ class PCA:
         return proportions, clr, sd
 
 
+class Shuffled:
+    """A model of pictures whose pixels lie in an order without meaning, the same for all."""
+
+    def __init__(self, model: MultinomialVAE, d: int) -> None:
+        self.model, self.order = model, np.random.default_rng(0).permutation(d)
+
+    def fit(self, X: np.ndarray) -> "Shuffled":
+        """Fit to shuffled pictures."""
+        self.model.fit(X[:, self.order])
+        return self
+
+    def score_samples(self, X: np.ndarray) -> np.ndarray:
+        """Bound on log p(x)."""
+        return self.model.score_samples(X[:, self.order])
+
+    def evidence(self, X: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
+        """Log p(x) by importance sampling, and Pareto k."""
+        return self.model.evidence(X[:, self.order], draws)
+
+    def denoise(self, X: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Believed proportions and log-ratios, pixels put back."""
+        back = np.argsort(self.order)
+        return tuple(part[:, back] for part in self.model.denoise(X[:, self.order]))
+
+
+Model = MultinomialVAE | PCA | Shuffled
+NETWORK, LINEAR, DENSE = "convolutional, network", "convolutional, linear", "dense"
+SHUFFLED = "network, pixels shuffled"
+
+
 def models(shape: tuple[int, int], seed: int, k: int = K) -> dict[str, MultinomialVAE | PCA]:
     """Make the models that are compared, unfitted."""
     return {
-        "convolutional, network": ConvMultinomialVAE(
-            k, grid=shape, decoder="network", random_state=seed
-        ),
-        "convolutional, linear": ConvMultinomialVAE(k, grid=shape, random_state=seed),
-        "dense": MultinomialVAE(k, random_state=seed),
+        NETWORK: ConvMultinomialVAE(k, grid=shape, decoder="network", random_state=seed),
+        LINEAR: ConvMultinomialVAE(k, grid=shape, random_state=seed),
+        DENSE: MultinomialVAE(k, random_state=seed),
         "PCA": PCA(k, seed),
     }
+
+
+def with_control(shape: tuple[int, int], seed: int) -> dict[str, Model]:
+    """Make those models, and beside them the network where pixels have no neighbours."""
+    shuffled = Shuffled(
+        ConvMultinomialVAE(K, grid=shape, decoder="network", random_state=seed), math.prod(shape)
+    )
+    return {**models(shape, seed), SHUFFLED: shuffled}

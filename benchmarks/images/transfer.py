@@ -10,11 +10,10 @@ import pandas as pd
 from sklearn.datasets import load_digits
 
 from benchmarks.core.common import arguments, tell, write
-from benchmarks.images.scene import HERE, models
+from benchmarks.images.scene import HERE, NETWORK, models
 from countvae.estimator import MultinomialVAE
 
 GIVEN = (30, 100, 300)
-METHOD = "convolutional, network"
 DRAWS = 100
 
 
@@ -27,7 +26,7 @@ def measure(seed: int) -> list[dict[str, object]]:
     held = new[-300:]
 
     def model(**settings: object) -> MultinomialVAE:
-        return models((8, 8), seed)[METHOD].set_params(**settings)  # pyright: ignore
+        return models((8, 8), seed)[NETWORK].set_params(**settings)  # pyright: ignore
 
     begun = model().fit(known)
     for given in GIVEN:
