@@ -26,6 +26,13 @@ METHODS = (
 
 GOAL = (2, 3)
 """Times our error and time that the best other method is to have at least."""
+LABELLED = {
+    "plnpca": ((-5, -3), "right"),
+    "rpca": ((-5, -3), "right"),
+    "ours": ((5, -8), "left"),
+}
+"""Where the names of those are written that often lie beside another, in points."""
+
 COLOURS = {"ours": "#08519c", "oracle": "#333333"}
 SHORT = {
     "linear_scvi": "LinearSCVI",
@@ -157,7 +164,7 @@ def _tables(rows: pd.DataFrame) -> Any:
 def draw(rows: pd.DataFrame) -> Figure:
     """Error against seconds, a panel a table."""
     tables = list(_tables(rows))
-    columns = min(3, len(tables))
+    columns = min(2, len(tables))
     lines = -(-len(tables) // columns)
     figure = Figure(figsize=(4.4 * columns, 3.8 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
@@ -176,13 +183,15 @@ def draw(rows: pd.DataFrame) -> Figure:
                     **place,
                 )
             elif label not in of_logs:
-                below = label == "plnpca"
-                ax.annotate(_short(label), (seconds, error), (4, -10 if below else 4), **place)
+                away, side = LABELLED.get(str(label), ((5, 3), "left"))
+                ax.annotate(_short(label), (seconds, error), away, ha=side, **place)
         ax.set(xscale="log", yscale="log", title=f"{n:,} x {d:,}, {N:,} reads")
         plain_log(ax.xaxis)
         plain_log(ax.yaxis)
         ax.spines[["top", "right"]].set_visible(False)
         ax.margins(x=0.3)
+    for ax in axes.flat[len(tables) :]:
+        ax.set_visible(False)
     for ax in axes[-1]:
         ax.set_xlabel("seconds")
     for ax in axes[:, 0]:
