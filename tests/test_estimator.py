@@ -1276,7 +1276,7 @@ def test_loadings_of_any_epoch_that_is_kept_have_standard_deviations(monkeypatch
     truth = simulate(150, 12, 2, 1000, rng=np.random.default_rng(0))
     falling = itertools.count(-1.0, -1.0)  # the first epoch is the best
     for where in (countvae.training, countvae.training._Moments):
-        monkeypatch.setattr(where, "mean_bound", lambda *_: next(falling))
+        monkeypatch.setattr(where, "mean_bound", lambda *_, **__: next(falling))
     model = MultinomialVAE(2, max_epochs=20, shrink_loadings=shrink, **early).fit(truth.counts)
     assert model.best_epoch_ < 3
     information = 0.0
