@@ -319,18 +319,22 @@ def _called(model: MultinomialVAE, features: pd.DataFrame) -> dict[str, str]:
     return called
 
 
+def _no_network(says: str) -> dict[str, Any]:
+    return {"network": "", "edges": [], "network_says": says}
+
+
 def _network(model: MultinomialVAE, features: pd.DataFrame) -> dict[str, Any]:
     if model.n_features_in_ > NETWORK_FEATURES:
         says = f"Not drawn for more than {NETWORK_FEATURES:,} features; countvae network writes it."
-        return {"network": "", "edges": [], "network_says": says}
+        return _no_network(says)
     if getattr(model, "decoder", "linear") == "network":
         says = "There is none of a model whose decoder is itself a network: it has no loadings."
-        return {"network": "", "edges": [], "network_says": says}
+        return _no_network(says)
     found = network.edges(model, partners=TOP, fdr=0.05)
     strongest = found[:EDGES]
     if strongest.empty:
         says = "No pair of features is tied at a false-discovery rate of 5 %."
-        return {"network": "", "edges": [], "network_says": says}
+        return _no_network(says)
     ids = pd.Index(pd.concat([strongest["feature_1"], strongest["feature_2"]]).unique())
     module = _modules(strongest).reindex(ids)
     nodes = pd.DataFrame({"module": module})

@@ -9,10 +9,9 @@ weights are too uneven (Pareto k above 0.7) for that.
 import time
 
 import numpy as np
-import pandas as pd
 
 from benchmarks.core.common import arguments, tell, write
-from benchmarks.images.scene import HERE, SETS, pictures, with_control
+from benchmarks.images.scene import HERE, on_all, pictures, with_control
 from countvae import MultinomialVAE
 from countvae.metrics import UNTRUSTED
 
@@ -50,8 +49,6 @@ def measure(name: str, seed: int) -> list[dict[str, object]]:
 
 if __name__ == "__main__":
     seeds = arguments(__doc__ or "", 5).seeds
-    frame = pd.DataFrame(
-        [row for name in SETS for seed in range(seeds) for row in measure(name, seed)]
-    )
+    frame = on_all(measure, seeds)
     print(frame.drop(columns="seed").groupby(["pictures", "method"], sort=False).mean().to_string())
     write("bounds", frame, HERE)

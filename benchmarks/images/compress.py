@@ -14,11 +14,10 @@ import math
 import zlib
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from benchmarks.core.common import arguments, tell, write
-from benchmarks.images.scene import HERE, PCA, SETS, K, models, pictures
+from benchmarks.images.scene import HERE, PCA, K, distance, models, on_all, pictures
 from countvae import MultinomialVAE
 
 DRAWS = 200
@@ -65,7 +64,7 @@ def measure(name: str, seed: int) -> list[dict[str, object]]:
     def tell_row(method: str, bits: float, found: np.ndarray, numbers: int = 0) -> None:
         row = {"pictures": name, "seed": seed, "method": method, "bits": bits}
         row["with_decoder"] = bits + 16 * numbers / n
-        rows.append(row | {"distance": np.abs(found - true).sum(1).mean() / 2})
+        rows.append(row | {"distance": distance(found, true)})
         tell(rows[-1])
 
     tell_row("deflate", deflated(data.held), whole)
@@ -84,8 +83,6 @@ def measure(name: str, seed: int) -> list[dict[str, object]]:
 
 if __name__ == "__main__":
     seeds = arguments(__doc__ or "", 2).seeds
-    frame = pd.DataFrame(
-        [row for name in SETS for seed in range(seeds) for row in measure(name, seed)]
-    )
+    frame = on_all(measure, seeds)
     print(frame.drop(columns="seed").groupby(["pictures", "method"], sort=False).mean().to_string())
     write("compress", frame, HERE)

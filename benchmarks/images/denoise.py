@@ -13,11 +13,10 @@ on 300 of the fitted pictures.
 import itertools
 
 import numpy as np
-import pandas as pd
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.core.common import arguments, tell, write
-from benchmarks.images.scene import HERE, SETS, Pictures, pictures, with_control
+from benchmarks.images.scene import HERE, Pictures, distance, on_all, pictures, with_control
 
 KEPT = (0.02, 0.05, 0.1, 0.2, 0.5)
 ADDED = (0.3, 1, 3, 10, 30, 100, 300)
@@ -71,7 +70,7 @@ def measure(name: str, seed: int) -> list[dict[str, object]]:
                 "kept": share,
                 "seed": seed,
                 "gain": gain(found, (whole - kept[share])[seen], common),
-                "distance": np.abs(found - true[seen]).sum(1).mean() / 2,
+                "distance": distance(found, true[seen]),
             }
         )
         tell(rows[-1])
@@ -91,9 +90,7 @@ def measure(name: str, seed: int) -> list[dict[str, object]]:
 
 if __name__ == "__main__":
     seeds = arguments(__doc__ or "", 3).seeds
-    frame = pd.DataFrame(
-        [row for name in SETS for seed in range(seeds) for row in measure(name, seed)]
-    )
+    frame = on_all(measure, seeds)
     mean = frame.groupby(["pictures", "method", "kept"], sort=False)[["gain", "distance"]].mean()
     print(mean.unstack("kept").to_string())
     write("denoise", frame, HERE)

@@ -4,10 +4,8 @@ Models are fitted to the first 50 to 800 of the pictures, and score the evidence
 by 100 importance draws, in nats a count.
 """
 
-import pandas as pd
-
 from benchmarks.core.common import arguments, tell, write
-from benchmarks.images.scene import HERE, LINEAR, NETWORK, SETS, models, pictures
+from benchmarks.images.scene import HERE, LINEAR, NETWORK, models, on_all, pictures
 
 GIVEN = (50, 100, 200, 400, 800)
 METHODS = (NETWORK, LINEAR)
@@ -29,9 +27,7 @@ def measure(name: str, seed: int) -> list[dict[str, object]]:
 
 if __name__ == "__main__":
     seeds = arguments(__doc__ or "", 3).seeds
-    frame = pd.DataFrame(
-        [row for name in SETS for seed in range(seeds) for row in measure(name, seed)]
-    )
+    frame = on_all(measure, seeds)
     mean = frame.groupby(["pictures", "given", "method"], sort=False)["evidence"].mean()
     print(mean.unstack("method").to_string())
     write("few", frame, HERE)

@@ -1,10 +1,12 @@
 """The pictures, and the models compared on them."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.sparse import csr_array
 from scipy.special import softmax
@@ -150,6 +152,18 @@ class Shuffled:
         """Believed proportions and log-ratios, pixels put back."""
         back = np.argsort(self.order)
         return tuple(part[:, back] for part in self.model.denoise(X[:, self.order]))
+
+
+def on_all(measure: Callable[[str, int], list[dict[str, object]]], seeds: int) -> pd.DataFrame:
+    """Rows of a measurement on every set of pictures, seed by seed."""
+    return pd.DataFrame(
+        [row for name in SETS for seed in range(seeds) for row in measure(name, seed)]
+    )
+
+
+def distance(found: np.ndarray, true: np.ndarray) -> float:
+    """Half the absolute difference of proportions, a mean over pictures."""
+    return float(np.abs(found - true).sum(1).mean() / 2)
 
 
 Model = MultinomialVAE | PCA | Shuffled
