@@ -1,29 +1,35 @@
-"""One step against the machine's limit: `python -m benchmarks.performance.step`.
+"""One step against the machine's limit: `python -m benchmarks.performance.step [--device cuda]`.
 
 The floor of a step is that of six matrix products of B x d by k and eight exponentials of B x d
 entries, at the rates of torch on this machine, measured just before. Products are counted for
 m0, Q, and the gradients of V (twice), z and D; what the encoder, the prior and Adam cost comes on
-top, and is in the step.
+top, and is in the step. A device other than the processor has large batches as well, and a table of
+its own: step_DEVICE.csv.
 """
 
+import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 
 from benchmarks.core.common import tell
 from benchmarks.performance.common import sparse_table, write
+from countvae import devices
 from countvae.decoder import Decoder
 from countvae.encoder import DenseEncoder
 from countvae.rows import Rows
-from countvae.start import residual_start
+from countvae.start import Start, residual_start
 from countvae.threads import one_thread_an_operation
 from countvae.training import Schedule, train
 
 BATCH = 128
-STEPS = 64
+LARGE_BATCH = 1024
+SAMPLES = 64 * BATCH
 EPOCHS = 8
 WITH_PRIOR = slice(2, 7)
 """Epochs in which the loadings are shrunk: the most costly ones, and most of a fit."""
@@ -34,36 +40,49 @@ EXPONENTIALS = 8
 PRODUCTS = 6
 
 
-def seconds(work: Callable[[], object], repeats: int = 15) -> float:
+def waiting(device: torch.device) -> Callable[[], object]:
+    """Return what waits until a device has done its work."""
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+def seconds(work: Callable[[], object], device: torch.device, repeats: int = 15) -> float:
     """Median time of some work, once warm."""
+    wait, found = waiting(device), []
     work()
-    found = []
     for _ in range(repeats):
+        wait()
         begun = time.perf_counter()
         work()
+        wait()
         found.append(time.perf_counter() - begun)
     return statistics.median(found)
 
 
-def rates(d: int, k: int) -> dict[str, float]:
+def rates(batch: int, d: int, k: int, device: torch.device) -> dict[str, float]:
     """Seconds of one product, one exponential and one copy of B x d entries."""
-    x, V = torch.randn(BATCH, d), torch.randn(d, k)
-    out, z = torch.empty(BATCH, d), torch.randn(BATCH, k)
+    x, V, z = (torch.randn(size, device=device) for size in ((batch, d), (d, k), (batch, k)))
+    out = torch.empty_like(x)
     return {
-        "product": min(seconds(lambda: torch.mm(z, V.T, out=out)), seconds(lambda: torch.mm(x, V))),
-        "exponential": seconds(lambda: torch.exp(x, out=out)),
-        "copy": seconds(lambda: out.copy_(x)),
+        "product": min(
+            seconds(lambda: torch.mm(z, V.T, out=out), device),
+            seconds(lambda: torch.mm(x, V), device),
+        ),
+        "exponential": seconds(lambda: torch.exp(x, out=out), device),
+        "copy": seconds(lambda: out.copy_(x), device),
     }
 
 
-def steps(d: int, k: int, seed: int) -> dict[str, float]:
+def steps(
+    counts: csr_array, batch: int, k: int, seed: int, device: torch.device
+) -> dict[str, float]:
     """Seconds a step of the loop itself, by phase; epochs' own work is shared out among steps."""
-    counts = sparse_table(STEPS * BATCH, d, NONZERO, seed)
-    rows, generator = Rows(counts, BATCH), torch.Generator().manual_seed(seed)
-    some = Rows(counts[: 4 * BATCH], BATCH)
+    rows = Rows(counts, batch, device=device)
+    some = Rows(counts[: 4 * BATCH], BATCH, device=device)
+    generator, wait = torch.Generator().manual_seed(seed), waiting(device)
     with one_thread_an_operation():
-        start = residual_start(some, k, pseudocount=1.0, generator=generator)
-        decoder = Decoder(start.V, start.mu, start.sigma2)
+        found = residual_start(some, k, pseudocount=1.0, generator=generator)
+        start = Start(*(part.cpu() for part in found))
+        decoder = Decoder(start.V, start.mu, start.sigma2).to(device)
         encoder = DenseEncoder(
             start.A,
             start.b,
@@ -75,8 +94,13 @@ def steps(d: int, k: int, seed: int) -> dict[str, float]:
             pseudocount=1.0,
             shared_D=False,
             generator=generator,
-        )
+        ).to(device)
         at = [time.perf_counter()]
+
+        def ended(row: dict[str, float | int]) -> None:
+            wait()
+            at.append(time.perf_counter())
+
         train(
             rows,
             encoder,
@@ -84,25 +108,28 @@ def steps(d: int, k: int, seed: int) -> dict[str, float]:
             Schedule(EPOCHS, 0.02, "adam", None),
             shrink_loadings=True,
             generator=generator,
-            progress=lambda row: at.append(time.perf_counter()),
+            progress=ended,
         )
-    each = np.diff(at) / STEPS
+    each = np.diff(at) / -(-counts.shape[0] // batch)
     return {"step_early": float(each[1]), "step": float(np.median(each[WITH_PRIOR]))}
 
 
-def measure() -> list[dict[str, float]]:
+def measure(device: torch.device) -> list[dict[str, float]]:
     """Measure every size."""
     rows = []
+    batches = (BATCH,) if device.type == "cpu" else (BATCH, LARGE_BATCH)
     for d in FEATURES:
-        for k in FACTORS:
-            rate = rates(d, k)
+        counts = sparse_table(SAMPLES, d, NONZERO, 0)
+        for k, batch in itertools.product(FACTORS, batches):
+            rate = rates(batch, d, k, device)
             floor = PRODUCTS * rate["product"] + EXPONENTIALS * rate["exponential"]
-            took = steps(d, k, 0)
+            took = steps(counts, batch, k, 0, device)
             row = {
                 "d": d,
                 "k": k,
-                "gflops": 2e-9 * BATCH * d * k / rate["product"],
-                "copy_gb_s": 8e-9 * BATCH * d / rate["copy"],
+                "batch": batch,
+                "gflops": 2e-9 * batch * d * k / rate["product"],
+                "copy_gb_s": 8e-9 * batch * d / rate["copy"],
                 "floor_ms": 1e3 * floor,
                 "step_ms": 1e3 * took["step"],
                 "times_floor": took["step"] / floor,
@@ -114,4 +141,7 @@ def measure() -> list[dict[str, float]]:
 
 
 if __name__ == "__main__":
-    write("step", measure())
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="what it runs on (default cpu)")
+    device = devices.chosen(parser.parse_args().device)
+    write("step" if device.type == "cpu" else f"step_{device.type}", measure(device))
