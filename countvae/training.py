@@ -1,5 +1,6 @@
 """The one loop: minibatches, a step, rescaling, the noise, stopping, history."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -182,7 +183,7 @@ def train(
                     moments.add_correlations(slopes, D[chosen], noise.w[chosen], shrinkage)
                 if schedule.optimizer == "sgd":
                     _clip(optimizer, size)
-                optimizer.step()
+                _step(optimizer)
                 optimizer.zero_grad()
                 log_scale[index] = noise.log_scale
                 if not finishing:
@@ -591,6 +592,30 @@ def _optimizer(
         return torch.optim.SGD(groups, lr=rate, momentum=0.9, dampening=0.9, maximize=True)
     eps = 1e-8 * rows.batch_size
     return torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.98), eps=eps, fused=True, maximize=True)
+
+
+def _step(optimizer: torch.optim.Optimizer) -> None:
+    """Take a step, large parameters on threads of their own: each entry moves by itself."""
+    parts = [
+        group | {"params": [parameter]}
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    ]
+    sizes = [part["params"][0].numel() for part in parts]
+    threads = worth(sum(sizes), parts[0]["params"][0].device)
+    shares: list[list[dict[str, Any]]] = [[] for _ in range(threads)]
+    loads = [0] * threads
+    for i in sorted(range(len(parts)), key=lambda i: -sizes[i]):
+        least = loads.index(min(loads))
+        shares[least].append(parts[i])
+        loads[least] += sizes[i]
+
+    def move(groups: list[dict[str, Any]]) -> None:
+        one = copy.copy(optimizer)
+        one.param_groups = groups
+        one.step()
+
+    share(move, shares, threads)
 
 
 def _clip(optimizer: torch.optim.Optimizer, size: int) -> None:

@@ -927,7 +927,7 @@ def test_an_error_that_chance_explains_is_not_given_a_size():
     rows["exact_noise_square"] = 0.01
     rows.loc[rows["table.reads"] == 100, "exact_excess_2"] = np.nan
     (said,) = (s for s in scenario.conclude(rows) if s.startswith("Importance weights"))
-    assert "flat tables of 100 reads 0 of 9, flat tables of 1,000 reads 90 of 90" in said
+    assert "flat tables of 100 reads 0 of 9, flat tables of 1,000 reads 18 of 18" in said
     assert "from it is none beyond chance, that of the encoder's own 0.2 " in said
     assert said.endswith("Monte-Carlo error, 0.1).")
 

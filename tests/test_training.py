@@ -330,6 +330,31 @@ def test_an_epoch_is_the_same_in_any_number_of_threads(monkeypatch, table):
         torch.testing.assert_close(V, fits[0][1], rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD])
+def test_steps_shared_among_threads_are_those_of_one_to_the_bit(monkeypatch, kind):
+    def moved(threads):
+        monkeypatch.setattr("countvae.training.worth", lambda *given: threads)
+        generator = torch.Generator().manual_seed(0)
+        parts = [
+            torch.nn.Parameter(torch.randn(size, generator=generator)) for size in (50, 7, 90, 1)
+        ]
+        groups = [{"params": parts[:3], "lr": 0.1}, {"params": parts[3:], "lr": 0.01}]
+        optimizer = kind(groups, maximize=True)
+        for step in range(4):
+            for part in parts:
+                part.grad = torch.randn(part.shape, generator=generator)
+            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+            countvae.training._step(optimizer)
+        return parts, optimizer.state_dict()["state"]
+
+    alone, of_alone = moved(1)
+    for threads in (2, 3, 9):
+        shared, of_shared = moved(threads)
+        for mine, theirs in zip(shared, alone, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+        torch.testing.assert_close(of_shared, of_alone, rtol=0, atol=0)
+
+
 def test_the_encoder_goes_on_alone_at_the_end(table):
     rows, encoder, decoder = start_on(table.counts)
     seen = []

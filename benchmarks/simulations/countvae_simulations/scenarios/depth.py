@@ -52,7 +52,7 @@ def cells(full: bool) -> list[Cell]:
     grid = []
     for design, N, c in itertools.product(DESIGNS, reads, pseudocounts):
         table = TABLE | {"reads": N, "design": design}
-        for seed in range(_seeds(full, design, N)):
+        for seed in range(_seeds(full, N)):
             for L in DEPTHS if full else DEPTHS[:3]:
                 settings = {"encoder_depth": L, "pseudocount": c}
                 grid.append(Cell(table, "ours", 10, seed, settings, MEASURES))
@@ -60,15 +60,13 @@ def cells(full: bool) -> list[Cell]:
     for design, L in itertools.product(DESIGNS, DEPTHS[:3]):
         table = TABLE | {"reads": MIDDLE, "design": design}
         settings = {"encoder_depth": L, "pseudocount": 1.0}
-        for seed in range(_seeds(full, design, MIDDLE) if full else 1):
+        for seed in range(MANY_SEEDS if full else 1):
             grid.append(Cell(table, "learned_pseudocount", 10, seed, settings, MEASURES))
     return grid
 
 
-def _seeds(full: bool, design: str, N: int) -> int:
-    if full or (N == MIDDLE and design == "flat"):
-        return MANY_SEEDS
-    return 4 if N == MIDDLE else 1
+def _seeds(full: bool, N: int) -> int:
+    return MANY_SEEDS if full else 2 if N == MIDDLE else 1
 
 
 def conclude(rows: pd.DataFrame) -> list[str]:

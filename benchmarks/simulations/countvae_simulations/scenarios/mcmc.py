@@ -16,7 +16,7 @@ TABLES = (
 DRAWS = {20: (10, 50, 200, 800), 50: (10, 50, 200, 800), 100: (10, 50, 200)}
 """A chain keeps so many, by features; more of the largest would not fit most memories."""
 
-FEW_DRAWS = {20: (10, 50, 200), 50: (10, 50)}
+FEW_DRAWS = {20: (10, 50, 200), 50: (50,)}
 """Those of the small grid; compiling takes most of its minutes."""
 
 THOUSANDS = 1000
