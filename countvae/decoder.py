@@ -20,6 +20,12 @@ DRAWS = 4096
 DRAWS_AT_ONCE = 128
 
 
+def oriented(axes: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
+    """Give each column the sign at which its largest entry is positive; libraries give either."""
+    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    return torch.where(largest < 0, -axes, axes)
+
+
 class Decoder(nn.Module):
     """The linear one: V, mu and sigma2, with V and mu centred over the features.
 

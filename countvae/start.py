@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from countvae.decoder import SIGMA2_RANGE, Decoder
+from countvae.decoder import SIGMA2_RANGE, Decoder, oriented
 from countvae.evidence import solve_noise
 from countvae.inference import best_D, posterior_at, refine
 from countvae.logs import centred_logs
@@ -151,7 +151,7 @@ def _factors_of_residuals(
     product, energy = gram_times(Y)
     eigenvalues, rotation = torch.linalg.eigh(Y.T @ product)
     strength = eigenvalues.flip(0)[:k].clamp_min(0)
-    u = (Y @ rotation).flip(1)[:, :k]
+    u = oriented((Y @ rotation).flip(1)[:, :k])
     background = ((energy - strength.sum()) / max(1, min(n, d) - k)).clamp_min(1e-6)
     V = u * (strength - background).clamp_min(0.05 * background).sqrt() / scale[:, None]
     V = V / (1 + V.square().sum(1, keepdim=True) / (4 * sigma2)).sqrt()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from countvae.decoder import Decoder
+from countvae.decoder import Decoder, oriented
 from countvae.devices import widest
 from countvae.encoder import Encoder
 from countvae.errors import DamagedModel, Diverged, out_of_memory
@@ -562,7 +562,7 @@ class _Moments:
         if rotate:
             V = decoder.V @ root
             _, axes = torch.linalg.eigh(V.T @ (self.information[:, None] * V))
-            root = root @ axes.flip(1)
+            root = root @ oriented(axes.flip(1))
         decoder.rescale(root, mean, slope)
         encoder.rescale(root, mean)
         encoder.recentre(decoder.mu.detach())
