@@ -73,7 +73,15 @@ from countvae.memory import Room
 from countvae.processes import ALONE, Processes, launched
 from countvae.simulate import Design, Simulation, simulate
 from countvae.stream import CountFile
-from countvae.table import CountTable, check_overlap, read, read_metadata, write, write_frame
+from countvae.table import (
+    CountTable,
+    check_overlap,
+    check_suffix,
+    read,
+    read_metadata,
+    write,
+    write_frame,
+)
 
 Table = CountTable | CountFile
 
@@ -549,6 +557,7 @@ def denoise(
     if interval is not None and output.suffix != ".h5ad":
         outputs += [output.with_suffix(f".{end}{output.suffix}") for end in ENDS]
     _check_outputs(outputs, force, folder, table, options["metadata"])
+    check_suffix(output)
     model = _loaded(folder, options["device"])
     model, _, aligned = _table_for(model, table, options)
     _check_dense(aligned, table, DENOISED + (2 * len(ENDS) if interval else 0))
@@ -607,6 +616,7 @@ def generate(
     if design is not None and (like is not None or n_samples is not None):
         raise click.UsageError("--design says what to draw: leave out --like and --n-samples.")
     _check_outputs([output], force, folder, like, design, options["metadata"])
+    check_suffix(output)
     known: pd.DataFrame | None = None if design is None else read_metadata(design)
     if known is not None:
         model = MultinomialVAE.load(folder)
@@ -793,6 +803,7 @@ def simulate_command(
     if truth.absolute() == output.absolute():
         raise click.UsageError("--truth and --output name the same place.")
     check_writable(output, force)
+    check_suffix(output)
     drawn = simulate(
         samples,
         features,

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
-from scipy.special import logsumexp, softmax
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -48,7 +48,7 @@ from countvae.inference import (
     Posterior,
     drawn_logits,
     factor_covariance,
-    importance_weights,
+    importance_evidence,
     in_expectation,
     log_ratios,
     posterior_at,
@@ -57,7 +57,6 @@ from countvae.inference import (
 )
 from countvae.layers import ACTIVATIONS
 from countvae.memory import available_bytes
-from countvae.metrics import tail_shape
 from countvae.processes import joined
 from countvae.rows import Rows
 from countvae.start import Start, residual_start
@@ -472,14 +471,13 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if not isinstance(draws, int | np.integer) or draws < 16:
             raise ArgumentError(f"draws: expected a whole number >= 16; got {draws!r}.")
         rng = check_random_state(self.random_state if random_state is None else random_state)
-        found, shapes = [], []
-        for decoder, x, posterior in self._posteriors(X, max(1, self.refinement_steps)):
-            normal = torch.from_numpy(rng.standard_normal((int(draws), *posterior.z.shape)))
-            weights = importance_weights(decoder, x, posterior, normal.to(x)).cpu().numpy()
-            found.append(
-                logsumexp(weights, axis=0) - np.log(draws) + log_coefficient(x).cpu().numpy()
-            )
-            shapes.append(tail_shape(weights))
+        found, shapes = zip(
+            *(
+                importance_evidence(*of_batch, int(draws), rng)
+                for of_batch in self._posteriors(X, max(1, self.refinement_steps))
+            ),
+            strict=True,
+        )
         return np.concatenate(found), np.concatenate(shapes)
 
     def match(

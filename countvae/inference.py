@@ -1,5 +1,6 @@
 """The posterior of the factors of a batch of samples: the encoder's answer, then Newton steps."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from countvae.decoder import Decoder, Given
-from countvae.evidence import TOLERANCE, Noise, factor_kl, solve_noise
+from countvae.evidence import TOLERANCE, Noise, factor_kl, log_coefficient, solve_noise
+from countvae.metrics import tail_shape
 from countvae.threads import cut, share, worth
 
 Law = Decoder | Given
@@ -246,6 +248,20 @@ def importance_weights(
         prior = 0.5 * (standard.square() - z.square()).sum(1)
         weights.append(noise.bound + noise.overcount + prior + log_det)
     return torch.stack(weights)
+
+
+def importance_evidence(
+    decoder: Law,
+    x: Float[Tensor, "b d"],
+    posterior: Posterior,
+    draws: int,
+    rng: np.random.RandomState,
+) -> tuple[Float[np.ndarray, " b"], Float[np.ndarray, " b"]]:
+    """Log p(x) by importance sampling in nats, coefficient included, and Pareto k."""
+    normal = torch.from_numpy(rng.standard_normal((draws, *posterior.z.shape))).to(x)
+    weights = importance_weights(decoder, x, posterior, normal)
+    found = weights.logsumexp(0) - math.log(draws) + log_coefficient(x)
+    return found.cpu().numpy(), tail_shape(weights.cpu().numpy())
 
 
 @torch.no_grad()

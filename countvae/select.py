@@ -15,7 +15,6 @@ standard error of the difference to the largest.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,9 +29,8 @@ from torch import Tensor
 from countvae.decoder import SIGMA2_RANGE, Decoder
 from countvae.errors import ArgumentError
 from countvae.estimator import MultinomialVAE
-from countvae.evidence import log_coefficient
-from countvae.inference import Posterior, importance_weights, posterior_at, refine
-from countvae.metrics import UNTRUSTED, tail_shape
+from countvae.inference import Posterior, importance_evidence, posterior_at, refine
+from countvae.metrics import UNTRUSTED
 from countvae.ppca import ppca_of_counts
 from countvae.rows import Rows
 from countvae.table import CountTable
@@ -211,13 +209,12 @@ def evidence_under(
     law: Decoder, counts: csr_array, draws: int, random_state: int
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Log p(x) of samples under a law, in nats, by importance sampling, and Pareto k."""
-    rng, found, shapes = np.random.RandomState(random_state), [], []
-    for x, posterior in answers_under(law, counts):
-        normal = torch.from_numpy(rng.standard_normal((draws, *posterior.z.shape)))
-        weights = importance_weights(law, x, posterior, normal)
-        found.append(weights.logsumexp(0) - math.log(draws) + log_coefficient(x))
-        shapes.append(tail_shape(weights.numpy()))
-    return torch.cat(found).numpy(), np.concatenate(shapes)
+    rng = np.random.RandomState(random_state)
+    of_batches = (
+        importance_evidence(law, *answer, draws, rng) for answer in answers_under(law, counts)
+    )
+    found, shapes = zip(*of_batches, strict=True)
+    return np.concatenate(found), np.concatenate(shapes)
 
 
 def _samples(table: CountTable | csr_array, at: np.ndarray) -> CountTable | csr_array:

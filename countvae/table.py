@@ -501,6 +501,17 @@ def read(
     return replace(table, sample_metadata=frame)
 
 
+def check_suffix(path: Path) -> None:
+    """Refuse a file that `write` would not know how to write; to be asked before a long job.
+
+    Raises
+    ------
+    InputError
+    """
+    if path.suffix not in _WRITERS:
+        raise ArgumentError(f"{path}: expected a suffix among {examples(list(_WRITERS))}.")
+
+
 def write(table: CountTable, path: str | os.PathLike[str], force: bool = False) -> None:
     """Write a count table in the format of the path's suffix.
 
@@ -520,8 +531,7 @@ def write(table: CountTable, path: str | os.PathLike[str], force: bool = False) 
     """
     path = Path(path)
     check_writable(path, force)
-    if path.suffix not in _WRITERS:
-        raise ArgumentError(f"{path}: expected a suffix among {examples(list(_WRITERS))}.")
+    check_suffix(path)
     with new_file(path, force) as beside:
         _WRITERS[path.suffix](table, beside)
 

@@ -536,7 +536,7 @@ def test_simulate_writes_counts_and_the_truth_that_made_them(run, tmp_path, suff
 
 
 def test_simulate_is_all_or_nothing(run, tmp_path):
-    refused(run("simulate", "-o", "x.xlsx", code=3), "x.xlsx")
+    refused(run("simulate", "-o", "x.xlsx", code=3), "Error: x.xlsx: expected a suffix among")
     refused(run("simulate", "-o", "x.tsv", "--features", "4", "-k", "4", code=3), "k")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "mine").touch()

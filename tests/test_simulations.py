@@ -32,6 +32,7 @@ from countvae_simulations.runner import read_store, run
 from countvae_simulations.scenarios import SCENARIOS, depth
 from countvae_simulations.scenarios import base as base_of_scenarios
 from countvae_simulations.scenarios.base import named
+from matplotlib.figure import Figure
 
 from countvae import training
 from countvae.cli import main
@@ -256,7 +257,7 @@ def test_balances_that_factors_move_have_the_longer_rows():
     assert measures.balances(truth, held_out, right)["balances_auc"] > 0.8
 
 
-def test_an_encoder_moved_by_a_standard_deviation_is_seen_as_that(drawn, fitted, monkeypatch):
+def test_an_encoder_moved_by_five_standard_deviations_is_seen_as_that(drawn, fitted, monkeypatch):
     here = measures.factors(*drawn, fitted)
     plain = measures._posterior
 
@@ -880,19 +881,22 @@ def test_a_gap_that_does_not_fall_is_not_said_to():
     scenario = SCENARIOS["depth"]
     rows = made_up(scenario, False, 1.0)
     rows["gap_0"] = rows["held_gap_0"] = 1.0
+    rows["z_error"] = np.where(rows["settings.encoder_depth"] == 1, 30.0, 1.0)
     said = " ".join(scenario.conclude(rows))
     assert ": met" not in said and said.count(": missed") == 4
     assert "met in sample at 0 of 3 pseudocounts, held out at 0 of 3 pseudocounts" in said
     assert "by heart" not in said
+    assert "on flat tables in sample at 3 of 3 pseudocounts (30 to 30 times)" in said
+    assert "on wide tables held out at 0 of 3 pseudocounts" in said
     deep = rows["settings.encoder_depth"] == 3
     rows.loc[deep, "gap_0"] /= 20
     rows.loc[deep & (rows["table.design"] == "flat"), "held_gap_0"] *= 1.5
     rows.loc[deep & (rows["table.design"] == "wide"), "held_gap_0"] /= 5
     answer, *more = scenario.conclude(rows)
     assert (
-        "In sample, on flat tables it falls 20 times, from 1 to 0.05 nats: met; on wide tables it "
-        "falls 20 times, from 1 to 0.05 nats: met. Held out, on flat tables it grows by 50 %, from "
-        "1 to 1.5 nats: missed; on wide tables it falls 5 times, from 1 to 0.2 nats: missed."
+        "Held out, on flat tables it grows by 50 %, from 1 to 1.5 nats: missed; on wide tables it "
+        "falls 5 times, from 1 to 0.2 nats: missed. In sample, on flat tables it falls 20 times, "
+        "from 1 to 0.05 nats: met; on wide tables it falls 20 times, from 1 to 0.05 nats: met. "
     ) in answer
     not_at_all, less = (sentence for sentence in more if "by heart" in sentence)
     assert "flat tables of 1,000 reads" in not_at_all and "wide" not in not_at_all
@@ -995,6 +999,33 @@ def test_compilation_is_left_out_of_the_time_of_nuts_and_told_in_brackets():
     assert "(0.4 against 0.5, R-hat 1.25, in 1.5 times our time)" in answer
     assert "1.5 to 1.5 times our time without compilation (5 to 5 times with it)" in answer
     assert "with 50 draws a chain: error 0.5, R-hat 1.25, in 3 s (10 s with" in more[0]
+
+
+def test_cells_that_need_the_peers_are_left_out_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("COUNTVAE_PEERS", str(tmp_path / "nowhere"))
+    cells = [
+        Cell(TABLE, "log_ppca", 2, 0),
+        *(Cell(TABLE, "peer", 2, i, {"name": "rpca"}) for i in range(2)),
+    ]
+    scenario = replace(
+        SCENARIOS["peers"],
+        cells=lambda full: cells,
+        conclude=lambda rows: [f"{len(rows)} cells."],
+        draw=lambda rows: Figure(),
+        timed=False,
+    )
+    monkeypatch.setitem(SCENARIOS, "peers", scenario)
+    command = ["benchmark", "--scenario", "peers", "-o", str(tmp_path / "out"), "--jobs", "1"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("peers: 2 of 3 cells are left out, for there is no environment") == 1
+    assert "  1 cells." in result.stdout
+
+
+def test_a_page_that_is_a_folder_is_refused_before_anything_is_run(tmp_path):
+    command = ["benchmark", "-o", str(tmp_path / "out"), "--page", str(tmp_path)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code != 0 and not (tmp_path / "out").exists()
 
 
 def test_the_command_runs_a_scenario_and_says_what_it_shows(tmp_path, monkeypatch):

@@ -63,9 +63,14 @@ class Cell:
     measures: Sequence[str] = ("covariance",)
 
     @property
+    def needs_peers(self) -> bool:
+        """Whether it is run, in part, in the environment of the peers."""
+        return self.method == "peer" or "by_mcmc" in self.measures
+
+    @property
     def versions(self) -> dict[str, str]:
         """What the result depends on, besides what the cell says."""
-        if self.method == "peer" or "by_mcmc" in self.measures:
+        if self.needs_peers:
             return versions() | {f"peers' {k}": v for k, v in peer_versions().items()}
         return versions()
 

@@ -9,6 +9,7 @@ import click
 from countvae.cli import debug_option
 from countvae.console import Exemplary
 from countvae.errors import CannotWrite
+from countvae_simulations.methods import peer
 from countvae_simulations.page import Ran, page, write_results
 from countvae_simulations.runner import read_store, run
 from countvae_simulations.scenarios import SCENARIOS
@@ -68,6 +69,8 @@ def benchmark(
     if page_file is not None and not page_file.parent.is_dir():
         if output.resolve() != page_file.parent.resolve():
             raise CannotWrite(f"--page: there is no folder '{page_file.parent}'.")
+    if page_file is not None and page_file.is_dir():
+        raise CannotWrite(f"--page: '{page_file}' is a folder.")
     output.mkdir(parents=True, exist_ok=True)
     for name in names or SCENARIOS:
         scenario = SCENARIOS[name]
@@ -81,9 +84,16 @@ def benchmark(
         store = output / STORES / f"{name}.csv"
         whole = full or _whole(scenario, store)
         grid = scenario.cells(whole)
+        without = [cell for cell in grid if cell.needs_peers and not peer.python().exists()]
+        if without and not quiet:
+            click.echo(
+                f"{name}: {len(without)} of {len(grid)} cells are left out, for there is no "
+                "environment for the peers (`make bench-peers`, or COUNTVAE_PEERS).",
+                err=True,
+            )
         try:
             rows = run(
-                grid,
+                [cell for cell in grid if cell not in without],
                 store,
                 jobs=1 if scenario.timed else jobs,
                 threads=(os.cpu_count() or 1) if scenario.timed else 1,

@@ -32,10 +32,9 @@ def cells(full: bool) -> list[Cell]:
     tables = [table for table in TABLES if table["d"] in budgets]
     for table, seed in itertools.product(tables, range(3 if full else 1)):
         measures = ("covariance", "noise_and_centre")
-        grid.append(Cell(table, "ours", table["k"], seed, {}, measures))
-        if seed == 0 and (full or table is TABLES[0]):
-            # apart, so that this one alone needs the peers
-            grid.append(Cell(table, "ours", table["k"], seed, {}, ("by_mcmc",)))
+        compared = seed == 0 and (full or table is TABLES[0])
+        more = ("by_mcmc",) if compared else ()
+        grid.append(Cell(table, "ours", table["k"], seed, {}, (*measures, *more)))
         for draws in budgets[table["d"]]:
             settings = {"name": "nuts", "draws": draws}
             grid.append(Cell(table, "peer", table["k"], seed, settings, measures))

@@ -95,9 +95,9 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         f"{_winners(tables)} Our error on common features is {ours['VV_common'].min():.2g} to "
         f"{ours['VV_common'].max():.2g} times that of the best other method, in "
         f"{ours['seconds'].min():.3g} to {ours['seconds'].max():.3g} times its time; the best is "
-        f"{' or '.join(dict.fromkeys(_short(name) for name in best.index))}, the pseudocounts c of "
-        "PCA, PPCA and factor analysis being the best of those tried, which nobody knows without "
-        f"the truth. All tables are drawn from our generative model.{without}"
+        f"{' or '.join(dict.fromkeys(_short(name) for name in best.index))}{_stopped(rows)}, the "
+        "pseudocounts c of PCA, PPCA and factor analysis being the best of those tried, which "
+        f"nobody knows without the truth. All tables are drawn from our generative model.{without}"
         + (f" Not run here: {', '.join(sorted(absent))}." if absent else ""),
         *_unconverged(rows),
         *(_ratios(*table) for table in sorted(tables, key=lambda table: not _lower(table[1]))),
@@ -145,12 +145,25 @@ def _ratios(size: str, times: pd.DataFrame, floor: float) -> str:
 
 
 def _unconverged(rows: pd.DataFrame) -> list[str]:
+    return [
+        f"{name} had not converged, by its own account, in {stopped} of {fits} fits: its error "
+        "there is that at its limit."
+        for name, stopped, fits in _at_limits(rows)
+    ]
+
+
+def _stopped(rows: pd.DataFrame) -> str:
+    limits = [f"{name} in {stopped} of {fits} fits" for name, stopped, fits in _at_limits(rows)]
+    return f" (stopped at their limit: {', '.join(limits)})" if limits else ""
+
+
+def _at_limits(rows: pd.DataFrame) -> list[tuple[str, int, int]]:
+    """Methods that had not converged by their own account: name, in how many fits, of how many."""
     if "converged" not in rows:
         return []
     told = rows.assign(label=named(rows)).dropna(subset="converged").groupby("label", sort=False)
     return [
-        f"{_short(label)} had not converged, by its own account, in {(converged < 1).sum()} of "
-        f"{len(converged)} fits: its error there is that at its limit."
+        (_short(label), int((converged < 1).sum()), len(converged))
         for label, converged in told["converged"]
         if (converged < 1).any()
     ]

@@ -130,6 +130,7 @@ SCENARIO = Scenario(
         "axis",
         "sigma2_ratio",
         "gap_0",
+        "held_gap_0",
         "held_gap_2",
         "bound_a_read",
         "yardstick_a_read",
