@@ -131,7 +131,8 @@ class _Drawn(NamedTuple):
         standard = (self.evidence - mean[:, None]) / sd[:, None]
         ranks = np.array([np.searchsorted(row, t, side="right") for row in standard])
         at = np.arange(len(t))
-        rank = (1 - share) * ranks[below, at] + share * ranks[above, at]
+        # of equals exactly that: p is to be no more than 1
+        rank = ranks[below, at] + share * (ranks[above, at] - ranks[below, at])
         return expected, t, (1 + rank) / (1 + R)
 
 

@@ -7,7 +7,7 @@ from scipy.stats import kstest
 
 from countvae import MultinomialVAE
 from countvae.errors import InputError
-from countvae.score import scores
+from countvae.score import _Drawn, scores
 from countvae.simulate import simulate
 from countvae.table import CountTable
 
@@ -79,6 +79,13 @@ def test_a_table_is_aligned_by_its_names(truth):
     turned = table.select_features(np.arange(40)[::-1]).select_samples(np.arange(10))
     straight = scores(model, table.select_samples(np.arange(10)), reference=100)
     np.testing.assert_allclose(scores(model, turned, reference=100)["t"], straight["t"])
+
+
+def test_a_sample_above_all_that_is_drawn_has_a_p_value_of_one_at_every_depth():
+    drawn = _Drawn(np.log([100.0, 900.0]), np.sort(np.random.default_rng(0).random((2, 200)), 1))
+    log_depth = np.log(np.linspace(100, 900, 5001))
+    _, _, p = drawn.compare(np.full(len(log_depth), 50.0), log_depth)
+    np.testing.assert_array_equal(p, 1.0)
 
 
 def test_a_reference_that_is_too_small_is_refused(model, truth):
