@@ -79,10 +79,12 @@ def fitted_by_command(table: CountTable, *options: str) -> tuple[MultinomialVAE,
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return min / median / max."""
+    """Return min / median / max, or the one there is."""
     values = np.asarray(values, dtype=float)
     if np.isnan(values).all():
         return "-"
+    if len(values) == 1:
+        return f"{values[0]:.4g}"
     return " / ".join(f"{v:.4g}" for v in np.nanquantile(values, [0, 0.5, 1]))
 
 

@@ -1,22 +1,14 @@
 """Write docs/performance.md from the tables in benchmarks/performance/results."""
 # ruff: noqa: E501
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 
-from benchmarks.core.common import ROOT, markdown, origin_of
-from benchmarks.core.common import spread as of_several
+from benchmarks.core.common import ROOT, markdown, origin_of, spread
 from benchmarks.performance.common import HERE
 from benchmarks.performance.convergence import NATS
 from benchmarks.performance.growth import exponent
 from benchmarks.performance.step import BATCH, PRODUCTS
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return least / median / largest, or the one there is."""
-    return of_several(values) if len(values) > 1 else f"{np.asarray(values)[0]:.4g}"
 
 
 def said(value: object) -> str:
