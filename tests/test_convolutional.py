@@ -6,6 +6,7 @@ import torch
 from scipy.special import logsumexp
 from scipy.stats import norm
 
+from benchmarks.images import page
 from countvae.decoder import ConvDecoder, Decoder
 from countvae.encoder import ConvEncoder
 from countvae.evidence import solve_noise
@@ -223,3 +224,8 @@ def test_the_straight_map_says_what_it_lacks_of_the_variance():
     left = (logits - mu - z @ V.T).square().sum(1).mean().item()
     assert beyond == pytest.approx(left, rel=0.1)
     assert logits.var(0).sum().item() == pytest.approx(V.square().sum().item() + beyond, rel=0.1)
+
+
+def test_the_page_of_images_is_that_of_the_results():
+    written = page.ROOT / "docs" / "images.md"
+    assert written.read_text(encoding="utf-8") == page.page()

@@ -25,6 +25,8 @@ a bent decoder is. Ranges are least / median / largest over seeds; where there a
 - **Features without neighbours.** Taxa and genes in a table have no order; a convolution there shares weights among what has nothing to share.
 - **You want to read the loadings.** Only the linear decoder has them; of a network `clr_loadings_` is the straight map closest to it, and there is no
   network of features, no covariance in closed form, and no answer about a part of the features.
+- **You want the linear decoder.** After two Newton steps its answers are those of `MultinomialVAE`, which is quicker: convolutions bring the encoder's own answer nearer on
+  the spots, and that is all ([below](#how-well-each-explains-new-pictures)).
 - **Few samples.** The network's decoder has no prior and no posterior on its weights; [below](#how-many-pictures-a-network-needs) is where it gets ahead of the linear one.
 - **Plenty of photons.** Where a picture has enough of its own, a tuned blur keeps detail that k factors have no room for: see [below](#denoising).
 - **Intensities that are not counts.** A photograph's grey levels have no multinomial noise: scale them and the answers change.
