@@ -755,14 +755,14 @@ def test_summaries_are_numbers_and_only_averages_of_squares_have_roots(tmp_path)
     rows["held_z_bias_square"] = np.where(rows["seed"] % 2, 0.02, -0.04)
     write_results(scenario, Ran(rows, False, len(rows)), tmp_path)
     summary = pd.read_csv(tmp_path / "depth.csv")
-    ten = summary[summary["seeds"] == 10]
+    two = summary[summary["seeds"] == 2]
     assert {"gap_0_min", "gap_0_median", "gap_0_max"} <= set(summary.columns)
     assert all(summary[name].dtype == float for name in summary if name.startswith("gap_0"))
-    assert (ten["gap_0_min"] < ten["gap_0_median"]).all()
-    np.testing.assert_allclose(ten["z_bias_square_mean"], 0.01)
-    np.testing.assert_allclose(ten["held_z_bias_square_min"], -0.04)
+    assert (two["gap_0_min"] < two["gap_0_median"]).all()
+    np.testing.assert_allclose(two["z_bias_square_mean"], 0.01)
+    np.testing.assert_allclose(two["held_z_bias_square_min"], -0.04)
     shown = base_of_scenarios.shown(rows, scenario)
-    shown = shown[shown["seeds"] == 10]
+    shown = shown[shown["seeds"] == 2]
     assert set(shown["root of z_bias_square"]) == {"0.1"}
     assert set(shown["root of held_z_bias_square"]) == {"none beyond chance"}
 
