@@ -596,19 +596,17 @@ def _optimizer(
 
 def _step(optimizer: torch.optim.Optimizer) -> None:
     """Take a step, large parameters on threads of their own: each entry moves by itself."""
-    parts = [
-        group | {"params": [parameter]}
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    ]
-    sizes = [part["params"][0].numel() for part in parts]
-    threads = worth(sum(sizes), parts[0]["params"][0].device)
+    parts = [(group, part) for group in optimizer.param_groups for part in group["params"]]
+    threads = worth(sum(part.numel() for _, part in parts), parts[0][1].device)
+    if threads == 1:
+        optimizer.step()
+        return
     shares: list[list[dict[str, Any]]] = [[] for _ in range(threads)]
     loads = [0] * threads
-    for i in sorted(range(len(parts)), key=lambda i: -sizes[i]):
+    for group, part in sorted(parts, key=lambda of: -of[1].numel()):
         least = loads.index(min(loads))
-        shares[least].append(parts[i])
-        loads[least] += sizes[i]
+        shares[least].append(group | {"params": [part]})
+        loads[least] += part.numel()
 
     def move(groups: list[dict[str, Any]]) -> None:
         one = copy.copy(optimizer)

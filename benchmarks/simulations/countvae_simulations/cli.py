@@ -84,16 +84,17 @@ def benchmark(
         store = output / STORES / f"{name}.csv"
         whole = full or _whole(scenario, store)
         grid = scenario.cells(whole)
-        without = [cell for cell in grid if cell.needs_peers and not peer.python().exists()]
-        if without and not quiet:
+        peers = peer.python().exists()
+        able = [cell for cell in grid if peers or not cell.needs_peers]
+        if len(able) < len(grid) and not quiet:
             click.echo(
-                f"{name}: {len(without)} of {len(grid)} cells are left out, for there is no "
-                "environment for the peers (`make bench-peers`, or COUNTVAE_PEERS).",
+                f"{name}: {len(grid) - len(able)} of {len(grid)} cells are left out, for there is "
+                "no environment for the peers (`make bench-peers`, or COUNTVAE_PEERS).",
                 err=True,
             )
         try:
             rows = run(
-                [cell for cell in grid if cell not in without],
+                able,
                 store,
                 jobs=1 if scenario.timed else jobs,
                 threads=(os.cpu_count() or 1) if scenario.timed else 1,

@@ -16,7 +16,7 @@ def coverage_verdict(rows: pd.DataFrame) -> tuple[str, list[str]]:
     """Return the verdict in a sentence, and sentences on every `case`, failures first."""
     judged = rows.dropna(subset=list(NOMINAL))
     by_case = 100 * judged.set_index("case")[list(NOMINAL)]
-    off, all_off = _off(judged, NOMINAL), _off(rows, OF_ALL)
+    off, all_off = points_off(judged, NOMINAL), points_off(rows, OF_ALL)
     missed, met = off.index[off > BAR], off.index[off <= BAR]
     head = (
         f"Where the model is right, the bar of ±{BAR} points is met by intervals of 50 and 90 % at "
@@ -54,7 +54,7 @@ def coverage_verdict(rows: pd.DataFrame) -> tuple[str, list[str]]:
     return head, said
 
 
-def _off(rows: pd.DataFrame, nominal: dict[str, int]) -> pd.Series:
+def points_off(rows: pd.DataFrame, nominal: dict[str, int]) -> pd.Series:
     """Points by which the median coverage of each case is off at most, the worst first."""
     median = 100 * rows.groupby("case", sort=False)[list(nominal)].median()
     off = (median - pd.Series(nominal)).abs().max(axis=1)

@@ -85,7 +85,7 @@ def conclude(rows: pd.DataFrame) -> list[str]:
     best = pd.DataFrame([times.iloc[0] for _, times, _ in tables])
     met = (best["VV_common"] > GOAL[0]) & (best["seconds"] > GOAL[1])
     absent = {_short(label) for label in LABELS} - {_short(x) for x in named(rows)}
-    ours = 1 / best[["VV_common", "seconds"]]
+    ours, limits = 1 / best[["VV_common", "seconds"]], _at_limits(rows)
     within_reach = sum(t["VV_common"].iloc[0] > GOAL[0] * floor for _, t, floor in tables)
     return [
         "Less than half the error of the best other method in under a third of its time: the goal "
@@ -95,11 +95,11 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         f"{_winners(tables)} Our error on common features is {ours['VV_common'].min():.2g} to "
         f"{ours['VV_common'].max():.2g} times that of the best other method, in "
         f"{ours['seconds'].min():.3g} to {ours['seconds'].max():.3g} times its time; the best is "
-        f"{' or '.join(dict.fromkeys(_short(name) for name in best.index))}{_stopped(rows)}, the "
+        f"{' or '.join(dict.fromkeys(_short(name) for name in best.index))}{_stopped(limits)}, the "
         "pseudocounts c of PCA, PPCA and factor analysis being the best of those tried, which "
         f"nobody knows without the truth. All tables are drawn from our generative model.{without}"
         + (f" Not run here: {', '.join(sorted(absent))}." if absent else ""),
-        *_unconverged(rows),
+        *_unconverged(limits),
         *(_ratios(*table) for table in sorted(tables, key=lambda table: not _lower(table[1]))),
     ]
 
@@ -144,17 +144,17 @@ def _ratios(size: str, times: pd.DataFrame, floor: float) -> str:
     )
 
 
-def _unconverged(rows: pd.DataFrame) -> list[str]:
+def _unconverged(limits: list[tuple[str, int, int]]) -> list[str]:
     return [
         f"{name} had not converged, by its own account, in {stopped} of {fits} fits: its error "
         "there is that at its limit."
-        for name, stopped, fits in _at_limits(rows)
+        for name, stopped, fits in limits
     ]
 
 
-def _stopped(rows: pd.DataFrame) -> str:
-    limits = [f"{name} in {stopped} of {fits} fits" for name, stopped, fits in _at_limits(rows)]
-    return f" (stopped at their limit: {', '.join(limits)})" if limits else ""
+def _stopped(limits: list[tuple[str, int, int]]) -> str:
+    where = ", ".join(f"{name} in {stopped} of {fits} fits" for name, stopped, fits in limits)
+    return f" (stopped at their limit: {where})" if limits else ""
 
 
 def _at_limits(rows: pd.DataFrame) -> list[tuple[str, int, int]]:

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from countvae_simulations.cell import Cell
 from countvae_simulations.scenarios.base import Scenario, plain_log
-from countvae_simulations.scenarios.coverage import NOMINAL, OF_ALL, coverage_verdict
+from countvae_simulations.scenarios.coverage import NOMINAL, OF_ALL, coverage_verdict, points_off
 
 MEASURES = ("covariance", "loadings", "coverage", "gap", "noise_and_centre")
 PLAIN = {"n": 1000, "d": 1000, "k": 16, "reads": 3000}
@@ -63,10 +63,8 @@ def conclude(rows: pd.DataFrame) -> list[str]:
     times = median["VV_common"] / median.loc["as assumed", "VV_common"]
     wrong = [case for case in WRONG if case in median.index]
     worse = times[wrong].sort_values(ascending=False)
-    short = (100 * median.loc[wrong, list(NOMINAL)] - pd.Series(NOMINAL)).abs().max(axis=1)
-    short = short.sort_values(ascending=False)
-    short_all = (100 * median.loc[wrong, list(OF_ALL)] - pd.Series(OF_ALL)).abs().max(axis=1)
-    short_all = short_all.sort_values(ascending=False)
+    of_wrong = ours[ours["case"].isin(WRONG)]
+    short, short_all = points_off(of_wrong, NOMINAL), points_off(of_wrong, OF_ALL)
     verdict, of_intervals = coverage_verdict(ours[ours["case"].isin(RIGHT)])
     said = [
         "Where the model is wrong, the error is, in units of that of the table as assumed, largest "
