@@ -273,16 +273,33 @@ def test_an_encoder_moved_by_five_standard_deviations_is_seen_as_that(drawn, fit
 
 def test_chance_is_taken_off_the_bias():
     rng = np.random.default_rng(0)
+    best = rng.standard_normal((400, 50))
     off = [
-        measures._deviations("z", away)["z_bias_square"]
+        measures._deviations("z", away, best)["z_bias_square"]
         for away in 0.6 * rng.standard_normal((40, 400, 50))
     ]
     assert min(off) < 0 < max(off)
-    # of 40 means over 50 squares of normal numbers
-    assert abs(np.mean(off)) < 4 * 0.6**2 / 400 * np.sqrt(2 / 2000)
-    said = measures._deviations("z", 0.2 + 0.6 * rng.standard_normal((400, 50)))
-    assert said["z_error"] == pytest.approx(np.hypot(0.6, 0.2), rel=0.03)
-    assert said["z_bias_square"] == pytest.approx(0.2**2, rel=0.1)
+    # of 40 means over 50 squares of length 51 in 400, their chance taken off: variances 2 p s⁴/n²,
+    # and 2 p² s⁴/(n² (n - p)) of the estimate of s²
+    sd = 0.6**2 * np.sqrt(2 * 51 / 400**2 * (1 + 51 / 349) / 2000)
+    assert abs(np.mean(off)) < 4 * sd
+
+
+@pytest.mark.parametrize("constant, slope", [(0.2, 0.0), (0.0, 0.3), (0.2, 0.3)])
+def test_a_shift_and_a_shrinkage_are_bias_and_the_rest_is_not(constant, slope):
+    rng = np.random.default_rng(1)
+    best = np.where(np.arange(50) < 40, rng.standard_normal((400, 50)), 0)  # ten collapsed factors
+    away = constant - slope * best[:, ::-1] + 0.6 * rng.standard_normal((400, 50))
+    said = measures._deviations("z", away, best)
+    bias = constant**2 + 0.8 * slope**2
+    assert said["z_error"] == pytest.approx(np.hypot(0.6, np.sqrt(bias)), rel=0.03)
+    assert said["z_bias_square"] == pytest.approx(bias, rel=0.15)
+
+
+def test_too_few_samples_to_tell_the_bias_have_an_error_only():
+    rng = np.random.default_rng(2)
+    said = measures._deviations("z", *rng.standard_normal((2, 9, 9)))
+    assert set(said) == {"z_error"}
 
 
 def test_seconds_and_memory_are_of_the_fit():

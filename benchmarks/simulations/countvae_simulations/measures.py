@@ -175,11 +175,12 @@ def factors(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, 
     """The encoder's ẑ against the optimum of the bound, and the optimum against the true factors.
 
     In posterior standard deviations, over the first hundred samples: root mean square of ẑ − ẑ*
-    over samples and factors (`z_error`), and the mean square over factors of its mean over samples,
-    less what chance gives that square (`z_bias_square`, of either sign); `held_z_error` and
-    `held_z_bias_square` are those of samples held out. `z_explained` is the share of the variance
-    of the true factors held out that ẑ* explains, by the linear map that does best on the fitted
-    samples.
+    over samples and factors (`z_error`), and the mean square of the part of ẑ − ẑ* that is linear
+    in ẑ*, constant included, less what chance gives that square (`z_bias_square`, of either sign):
+    a shift, a shrinkage and a rotation are biases, what differs from sample to sample with the
+    same factors is not. `held_z_error` and `held_z_bias_square` are those of samples held out.
+    `z_explained` is the share of the variance of the true factors held out that ẑ* explains, by
+    the linear map that does best on the fitted samples.
     """
     if found.model is None:
         return {}
@@ -188,7 +189,7 @@ def factors(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, 
         counts = drawn.counts[:SAMPLES]
         here, _ = _posterior(found, counts, 0)
         best, sd = _posterior(found, counts, OPTIMAL_STEPS)
-        said |= _deviations(name, (here - best) / sd)
+        said |= _deviations(name, (here - best) / sd, best)
     fitted, new = (_posterior(found, drawn.counts, 2)[0] for drawn in (truth, held_out))
     told = LinearRegression().fit(fitted, truth.z).predict(new)
     left = ((held_out.z - told) ** 2).mean() / held_out.z.var(axis=0).mean()
@@ -372,10 +373,16 @@ def _rms(deviation: np.ndarray) -> float:
     return float(np.sqrt((deviation**2).mean()))
 
 
-def _deviations(name: str, deviation: np.ndarray) -> dict[str, float]:
-    by_chance = deviation.var(axis=0, ddof=1) / len(deviation)
-    square = (deviation.mean(axis=0) ** 2 - by_chance).mean()
-    return {f"{name}_error": _rms(deviation), f"{name}_bias_square": float(square)}
+def _deviations(name: str, deviation: np.ndarray, best: np.ndarray) -> dict[str, float]:
+    said = {f"{name}_error": _rms(deviation)}
+    line = LinearRegression().fit(best, deviation)
+    told = line.predict(best)
+    free = len(best) - line.rank_ - 1
+    if free > 0:
+        noise = ((deviation - told) ** 2).sum(axis=0) / free
+        by_chance = noise * (line.rank_ + 1) / len(best)
+        said[f"{name}_bias_square"] = float(((told**2).mean(axis=0) - by_chance).mean())
+    return said
 
 
 def coefficients(counts: csr_array) -> np.ndarray:
