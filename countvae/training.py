@@ -601,8 +601,8 @@ def _step(optimizer: torch.optim.Optimizer) -> None:
     if threads == 1:
         optimizer.step()
         return
-    shares: list[list[dict[str, Any]]] = [[] for _ in range(threads)]
-    loads = [0] * threads
+    shares: list[list[dict[str, Any]]] = [[] for _ in range(min(threads, len(parts)))]
+    loads = [0] * len(shares)
     for group, part in sorted(parts, key=lambda of: -of[1].numel()):
         least = loads.index(min(loads))
         shares[least].append(group | {"params": [part]})

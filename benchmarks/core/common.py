@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -132,15 +133,16 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def origin() -> list[str]:
-    """Versions, the machine without its name, and the command."""
+    """Versions, the machine without its name, the command and the day."""
     program = Path(sys.argv[0])
     packages = ("countvae", "torch", "numpy", "scipy", "scikit-learn", "scikit-bio")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return [
         " ".join([f"python -m benchmarks.{program.parent.name}.{program.stem}", *sys.argv[1:]]),
         f"Python {platform.python_version()}, {versions}, commit {_commit()}",
         f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"{platform.system()} {platform.machine()}",
+        f"{platform.system()} {platform.machine()}{gpu}, {date.today()}",
     ]
 
 

@@ -80,9 +80,10 @@ def large() -> list[dict[str, Any]]:
     k = size.pop("k")
     counts, rows = sparse_table(**size, seed=0), []
     for batch in (128, 1024):
-        row = fit(counts, k, "cuda", batch_size=batch)
+        row = fit(counts, k, "cuda", batch_size=batch, random_state=0)
         del row["fit"]
-        rows.append({"n": size["n"], "d": size["d"], "k": k, "batch": batch, "seed": 0, **row})
+        of = {"n": size["n"], "d": size["d"], "k": k, "batch": batch, "seed": 0, "fit_seed": 0}
+        rows.append(of | row)
         tell(rows[-1])
     return rows
 

@@ -153,8 +153,8 @@ def _biases_fall(ours: pd.DataFrame) -> str:
             bias = some.groupby(by)[name].agg(_size).unstack()
             met = ((bias[1] > 0) & (bias[1] >= BAR * bias[3])).sum()
             said.append(
-                f"on {design} tables {place} at {met} of {len(bias)} pseudocounts (where it is 1, from "
-                f"{bias.loc[1.0, 1]:.2g} to {bias.loc[1.0, 3]:.2g} posterior standard deviations)"
+                f"on {design} tables {place} at {met} of {len(bias)} pseudocounts (where it is 1, "
+                f"from {bias.loc[1.0, 1]:.2g} to {bias.loc[1.0, 3]:.2g} standard deviations)"
             )
     return ", ".join(said)
 
