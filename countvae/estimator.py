@@ -51,6 +51,7 @@ from countvae.inference import (
     importance_evidence,
     in_expectation,
     log_ratios,
+    logits_given,
     posterior_at,
     proportion_interval,
     refine,
@@ -726,7 +727,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         for yi, moved, N in zip(y, shifts, depths, strict=True):
             logits = self._clr_at(yi[None])[0] + moved
             rows.append(_multinomial(N, logits + noise_sd * rng.standard_normal(d), rng))
-        return sp.csr_array(sp.vstack(rows)), y
+        return _stacked(rows, d), y
 
     def denoise(self, X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         r"""What the proportions behind the counts are believed to be.
@@ -837,10 +838,11 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         rows, factors = [], []
         for decoder, x, posterior in self._posteriors(table, self.refinement_steps):
             S = self._covariance(decoder, posterior)
-            z, logits = drawn_logits(decoder, x, posterior, S, rng)
+            law = logits_given(decoder, x, posterior)
+            z, logits = drawn_logits(decoder, posterior, law, S, rng)
             factors.append(z.cpu().numpy() @ self._rotation)
             rows += [_multinomial(next(depths), row, rng) for row in logits.cpu().numpy()]
-        return sp.csr_array(sp.vstack(rows)), np.concatenate(factors) * self._scale
+        return _stacked(rows, self.n_features_in_), np.concatenate(factors) * self._scale
 
     def _depths(self, n_samples: int, depth: Any, rng: np.random.RandomState) -> np.ndarray:
         typical = np.rint(rng.choice(self.depth_, n_samples))
@@ -1087,6 +1089,11 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             counts = table if isinstance(table, CountFile) else table.counts
         else:
             ids = None, None
+            if (axes := getattr(X, "ndim", 2)) > 2:
+                raise ArgumentError(
+                    f"X: expected a row a sample; got {axes} axes. X.reshape(len(X), -1) lays"
+                    " the features of each sample in a row."
+                )
             if isinstance(X, pd.DataFrame):
                 ids = X.index.to_numpy(), X.columns.to_numpy()
                 check_unique(ids[1], "X: feature ids")
@@ -1455,11 +1462,24 @@ def _numbers(design: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     return found
 
 
-def _multinomial(
-    N: int | np.integer, logits: np.ndarray, rng: np.random.RandomState
-) -> sp.csr_array:
-    """Draw a row of counts."""
-    return sp.csr_array(rng.multinomial(N, softmax(logits))[None])
+Counted = tuple[np.ndarray, np.ndarray]
+"""Where a sample has counts, and which."""
+
+
+def _multinomial(N: int | np.integer, logits: np.ndarray, rng: np.random.RandomState) -> Counted:
+    """Draw the counts of a sample."""
+    counts = rng.multinomial(N, softmax(logits))
+    at = np.flatnonzero(counts)
+    return at, counts[at]
+
+
+def _stacked(rows: list[Counted], d: int) -> sp.csr_array:
+    """Put samples that were drawn into a table."""
+    where, counts = zip(*rows, strict=True)
+    ends = np.cumsum([0, *map(len, where)])
+    index = np.int32 if max(ends[-1], d) <= np.iinfo(np.int32).max else np.int64
+    at = np.concatenate(where).astype(index), ends.astype(index)
+    return sp.csr_array((np.concatenate(counts), *at), (len(rows), d))
 
 
 def axis_names(k: int) -> list[str]:

@@ -16,6 +16,16 @@ from countvae.threads import cut, share, worth
 Law = Decoder | Given
 
 BACKTRACK = 0.4
+NODES = (-10.0, 6.0, 0.5)
+"""Of the noise about its mode, in standard deviations there; the prior's tail is the wider one."""
+
+OMEGA_STEPS = 6
+LEVEL_STEPS = 2
+LEAST = 1e-300
+LARGEST = 300.0
+"""Of what a rate is multiplied by, as a logarithm; its density has long been nothing by then."""
+
+CACHED_ENTRIES = 1 << 15
 DRAWS = 64
 """Draws of the factors by which an expectation is taken through a network."""
 
@@ -127,7 +137,7 @@ class LogRatios(NamedTuple):
     """A normal law of the logits eta of each sample: see `logits_given`.
 
     Given z the logits are `mean` + A (z - z_hat) with A = diag(rho) J + (1 - rho) v_bar', and a
-    covariance diag(own) + (1 - rho)(1 - rho)' / sum(w) of their own.
+    covariance diag(own) + (1 - rho)(1 - rho)' / total of their own.
     """
 
     mean: Float[Tensor, "b d"]
@@ -140,23 +150,69 @@ class LogRatios(NamedTuple):
 
 @torch.no_grad()
 def logits_given(decoder: Law, x: Float[Tensor, "b d"], posterior: Posterior) -> LogRatios:
-    """Return the law of the logits with the curvature of the multinomial, diag(l) - l l' / N.
+    """Return the law of the logits, their common level and their own noise by quadrature.
 
-    The bound's own posterior of the noise leaves the second part out, and with it that all logits
-    that were read much may move together against those that were not. The variance of the loadings
-    adds rho_j^2 sum_c U_jc (z_c^2 + D_c) to `own`.
+    With its level c every feature is by itself, a count of Poisson's with rate exp(c + eta_j): see
+    `_by_quadrature`. The level is at the maximum of its own posterior, where rates add up to the
+    reads, and `total` is the information on it. That of the bound leaves out that all logits that
+    were read much may move together against those that were not, and puts those not read too low.
+    The variance of the loadings adds rho_j^2 sum_c U_jc (z_c^2 + D_c) to `own`.
     """
-    noise, sigma2 = posterior.noise, decoder.sigma2
-    rho = 1 / (1 + sigma2 * (x - noise.r).clamp_min(0))
-    total = noise.w.sum(1, keepdim=True)
-    J = decoder.jacobian(posterior.z)
-    return LogRatios(
-        decoder.logits(posterior.z) + sigma2 * noise.r,
-        J,
-        rho,
-        sigma2 * rho + rho.square() * decoder.unsure(posterior.z, posterior.D),
-        through(noise.w, J) / total,
-        total,
+    m0, sigma2 = decoder.logits(posterior.z), decoder.sigma2.expand(x.shape[1])
+    N = x.sum(1).clamp_min(1e-6)
+    c = N.log() - (m0 + sigma2 * posterior.noise.r).logsumexp(1)
+    for _ in range(LEVEL_STEPS):
+        _, _, rate, information = _by_quadrature(c[:, None] + m0, x, sigma2)
+        step = (N - rate.sum(1)) / information.sum(1).clamp_min(LEAST)
+        c = c + step.clamp(-1, 1)
+    e, variance, _, information = _by_quadrature(c[:, None] + m0, x, sigma2)
+    rho, J = variance / sigma2, decoder.jacobian(posterior.z)
+    total = information.sum(1, keepdim=True).clamp_min(LEAST)
+    own = variance + rho.square() * decoder.unsure(posterior.z, posterior.D)
+    return LogRatios(m0 + e, J, rho, own, through(information, J) / total, total)
+
+
+def _by_quadrature(
+    log_rate: Float[Tensor, "b d"], x: Float[Tensor, "b d"], sigma2: Float[Tensor, " d"]
+) -> tuple[Float[Tensor, "b d"], ...]:
+    """Posterior mean and variance of the noise of each feature, rate, and information on its level.
+
+    Of e ~ N(0, sigma2) and a count x of Poisson's with rate r = exp(log_rate + e): E e, var e, E r
+    and E r - var r. By the trapezoidal rule about the mode, where r = w / sigma2 with
+    w + log w = log_rate + log sigma2 + sigma2 x.
+    """
+    b, d = x.shape
+    threads = worth(b * d, x.device)
+    blocks = cut(b, max(threads, -(-b * d // CACHED_ENTRIES)))
+    parts = share(lambda at: _moments(log_rate[at], x[at], sigma2), blocks, threads)
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+def _moments(log_rate: Tensor, x: Tensor, sigma2: Tensor) -> tuple[Tensor, ...]:
+    Y = log_rate + sigma2.log() + sigma2 * x
+    log_w = torch.where(Y > 1, Y.clamp_min(1).log(), Y)
+    for _ in range(OMEGA_STEPS):
+        w = log_w.exp()
+        log_w = log_w - (log_w + w - Y) / (1 + w)
+    w = log_w.exp()
+    mode, scale, at_mode = log_w - sigma2.log() - log_rate, (sigma2 / (1 + w)).sqrt(), w / sigma2
+    Z, first, second, rate, rate_square = (torch.zeros_like(x) for _ in range(5))
+    slope, curvature = at_mode * scale, 0.5 / (1 + w)
+    for node in torch.arange(*NODES).tolist():
+        more = (scale * node).clamp_(max=LARGEST).expm1_().mul_(at_mode)
+        # the log-density less that at the mode, whose slope is zero
+        weight = (slope * node).sub_(more).sub_(curvature, alpha=node * node).exp_()
+        Z += weight
+        first.add_(weight, alpha=node)
+        second.add_(weight, alpha=node * node)
+        rate += weight.mul_(more)
+        rate_square += weight.mul_(more)
+    first, second, rate, rate_square = (total / Z for total in (first, second, rate, rate_square))
+    return (
+        mode + scale * first,
+        scale.square() * (second - first.square()).clamp_min(0),
+        at_mode + rate,
+        (at_mode + rate - rate_square + rate.square()).clamp_min(0),
     )
 
 
@@ -189,13 +245,12 @@ def log_ratios(
 @torch.no_grad()
 def drawn_logits(
     decoder: Law,
-    x: Float[Tensor, "b d"],
     posterior: Posterior,
+    law: LogRatios,
     S: Float[Tensor, "b k k"],
     rng: np.random.RandomState,
 ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b d"]]:
-    """Draw factors and logits of each sample."""
-    law = logits_given(decoder, x, posterior)
+    """Draw factors and logits of each sample; of the latter `law` is that of `logits_given`."""
 
     def normal(*shape: int) -> Tensor:
         return torch.from_numpy(rng.standard_normal(shape)).to(S)
@@ -205,8 +260,8 @@ def drawn_logits(
     level = (away * law.v_bar).sum(1, keepdim=True)
     moved = decoder.logits(posterior.z + away) - decoder.logits(posterior.z)
     logits = law.mean + level + law.rho * (moved - level)
-    logits += law.own.sqrt() * normal(*x.shape)
-    logits += (1 - law.rho) * normal(len(x), 1) / law.total.sqrt()
+    logits += law.own.sqrt() * normal(*logits.shape)
+    logits += (1 - law.rho) * normal(len(logits), 1) / law.total.sqrt()
     return posterior.z + away, logits
 
 
@@ -221,7 +276,8 @@ def proportion_interval(
     rng: np.random.RandomState,
 ) -> Float[Tensor, "2 b d"]:
     """Quantiles of the proportions between which a draw lies with probability `level`."""
-    drawn = [drawn_logits(decoder, x, posterior, S, rng)[1].softmax(1) for _ in range(draws)]
+    law = logits_given(decoder, x, posterior)
+    drawn = [drawn_logits(decoder, posterior, law, S, rng)[1].softmax(1) for _ in range(draws)]
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2]).to(x)
     return torch.stack(drawn).quantile(ends, dim=0)
 
