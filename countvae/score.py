@@ -1,16 +1,18 @@
 r"""Which samples a model does not explain, given how deep they are.
 
 The evidence of a sample falls with its depth whatever the sample is, so it is compared with that
-of samples that the model itself draws at that depth. They are drawn at depths a factor of two
-apart; between two of them both the p-values and what is expected are interpolated in the logarithm
-of the depth. With B the evidence of a sample, and m and s the mean and spread of that of R samples
-drawn,
+of samples that the model itself draws at that depth, and with the same covariates if it has any.
+They are drawn at depths a factor of two apart; between two of them both the p-values and what is
+expected are interpolated in the logarithm of the depth. With B the evidence of a sample, and m and
+s the mean and spread of that of R samples drawn,
 
 .. math::
 
     t = \frac{B - m}{s}, \qquad p = \frac{1 + \#\{r : t_r \le t\}}{1 + R}
 """
 
+import itertools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +42,8 @@ def scores(
     X : array, sparse matrix or array, DataFrame, CountTable, CountFile or path, (n, d)
         Counts, of whole numbers or not.
     reference : int
-        R, the samples drawn from the model at each depth; no p-value is below 1 / (1 + R).
+        R, the samples drawn from the model at each depth, and at each for samples that differ in
+        their covariates; no p-value is below 1 / (1 + R).
     random_state : int
         Of these.
 
@@ -71,8 +74,11 @@ def scores(
     model, X = model.match(X)
     depth, evidence = _depth(X), model.score_samples(X)
     at_least_one = np.maximum(depth, 1)
-    drawn = _Drawn.at(model, X, at_least_one, int(reference), random_state)
-    expected, t, p = drawn.compare(evidence, np.log(at_least_one))
+    expected, t, p = np.empty((3, len(depth)))
+    seeds = itertools.count(random_state)
+    for at, known in _alike(model, X, len(depth)):
+        drawn = _Drawn.at(model, known, at_least_one[at], int(reference), seeds)
+        expected[at], t[at], p[at] = drawn.compare(evidence[at], np.log(at_least_one[at]))
     return pd.DataFrame(
         {
             "depth": depth,
@@ -94,25 +100,30 @@ class _Drawn(NamedTuple):
     """Sorted."""
 
     @classmethod
-    def at(cls, model: MultinomialVAE, X: Any, depth: np.ndarray, R: int, seed: int) -> "_Drawn":
+    def at(
+        cls,
+        model: MultinomialVAE,
+        known: pd.DataFrame | None,
+        depth: np.ndarray,
+        R: int,
+        seeds: Iterator[int],
+    ) -> "_Drawn":
         """Draw at depths a factor of two apart, or less, that enclose those given.
 
-        Covariates, if the model has any, are those of samples of X.
+        With the covariates of a row of `known`, if the model has any.
         """
         low, high = np.floor(depth.min()), np.ceil(depth.max())
-        at = np.geomspace(low, high, 1 + int(np.ceil(np.log2(high / low))))
-        at = np.unique(np.rint(at))
+        depths = np.geomspace(low, high, 1 + int(np.ceil(np.log2(high / low))))
+        depths = np.unique(np.rint(depths))
+        known = None if known is None else known.iloc[[0] * R]
         evidence = []
-        for i, N in enumerate(at):
-            known = None
-            if model.formula is None:
-                counts, _ = model.sample(R, int(N), random_state=seed + i)
+        for N, seed in zip(depths, seeds, strict=False):
+            if known is None:
+                counts, _ = model.sample(R, int(N), random_state=seed)
             else:
-                known = X.sample_metadata[variables(model.formula)]
-                known = known.sample(R, replace=True, random_state=seed + i)
-                counts, _ = model.sample_design(known, int(N), random_state=seed + i)
+                counts, _ = model.sample_design(known, int(N), random_state=seed)
             evidence.append(model.score_samples(_named(model, counts, known)))
-        return cls(np.log(at), np.sort(evidence, axis=1))
+        return cls(np.log(depths), np.sort(evidence, axis=1))
 
     def compare(self, evidence: np.ndarray, log_depth: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return what is expected, t and p of samples, all interpolated in the depth."""
@@ -134,6 +145,20 @@ class _Drawn(NamedTuple):
         # of equals exactly that: p is to be no more than 1
         rank = ranks[below, at] + share * (ranks[above, at] - ranks[below, at])
         return expected, t, (1 + rank) / (1 + R)
+
+
+def _alike(
+    model: MultinomialVAE, X: Any, n: int
+) -> Iterator[tuple[np.ndarray, pd.DataFrame | None]]:
+    """Yield the samples that the model expects the same of, and a row of what is known of them."""
+    if model.formula is None:
+        yield np.arange(n), None
+        return
+    known = X.sample_metadata[variables(model.formula)]
+    group = known.groupby(list(known), sort=False).ngroup().to_numpy()
+    for of in range(group.max() + 1):
+        at = np.flatnonzero(group == of)
+        yield at, known.iloc[at[:1]]
 
 
 def _named(

@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 from scipy.sparse import csr_array
 from scipy.spatial.distance import pdist, squareform
+from scipy.stats import kstest
 from skbio import DistanceMatrix
 
 from countvae import MultinomialVAE
@@ -305,6 +306,29 @@ def test_samples_are_scored_given_their_covariates(drawn, adjusted):
     changed = (moved["batch"] != table.sample_metadata["batch"]).to_numpy()
     without = scores(adjusted, wrong, reference=200)
     assert (without["t"] < found["t"])[changed].mean() > 0.9
+
+
+def test_the_models_own_samples_have_uniform_p_values_in_every_group():
+    """Where a bloom in one group alone makes its evidence another than that of the other."""
+    rng = np.random.default_rng(0)
+    plain = simulate(N, D, K, 1000, keep_proportions=True, rng=rng)
+    group = np.arange(N) % 2
+    logits = np.log(plain.proportions)
+    logits[:, 0] += 9 * group
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    counts = np.array([rng.multinomial(1000, row / row.sum()) for row in p], dtype=float)
+    samples = np.array([f"s{i}" for i in range(N)], dtype=object)
+    known = pd.DataFrame({"group": np.array(["a", "b"])[group]}, index=samples)
+    features = np.array([f"f{j}" for j in range(D)], dtype=object)
+    table = CountTable(csr_array(counts), samples, features, known)
+    model = MultinomialVAE(K, formula="~ group", max_epochs=30).fit(table)
+    drawn, _ = model.sample_design(known, 1000, random_state=5)
+    own = CountTable(drawn, samples, features, known)
+    found = scores(model, own)
+    for of in (0, 1):
+        assert kstest(found["p_value"][group == of], "uniform").pvalue > 0.01
+    alone = scores(model, own.select_samples(np.flatnonzero(group == 1)))
+    np.testing.assert_allclose(alone["p_value"], found["p_value"][group == 1], atol=0.08)
 
 
 def test_text_among_the_numbers_of_new_samples_is_refused_by_name(drawn, adjusted):
