@@ -65,7 +65,7 @@ $(BENCH_PERFORMANCE:%=bench-performance-%): bench-performance-%: venv
 	COUNTVAE_PEERS="$(PEERS)/bin/python" "$(PY)" -m benchmarks.performance.$*
 
 # What people take home, a script a claim.
-BENCH_TAKEHOME := network select score subcomposition finetune covariates
+BENCH_TAKEHOME := network select select_real score subcomposition finetune covariates
 
 bench-takehome: $(BENCH_TAKEHOME:%=bench-takehome-%)
 
@@ -99,10 +99,11 @@ $(BENCH_RELIABILITY:%=bench-reliability-%): bench-reliability-%: venv
 	"$(PY)" -m benchmarks.reliability.$*
 
 # The tests with the oldest versions that are allowed, and with the newest; torch is that of constraints.txt.
+# Without checks of shapes: jaxtyping before 0.3.11 wraps what numba compiles.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 oldest newest: %: .venv-%/.stamp
-	.venv-$*/bin/python -m pytest -W default
+	.venv-$*/bin/python -m pytest -W default -o addopts=--doctest-modules -n auto --maxprocesses 4 --dist worksteal
 
 .venv-oldest/.stamp .venv-newest/.stamp: .venv-%/.stamp: pyproject.toml
 	$(PYTHON) -m venv ".venv-$*"

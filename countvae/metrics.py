@@ -5,6 +5,8 @@ log-ratios. Nothing d × d is formed. With ``features`` (an index or a mask) the
 in the composition of those features alone, so columns are centred again over them.
 """
 
+import math
+
 import numpy as np
 from jaxtyping import Bool, Float, Integer, Shaped
 from scipy.linalg import orth
@@ -79,17 +81,27 @@ def common_features(counts: Shaped[np.ndarray, "n d"] | csr_array) -> Bool[np.nd
     return total > np.median(total)
 
 
-UNTRUSTED = 0.7
-"""Shape of the tail of the weights from which on an estimate by them is not to be trusted."""
+def trusted_below(draws: int) -> float:
+    """Shape of the tail of so many weights from which on their mean is not to be trusted.
+
+    min(1 - 1/log10(draws), 0.7), of Vehtari et al. (Pareto smoothed importance sampling, JMLR
+    2024): the tail of few weights tells less.
+
+    Examples
+    --------
+    >>> [round(trusted_below(draws), 2) for draws in (64, 1000, 10_000)]
+    [0.45, 0.67, 0.7]
+    """
+    return min(1 - 1 / math.log10(draws), 0.7)
 
 
 def tail_shape(log_weights: Float[np.ndarray, "draws n"]) -> Float[np.ndarray, " n"]:
     """Shape of the generalised Pareto tail of importance weights, of each column.
 
-    Above 0.7 the mean of the weights cannot be estimated from as many as there are. The tail is the
-    largest fifth, or three times the root of their number if that is less. The fit is the posterior
-    mean of Zhang and Stephens (Technometrics 2009), drawn towards 1/2 with the weight of ten draws
-    (Vehtari et al., Pareto smoothed importance sampling, JMLR 2024).
+    From `trusted_below` on their mean cannot be estimated from as many as there are. The tail is
+    the largest fifth, or three times the root of their number if that is less. The fit is the
+    posterior mean of Zhang and Stephens (Technometrics 2009), drawn towards 1/2 with the weight of
+    ten draws (Vehtari et al.).
 
     Examples
     --------

@@ -9,6 +9,9 @@ B the evidence of a held-out sample, by importance sampling of the factors, and 
     \operatorname{se}(e_m - e_l) =
         \frac{\operatorname{sd}_i(B_{im} - B_{il} - (e_m - e_l) N_i)}{\sqrt{n}\,\bar N}.
 
+Samples of one group, such as those of a subject, are held out together, and i is then a group: two
+samples of one subject are alike, and a model that has seen one knows the other.
+
 Models see the same samples, so differences are far surer than the evidence itself. The model m
 chosen is the one of fewest factors, and of these of the shallowest encoder, whose e_m is within one
 standard error of the difference to the largest.
@@ -30,7 +33,7 @@ from countvae.decoder import SIGMA2_RANGE, Decoder
 from countvae.errors import ArgumentError
 from countvae.estimator import MultinomialVAE
 from countvae.inference import Posterior, importance_evidence, posterior_at, refine
-from countvae.metrics import UNTRUSTED
+from countvae.metrics import trusted_below
 from countvae.ppca import ppca_of_counts
 from countvae.rows import Rows
 from countvae.table import CountTable
@@ -51,7 +54,8 @@ class Selection:
         A row a model, fewest factors first: `k`, `encoder_depth`, `evidence_a_read` (nats, held
         out), its standard error `se`, `difference` to the best and its standard error
         `difference_se`, `pareto_k` (the median over samples), `untrusted`, the share of samples
-        whose Pareto k is above 0.7, and whether it is the one `chosen`.
+        whose weights are too uneven for their evidence to be trusted, and whether it is the one
+        `chosen`.
     gain, gain_se : float
         Nats a read by which the model chosen explains held-out samples better than principal
         components of log(x + 1), as many, put in its place; and the standard error.
@@ -109,6 +113,7 @@ def select(
     *,
     kind: type[MultinomialVAE] = MultinomialVAE,
     folds: int = 3,
+    groups: Sequence[Any] | np.ndarray | pd.Series | None = None,
     draws: int = 64,
     random_state: int = 0,
     told: Callable[[dict[str, Any]], None] | None = None,
@@ -128,6 +133,8 @@ def select(
         The estimator: `MultinomialVAE`, or `ConvMultinomialVAE`.
     folds : int
         Parts of the samples, each of which is held out once.
+    groups : (n,), optional
+        What samples have in common, such as their subject: those alike are held out together.
     draws : int
         Of the factors of each held-out sample.
     random_state : int
@@ -145,16 +152,20 @@ def select(
     ------
     InputError
         If k or `encoder_depth` is empty or has a number below 1, k one above what the table
-        carries, or there are fewer than two folds or samples of one.
+        carries, or there are fewer than two folds or samples, or groups, of one; if `groups` is
+        not one label a sample.
     """
     numbers, depths = _checked("k", k), _checked("encoder_depth", encoder_depth)
     table = X if isinstance(X, CountTable) else csr_array(X)
     counts = table.counts if isinstance(table, CountTable) else table
     depth = np.asarray(counts.sum(axis=1), dtype=float)
-    if not 2 <= folds <= len(depth) // 2:
-        raise ArgumentError(f"folds: expected 2 to {len(depth) // 2}; got {folds!r}.")
+    group = _groups(groups, len(depth))
+    number = group.max() + 1
+    if not 2 <= folds <= number // 2:
+        raise ArgumentError(f"folds: expected 2 to {number // 2}; got {folds!r}.")
+    of = (np.random.default_rng(random_state).permutation(number) % folds)[group]
     n, d = counts.shape
-    if numbers[-1] > (most := min(n - -(-n // folds), d - 1) - 1):
+    if numbers[-1] > (most := min(n - np.bincount(of).max(), d - 1) - 1):
         raise ArgumentError(
             f"k: {n} samples of {d} features, in {folds} folds, carry at most {most} factors; got"
             f" {numbers[-1]}."
@@ -162,7 +173,6 @@ def select(
     tried = list(itertools.product(numbers, depths))
     evidence = np.empty((len(tried), len(depth)))
     pareto = np.empty_like(evidence)
-    of = np.random.default_rng(random_state).permutation(len(depth)) % folds
     for fold in range(folds):
         held = np.flatnonzero(of == fold)
         for row, (number, layers) in enumerate(tried):
@@ -175,9 +185,11 @@ def select(
                 here = evidence[row, held].sum() / depth[held].sum()
                 model_tried = {"k": number, "encoder_depth": layers, "fold": fold + 1}
                 told(model_tried | {"evidence_a_read": here})
-    table = pd.DataFrame(tried, columns=["k", "encoder_depth"]).join(_compared(evidence, depth))
+    table = pd.DataFrame(tried, columns=["k", "encoder_depth"]).join(
+        _compared(evidence, depth, group)
+    )
     table["pareto_k"] = np.median(pareto, axis=1)
-    table["untrusted"] = (pareto > UNTRUSTED).mean(1)
+    table["untrusted"] = (pareto >= trusted_below(draws)).mean(1)
     near = table["difference"] >= -table["difference_se"]
     chosen = int(np.flatnonzero(near)[0])
     table["chosen"] = np.arange(len(tried)) == chosen
@@ -186,7 +198,7 @@ def select(
         held = np.flatnonzero(of == fold)
         law = principal_law(counts[np.flatnonzero(of != fold)], tried[chosen][0], random_state)
         plain[held], _ = evidence_under(law, counts[held], draws, random_state)
-    both = _compared(np.stack([plain, evidence[chosen]]), depth)
+    both = _compared(np.stack([plain, evidence[chosen]]), depth, group)
     gain = both["evidence_a_read"][1] - both["evidence_a_read"][0]
     return Selection(table, float(gain), float(both["difference_se"].max()))
 
@@ -221,6 +233,20 @@ def _samples(table: CountTable | csr_array, at: np.ndarray) -> CountTable | csr_
     return table.select_samples(at) if isinstance(table, CountTable) else table[at]
 
 
+def _groups(groups: Any, n: int) -> np.ndarray:
+    """Number the groups of the samples; by default each is one of its own."""
+    if groups is None:
+        return np.arange(n)
+    labels = np.asarray(groups)
+    if labels.shape != (n,):
+        raise ArgumentError(f"groups: expected one label for each of {n} samples.")
+    group, _ = pd.factorize(labels)
+    if (group < 0).any():
+        at = int(np.flatnonzero(group < 0)[0])
+        raise ArgumentError(f"groups: the sample at position {at} has none.")
+    return group
+
+
 def _checked(name: str, given: Sequence[int]) -> list[int]:
     tried = sorted(set(given))
     if not tried or any(
@@ -231,14 +257,18 @@ def _checked(name: str, given: Sequence[int]) -> list[int]:
     return [int(number) for number in tried]
 
 
-def _compared(evidence: Float[np.ndarray, "m n"], depth: Float[np.ndarray, " n"]) -> pd.DataFrame:
+def _compared(
+    evidence: Float[np.ndarray, "m n"], depth: Float[np.ndarray, " n"], group: np.ndarray
+) -> pd.DataFrame:
     """Evidence a read of each model, and differences to the best, with standard errors."""
+    groups = group.max() + 1
     a_read = evidence.sum(1) / depth.sum()
     best = int(a_read.argmax())
 
     def error(of_samples: np.ndarray, mean: np.ndarray) -> np.ndarray:
         left = of_samples - mean[:, None] * depth
-        return left.std(1, ddof=1) / (np.sqrt(len(depth)) * depth.mean())
+        of_groups = np.array([np.bincount(group, row, groups) for row in left])
+        return of_groups.std(1, ddof=1) * np.sqrt(groups) / depth.sum()
 
     difference = a_read - a_read[best]
     return pd.DataFrame(

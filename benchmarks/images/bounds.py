@@ -13,7 +13,6 @@ import numpy as np
 from benchmarks.core.common import arguments, tell, write
 from benchmarks.images.scene import HERE, on_all, pictures, with_control
 from countvae import MultinomialVAE
-from countvae.metrics import UNTRUSTED
 
 DRAWS = 100
 
@@ -39,7 +38,7 @@ def measure(name: str, seed: int) -> list[dict[str, object]]:
                 "amortised": amortised / counts,
                 "bound": bound / counts,
                 "evidence": evidence.sum() / counts,
-                "untrusted": (pareto_k > UNTRUSTED).mean(),
+                "untrusted": (pareto_k > 0.7).mean(),
                 "seconds": seconds,
             }
         )

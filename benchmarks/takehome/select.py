@@ -1,6 +1,6 @@
 """Whether the number of factors is found: `python -m benchmarks.takehome.select`.
 
-Tables of the model with a true k, by seed; the real tables, where only the verdict is told.
+Tables of the model with a true k, by seed. Real tables are in `select_real`.
 """
 
 from pathlib import Path
@@ -8,16 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.core.common import DATA, arguments, tell, write
+from benchmarks.core.common import arguments, tell, write
 from countvae.select import Selection, select
 from countvae.simulate import simulate
-from countvae.table import read
 
 TRIED = (2, 3, 4, 5, 6, 7, 8, 10)
 TRUE_K = 5
 DESIGNS = ("flat", "wide")
-REAL = {"ecam": ("ecam/table.biom", 20), "ifnb_pbmc": ("ifnb_pbmc/counts.h5ad", 50)}
-OF_REAL = (5, 10, 20, 40)
 
 
 def about(found: Selection) -> dict[str, object]:
@@ -39,15 +36,6 @@ def simulated(design: str, seed: int) -> dict[str, object]:
     return {"table": design, "seed": seed, "true_k": TRUE_K, **about(found)}
 
 
-def real(name: str, seed: int) -> dict[str, object]:
-    """Select on a real table."""
-    file, samples = REAL[name]
-    table = read(DATA / file).filter(min_feature_samples=samples)
-    found = select(table, OF_REAL, random_state=seed, max_epochs=30)
-    print(f"{name}: {found.verdict}")
-    return {"table": name, "seed": seed, **about(found)}
-
-
 if __name__ == "__main__":
     seeds = arguments(__doc__ or "", 10).seeds
     rows = []
@@ -58,7 +46,4 @@ if __name__ == "__main__":
         of_design = [row for row in rows if row["table"] == design]
         near = sum(abs(int(row["k"]) - TRUE_K) <= 1 for row in of_design)
         print(f"{design}: k within one of the truth in {near} of {len(of_design)}")
-    for name in REAL:
-        rows.append(real(name, 0))
-        tell(rows[-1])
     write("select", pd.DataFrame(rows), Path(__file__).parent)
