@@ -7,8 +7,8 @@ __all__ = ["fit_bytes"]
 DENSE_BATCHES = 20
 """Arrays of batch x features alive at once, at most: counts, logits, rates, before and after."""
 
-HIDDEN_COPIES = 6
-"""Arrays of batch x units of the layers over a grid: before and after the activation, gradients."""
+HIDDEN_COPIES = 3
+"""Arrays of batch x units of the layers over a grid: before, after the activation, a gradient."""
 
 SKETCHES = 6
 """Arrays of features x (factors and ten) alive at once at the start."""

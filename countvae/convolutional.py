@@ -176,16 +176,18 @@ class ConvMultinomialVAE(MultinomialVAE):
         return counts
 
     def _size_of_networks(self, d: int) -> dict[str, int]:
-        width, grid = int(self.encoder_width), self._on(d)
-        of_encoder, of_decoder = int(self.encoder_depth), self._decoder_depth
-        networks = [(of_encoder, 3)] + [(of_decoder, 4)] * (self.decoder == "network")
-        layers = hidden = 0
-        for depth, across in networks:
-            of_layers = [width * grid.halved(i).positions for i in range(depth - 1)]
-            convolved = width * (self.channels + width * max(0, depth - 2)) * bool(of_layers)
-            ends = 2 * int(self.n_components) * (of_layers[-1] if of_layers else 0)
-            layers += across ** len(grid.shape) * convolved + ends
-            hidden += sum(of_layers)
+        width, k, grid = int(self.encoder_width), int(self.n_components), self._on(d)
+        axes, depth = len(grid.shape), int(self.encoder_depth)
+        units = [width * grid.halved(i).positions for i in range(depth - 1)]
+        layers, hidden = 0, sum(units)
+        if units:
+            convolved = width * (self.channels + width * (depth - 2))
+            layers = 3**axes * convolved + 2 * k * units[-1]
+        if self.decoder == "network":
+            depth = self._decoder_depth
+            units = [width * grid.halved(i).positions for i in range(1, depth)]
+            layers += 4**axes * width * (self.channels + width * (depth - 2)) + k * units[-1]
+            hidden += sum(units) + grid.d
         return {"width": 0, "layers": layers, "hidden": hidden}
 
     @property

@@ -7,6 +7,7 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 from benchmarks.images import page
+from countvae import ConvMultinomialVAE
 from countvae.decoder import ConvDecoder, Decoder
 from countvae.encoder import ConvEncoder
 from countvae.evidence import solve_noise
@@ -229,3 +230,25 @@ def test_the_straight_map_says_what_it_lacks_of_the_variance():
 def test_the_page_of_images_is_that_of_the_results():
     written = page.ROOT / "docs" / "images.md"
     assert written.read_text(encoding="utf-8") == page.page()
+
+
+@pytest.mark.parametrize("decoder", ["linear", "network"])
+@pytest.mark.parametrize("depth, channels", [(1, 1), (2, 2), (4, 1)])
+def test_the_memory_of_networks_is_counted_from_what_they_are(decoder, depth, channels):
+    X = np.random.default_rng(0).poisson(4, (30, 64 * channels)).astype(float)
+    settings = {"encoder_depth": depth, "encoder_width": 6, "max_epochs": 1}
+    model = ConvMultinomialVAE(2, grid=(8, 8), channels=channels, decoder=decoder, **settings).fit(
+        X
+    )
+    networks = [*model._encoder.modules(), *model._decoder.modules()]
+    layers = [layer for layer in networks if hasattr(layer, "weight")]
+    units = []
+    for layer in layers:
+        if layer is not getattr(model._encoder, "last", None):
+            layer.register_forward_hook(lambda _, given, out: units.append(out[0].numel()))
+    model._encoder(torch.from_numpy(X[:1]))
+    if decoder == "network":
+        model._decoder.bend(torch.zeros(1, 2).double())
+    counted = model._size_of_networks(64 * channels)
+    assert counted["layers"] == sum(layer.weight.numel() for layer in layers)
+    assert counted["hidden"] == sum(units)

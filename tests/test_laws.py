@@ -154,6 +154,13 @@ def test_a_fit_that_was_broken_off_ends_as_if_it_had_not_been(model, X, tmp_path
 def test_a_fit_goes_on_from_one_of_its_kind(model, X):
     further = clone(model).set_params(init=model, max_epochs=2).fit(X)
     assert further.score(X) > model.score(X) - 5
+    still = {"freeze": "decoder", "max_epochs": 1, "learning_rate": 1e-9, "refinement_steps": 0}
+    same = clone(model).set_params(init=model, **still).fit(X)
+    steps = model.refinement_steps
+    np.testing.assert_allclose(
+        same.transform(X), model.set_params(refinement_steps=0).transform(X), atol=1e-3
+    )
+    model.set_params(refinement_steps=steps)
     stranger = KINDS["network" if type(model) is MultinomialVAE else "dense"]
     with pytest.raises(ArgumentError, match=r"init: a .*MultinomialVAE, not a"):
         clone(stranger).set_params(init=model).fit(X)
@@ -319,6 +326,13 @@ def test_half_of_a_network_stays_where_it_is_frozen(X, half):
     z = np.random.default_rng(0).normal(size=(9, 2))
     laws = [m.set_params(whiten=True).inverse_transform(z) for m in (begun, further)]
     assert np.allclose(*laws) == (half == "decoder")
+    hidden = [
+        {n: part for n, part in m._encoder.state_dict().items() if n.startswith("hidden")}
+        for m in (begun, further)
+    ]
+    assert hidden[0] and hidden[0].keys() == hidden[1].keys()
+    same = [torch.equal(part, hidden[1][name]) for name, part in hidden[0].items()]
+    assert all(same) if half == "encoder" else not any(same)
     begun.set_params(whiten=False)
     np.testing.assert_array_equal(begun.inverse_transform(begun.transform(X)), before)
 
