@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 from scipy.sparse import csr_array, vstack
+from scipy.stats import binomtest
 
 from countvae import demo as demonstration
 from countvae import network, ordination, plots, report, score, select, store
@@ -96,6 +97,9 @@ OF_KIND = [name for name in DENSE if name in ON_GRID and ON_GRID[name] != DENSE[
 OF_GRID = [name for name in ON_GRID if name not in DENSE]
 VERSIONS = ("countvae", "torch", "numpy", "scipy", "scikit-learn", "scikit-bio", "anndata")
 COORDINATES = (".tsv", ".h5ad", ".txt")
+SMALL_P, CHANCE = 0.05, 1e-4
+"""When scores say that a model does not describe a table: so many of them are small by chance."""
+
 DENOISED = 6
 """Arrays of samples x features that are in memory while denoised ones are written."""
 
@@ -279,6 +283,9 @@ def main() -> None:
     help="Share of features, and of reads, that table and --init must have in common.",
 )
 @click.option(
+    "--zero-fill", is_flag=True, help="Features of --init that are not in the table were not seen."
+)
+@click.option(
     "--freeze",
     type=click.Choice(["decoder", "encoder"]),
     help="Which half of that model stays as it is.",
@@ -304,7 +311,8 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
 
     With --init a fit goes on from another: the table is brought to the features of that model,
     whose settings hold, and loadings are expected near its own. A table that shares less than
-    --min-overlap with it is refused.
+    --min-overlap with it is refused, and one without some of its features too, unless --zero-fill
+    says that they were looked for and not seen.
 
     A fit of more than half a minute leaves its state in OUTPUT_DIR.checkpoint until it ends. Under
     torchrun all processes share one fit, and the first of them writes.
@@ -316,6 +324,8 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
         raise NoSuchFile(f"{tree}: there is no such file.")
     if not options["init"]:
         _check_grid(ctx)
+        if options["zero_fill"]:
+            raise click.UsageError("--zero-fill goes with --init.")
     chosen(options["device"])
     with launched() as processes, processes.first_holds(claimed(output)):
         options["quiet"] |= processes.rank > 0
@@ -365,8 +375,9 @@ def transform(
     them zeros; those that only the table has are left out. Coordinates and distances are of what
     covariates leave, if the model has any.
     """
-    if output.suffix not in COORDINATES:
-        raise ArgumentError(f"{output}: expected a suffix among {examples(COORDINATES)}.")
+    check_suffix(output, COORDINATES)
+    if distances is not None:
+        check_suffix(distances, [".tsv"])
     if options["stream"] and output.suffix == ".h5ad":
         raise click.UsageError(
             "--stream: an .h5ad file would have the whole table; name a .tsv or .txt file."
@@ -413,6 +424,11 @@ def info(path: Path, layer: str | None, as_json: bool) -> None:
     show_default=True,
     help="Parts of the samples, each held out once.",
 )
+@click.option(
+    "--groups",
+    metavar="COLUMN",
+    help="Of the metadata, such as a subject: samples alike in it are held out together.",
+)
 @setting("encoder_depth", type=Numbers(), help="Layers of the encoder to compare: 1,2,3.")
 @gridding
 @setting("max_epochs", type=ONE_OR_MORE, help="Passes over the table.")
@@ -451,12 +467,14 @@ def select_command(
         counts = _read((table,), options)
         say(f"{table} ({counts.source}): {size(counts)}")
         kept = _filtered(counts, str(table), options, say)
-        with renamed({"X:": f"{table}:"}):
+        groups = _column(kept, table, options["groups"]) if options["groups"] else None
+        with renamed({"X:": f"{table}:", "groups:": "--groups:"}):
             found = select.select(
                 kept,
                 tried,
                 options["encoder_depth"],
                 folds=options["folds"],
+                groups=groups,
                 random_state=options["seed"],
                 told=lambda row: say(TRIED.format(**row)),
                 **settings,
@@ -503,6 +521,7 @@ def score_command(
     unusual for being shallow; one with more evidence than usual has a p-value near 1.
     """
     _check_outputs([output], force, folder, table, options["metadata"])
+    check_suffix(output, [".tsv"])
     model = _loaded(folder, options["device"])
     model, _, aligned = _table_for(model, table, options)
     with renamed({"X:": f"{table}:"}):
@@ -511,9 +530,20 @@ def score_command(
         )
     frame.index = pd.Index(aligned.sample_ids, name="sample-id", dtype=object)
     write_frame(frame, output, force)
+    unusual = int((frame["p_value"] <= SMALL_P).sum())
+    if binomtest(unusual, len(frame), SMALL_P, "greater").pvalue < CHANCE:
+        warnings.warn(
+            f"{table}: {unusual / len(frame):.0%} of the samples have p <= {SMALL_P}, where the"
+            f" model expects {SMALL_P:.0%}: either many are unlike those that it was fitted to, or"
+            " it does not describe such samples well. p-values then rank samples, and q-values"
+            " promise too much.",
+            CountvaeWarning,
+            stacklevel=2,
+        )
     found = {
         "samples": len(frame),
         "evidence_a_read": float(frame["evidence"].sum() / frame["depth"].sum()),
+        "p_at_most_5_percent": unusual,
         "unusual_at_5_percent_fdr": int((frame["q_value"] <= 0.05).sum()),
         "written": str(output),
     }
@@ -746,6 +776,7 @@ def report_command(
     metadata, the features of each factor, a network, and the table beside one that the model draws.
     """
     _check_outputs([output], force, folder, table, metadata)
+    check_suffix(output, [".html", ".htm"])
     model = MultinomialVAE.load(folder).set_params(device=device)
     run = _run_of(folder)
     of_fit = run["arguments"]
@@ -870,7 +901,7 @@ def _fitted(
         check_ids(kept.sample_ids, f"{table}: sample ids")
         check_ids(kept.feature_ids, f"{table}: feature ids")
         if begun is not None:
-            kept = _brought(kept, begun, table, options["min_overlap"])
+            kept = _brought(kept, begun, table, options)
     on_grid = options["grid"] or isinstance(begun, ConvMultinomialVAE)
     kind = ConvMultinomialVAE if on_grid else MultinomialVAE
     settings = {
@@ -935,19 +966,24 @@ def _going_on(ctx: click.Context, options: dict[str, Any]) -> MultinomialVAE:
     for name in begun.of_model:
         if not _given(ctx, name):
             options[name] = getattr(begun, name)
-    options["n_components"] = begun.n_components_
+    if not _given(ctx, "n_components"):
+        options["n_components"] = begun.n_components_
     return begun
 
 
-def _brought(table: Table, begun: MultinomialVAE, path: str, min_overlap: float) -> Table:
+def _brought(table: Table, begun: MultinomialVAE, path: str, options: dict[str, Any]) -> Table:
     """Bring a table to the features of the model to go on from."""
     with renamed({"table:": f"{path}:"}):
         aligned, overlap = table.align_features(begun.feature_names_in_)
-        check_overlap(overlap, min_overlap, "table")
-    if overlap.missing or overlap.extra:
-        warnings.warn(
-            f"{path}: {overlap} Those that are not are zero.", CountvaeWarning, stacklevel=2
+        check_overlap(overlap, options["min_overlap"], "table")
+    if overlap.missing and not options["zero_fill"]:
+        raise InputError(
+            f"{path}: {overlap} A fit cannot go on without the others, and zeros would teach it"
+            " that they are not there; --zero-fill says that they were looked for and not seen."
         )
+    if overlap.missing or overlap.extra:
+        of_missing = " Those that are not are zero." if overlap.missing else ""
+        warnings.warn(f"{path}: {overlap}{of_missing}", CountvaeWarning, stacklevel=2)
     _check_kept(aligned, f"{path}, in the features of the model")
     return aligned
 
@@ -1152,6 +1188,21 @@ def _read(paths: Sequence[Path], options: dict[str, Any], processes: Processes =
     # said by now, with the file's name
     warnings.filterwarnings("ignore", "X: expected whole numbers", CountvaeWarning)
     return table
+
+
+def _column(table: Table, path: Path, name: str) -> pd.Series:
+    """Find a column of what is known of the samples."""
+    metadata = table.sample_metadata
+    columns = [] if metadata is None else list(metadata)
+    if metadata is None or name not in columns:
+        known = f"has {examples(columns)}" if columns else "has none; give a file with --metadata"
+        raise ArgumentError(f"{path}: no column {name!r} in its samples' metadata, which {known}.")
+    missing = metadata[name].isna()
+    if missing.any():
+        raise ArgumentError(
+            f"{path}: sample {str(missing.index[missing][0])!r} has no value in column {name!r}."
+        )
+    return metadata[name]
 
 
 def _with_covariates(

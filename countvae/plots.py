@@ -14,8 +14,6 @@ from matplotlib.transforms import Bbox
 from scipy.sparse import csr_array
 from sklearn.isotonic import IsotonicRegression
 
-from countvae.metrics import UNTRUSTED
-
 __all__ = [
     "agreement",
     "biplot",
@@ -32,6 +30,12 @@ COLOURS = (
     *("#882255", "#999933"),
 )
 """Okabe and Ito's eight, told apart by every eye, and two of Tol's."""
+
+EDGES: dict[str, dict[str, Any]] = {
+    "together": {"color": "#707070", "linestyle": "-"},
+    "apart": {"color": "#b00020", "linestyle": "--"},
+}
+"""In colours that no module has."""
 
 GREY = "#9a9a9a"
 MAX_POINTS = 20_000
@@ -311,9 +315,8 @@ def network(
     graph = graph.subgraph([node for node, degree in graph.degree if degree])
     at = _laid_out(graph)
     for a, b, weight in graph.edges.data("weight"):
-        colour = COLOURS[0] if weight > 0 else COLOURS[1]
-        style = {"color": colour, "alpha": 0.4, "linewidth": 1.5 * abs(weight), "zorder": 1}
-        ax.plot(*zip(at[a], at[b], strict=True), **style)
+        style = EDGES["together" if weight > 0 else "apart"] | {"linewidth": 1.5 * abs(weight)}
+        ax.plot(*zip(at[a], at[b], strict=True), **style, alpha=0.5, zorder=1)
     module = dict(graph.nodes(data="module", default=None))
     degree = dict(graph.degree)
     for node, (x, y) in at.items():
@@ -321,8 +324,8 @@ def network(
         colour = GREY if of is None or of > len(COLOURS) else COLOURS[of - 1]
         size = 14 + 3 * degree[node]
         ax.scatter(x, y, s=size, color=colour, edgecolors="white", linewidths=0.5, zorder=2)
-    for colour, label in ((COLOURS[0], "together"), (COLOURS[1], "apart")):
-        ax.plot([], [], color=colour, label=label)
+    for label, style in EDGES.items():
+        ax.plot([], [], label=label, **style)
     ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2)
     ax.set_axis_off()
     ax.set_aspect("equal")
@@ -396,30 +399,37 @@ def _laid_out(graph: nx.Graph) -> dict[Any, np.ndarray]:
 def predictive(
     observed: csr_array, drawn: csr_array, *, axes: Sequence[Axes] | None = None
 ) -> Sequence[Axes]:
-    """Draw a table beside one that a model drew: zeros, features a sample, variance by mean.
+    """Draw a table beside one that a model drew: zeros, depths, diversity, variance by mean.
+
+    The diversity of a sample is the exponential of Shannon's entropy of its shares: so many
+    features with equal shares would have it.
 
     Parameters
     ----------
     observed, drawn : csr_array, (n, d) and (m, d)
         Counts of the same features.
-    axes : sequence of three Axes, optional
+    axes : sequence of four Axes, optional
         Where to draw; by default on a new figure.
 
     Returns
     -------
-    sequence of three Axes
+    sequence of four Axes
     """
     if axes is None:
-        axes = list(plt.figure(figsize=(11, 3.4), layout="constrained").subplots(1, 3))
-    zeros, richness, spread = (_new_axes(ax) for ax in axes)
+        axes = list(plt.figure(figsize=(13, 3.2), layout="constrained").subplots(1, 4))
+    zeros, depths, diversity, spread = (_new_axes(ax) for ax in axes)
     for counts, colour, label in ((observed, COLOURS[0], "observed"), (drawn, COLOURS[1], "drawn")):
         present = counts > 0
         absent = 1 - np.asarray(present.sum(axis=0)) / counts.shape[0]
         zeros.plot(np.sort(absent), np.linspace(0, 1, len(absent)), color=colour, label=label)
-        features = np.sort(np.asarray(present.sum(axis=1)))
-        richness.plot(features, np.linspace(0, 1, len(features)), color=colour, label=label)
         depth = np.maximum(np.asarray(counts.sum(axis=1), dtype=float), 1)
         shares = csr_array(counts.multiply(1 / depth[:, None]))
+        logs = shares.copy()
+        logs.data = np.log(np.maximum(logs.data, 1e-300))
+        effective = np.exp(-np.asarray(shares.multiply(logs).sum(axis=1)))
+        up_to = np.linspace(0, 1, len(depth))
+        depths.plot(np.sort(depth), up_to, color=colour, label=label)
+        diversity.plot(np.sort(effective), up_to, color=colour, label=label)
         mean = np.asarray(shares.mean(axis=0))
         square = np.asarray(shares.multiply(shares).mean(axis=0))
         seen = mean > 0
@@ -427,8 +437,8 @@ def predictive(
         spread.loglog(mean[seen], variance[seen], ".", color=colour, markersize=3, label=label)
     zeros.set_xlabel("share of samples without a feature")
     zeros.set_ylabel("share of features")
-    richness.set_xlabel("features in a sample")
-    richness.set_ylabel("share of samples")
+    depths.set(xlabel="reads of a sample", ylabel="share of samples", xscale="log")
+    diversity.set(xlabel="effective features of a sample", ylabel="share of samples")
     spread.set_xlabel("mean of a feature's share")
     spread.set_ylabel("its variance")
     zeros.legend(frameon=False)
@@ -441,8 +451,8 @@ def selection(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     table : DataFrame
-        `countvae.select.Selection.table`. Models whose median Pareto k is too high for their
-        evidence to be trusted are drawn hollow.
+        `countvae.select.Selection.table`. Models whose evidence is not to be trusted for most
+        samples are drawn hollow.
     ax : Axes, optional
         Where to draw; by default on a new figure.
 
@@ -457,7 +467,7 @@ def selection(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         at = rows["k"] * 1.02 ** (i - (len(depths) - 1) / 2)
         bars = {"color": colour, "capsize": 3, "label": f"encoder depth {depth}"}
         ax.errorbar(at, rows["difference"], rows["difference_se"], **bars)
-        faces = np.where(rows["pareto_k"] > UNTRUSTED, "white", colour)
+        faces = np.where(rows["untrusted"] > 0.5, "white", colour)
         ax.scatter(at, rows["difference"], s=30, c=faces, edgecolors=colour, zorder=2.5)
         for x, y in zip(at[rows["chosen"]], rows["difference"][rows["chosen"]], strict=True):
             ax.scatter([x], [y], s=120, facecolors="none", edgecolors=COLOURS[4], zorder=3)

@@ -379,9 +379,9 @@ def _checks(model: MultinomialVAE, table: CountTable | CountFile | None) -> dict
         return {"checks": ""}
     some = table.select_samples(_some(table.n, CHECKED))
     drawn, _ = model.sample_like(some, random_state=0)
-    figure = plt.figure(figsize=(10, 3.2), layout="constrained")
+    figure = plt.figure(figsize=(12, 3.2), layout="constrained")
     counts = some.counts if isinstance(some, CountTable) else some[:]
-    plots.predictive(counts, drawn, axes=list(figure.subplots(1, 3)))
+    plots.predictive(counts, drawn, axes=list(figure.subplots(1, 4)))
     thinned = f" {some.n:,} of {table.n:,} samples." if some.n < table.n else ""
     return {
         "checks": _image(figure, "The table beside one that the model drew"),

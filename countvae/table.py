@@ -501,15 +501,18 @@ def read(
     return replace(table, sample_metadata=frame)
 
 
-def check_suffix(path: Path) -> None:
-    """Refuse a file that `write` would not know how to write; to be asked before a long job.
+def check_suffix(path: Path, known: Sequence[str] | None = None) -> None:
+    """Refuse a file of another suffix than these, or than those that `write` knows.
+
+    To be asked before a long job.
 
     Raises
     ------
     InputError
     """
-    if path.suffix not in _WRITERS:
-        raise ArgumentError(f"{path}: expected a suffix among {examples(list(_WRITERS))}.")
+    known = list(_WRITERS) if known is None else known
+    if path.suffix not in known:
+        raise ArgumentError(f"{path}: expected a suffix among {examples(known)}.")
 
 
 def write(table: CountTable, path: str | os.PathLike[str], force: bool = False) -> None:

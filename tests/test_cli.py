@@ -799,6 +799,23 @@ def test_what_is_read_is_never_overwritten(run, shared, tmp_path, command):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    "command, outputs",
+    [
+        ("score", ["-o", "s.xlsx"]),
+        ("report", ["-o", "r.pdf"]),
+        ("transform", ["-o", "y.csv"]),
+        ("transform", ["-o", "y.tsv", "--distances", "d.csv"]),
+    ],
+)
+def test_a_suffix_that_says_something_else_is_refused(run, shared, tmp_path, command, outputs):
+    given = ["table.biom", "--model"] if command != "report" else []
+    given = [shared / name if "." in name else name for name in given]
+    said = run(command, *given, shared / "model", *outputs, code=3)
+    refused(said, outputs[-1], "expected a suffix among")
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_outputs_appear_together_or_neither(run, shared, tmp_path, monkeypatch):
     given = ("transform", shared / "table.biom", "--model", shared / "model", "--quiet")
     refused(run(*given, "-o", "y.tsv", "--distances", "y.tsv", code=3), "the other output too")
@@ -900,6 +917,12 @@ def test_a_network_is_not_overwritten_and_needs_a_model(shared, run, tmp_path):
 
 def test_select_writes_a_table_and_a_picture_and_prints_the_verdict(shared, run, tmp_path):
     arguments = ["select", shared / "table.biom", "-k", "1,2", "-o", "s", "--folds", 2]
+    refused(run(*arguments, "--groups", "who", "--quiet", code=3), "no column 'who'", "--metadata")
+    known = pd.DataFrame({"who": np.arange(len(SAMPLES)) // 2}, index=SAMPLES)
+    known.rename_axis("id").to_csv("known.tsv", sep="\t")
+    by = [*arguments[:-3], "grouped", *arguments[-2:], "--metadata", "known.tsv"]
+    run(*by, "--groups", "who", "--quiet")
+    refused(run(*by, "--force", "--groups", "which", "--quiet", code=3), "which has 'who'")
     told = run(*arguments, "--max-epochs", 2, "--quiet")
     assert told.stdout.startswith("k = ")
     table = pd.read_csv(tmp_path / "s/selection.tsv", sep="\t")
@@ -933,6 +956,14 @@ def test_score_writes_a_row_a_sample(shared, run, tmp_path):
     np.testing.assert_allclose(frame["evidence"], model.score_samples(read(given[0])), rtol=1e-9)
     assert json.loads(told.stdout)["samples"] == 20
     refused(run("score", *given, "-o", "s.tsv", "--quiet", code=3), "s.tsv", "force")
+
+
+def test_a_table_that_the_model_does_not_describe_is_called_that(shared, run, counts):
+    given = "--model", shared / "model", "--reference", 100
+    assert "model expects" not in run("score", shared / "table.biom", *given, "-o", "s.tsv").stderr
+    write_tsv(Path("other.tsv"), 10**5 * np.eye(6, dtype=int)[np.arange(len(counts)) % 6] + 1)
+    said = run("score", "other.tsv", *given, "-o", "o.tsv").stderr
+    assert "of the samples have p <= 0.05, where the model expects 5%" in said
 
 
 @pytest.mark.filterwarnings("ignore:.*expected whole numbers")
@@ -1043,15 +1074,18 @@ def test_a_fit_goes_on_from_a_model_by_its_settings_and_features(shared, run, tm
     assert further.encoder_width == begun.encoder_width
     assert not np.array_equal(further.components_, begun.components_)
     write_tsv(tmp_path / "less.tsv", counts[:, :5], features=FEATURES[:5])
-    result = run("fit", "less.tsv", "-o", "kept", "--init", shared / "model", "--freeze", "decoder")
+    less = ["fit", "less.tsv", "--init", shared / "model", "-o"]
+    said = run(*less, "o", "--quiet", code=3)
+    refused(said, "5 of 6 features are in the table", "cannot go on without")
+    result = run(*less, "kept", "--zero-fill", "--freeze", "decoder")
     assert "5 of 6 features are in the table" in result.stderr
     assert "Those that are not are zero" in result.stderr
     kept = cli.MultinomialVAE.load("kept")
     np.testing.assert_allclose(kept.components_, begun.components_, atol=1e-6)
-    refusal = run(
-        "fit", "less.tsv", "-o", "o", "--init", shared / "model", "--encoder-width", 9, code=3
-    )
+    refusal = run(*less, "o", "--zero-fill", "--encoder-width", 9, code=3)
     assert "init: its encoder_width is" in refusal.stderr
+    assert "init: its n_components is" in run(*less, "o", "--zero-fill", "-k", 5, code=3).stderr
+    assert "goes with --init" in run("fit", "less.tsv", "-o", "o", "--zero-fill", code=2).stderr
 
 
 def test_a_fit_goes_on_only_with_a_table_that_shares_enough(shared, run, tmp_path, counts):
@@ -1065,7 +1099,7 @@ def test_a_fit_goes_on_only_with_a_table_that_shares_enough(shared, run, tmp_pat
               features=[*FEATURES, "x"])  # fmt: skip
     foreign = ["fit", "foreign.tsv", *fit[2:]]
     refused(run(*foreign, "o", code=3), "foreign.tsv: 6 of 6 features", "min_overlap=0.5")
-    assert "2 of 6" in run(*fit, "told", "--min-overlap", 0).stderr
+    assert "2 of 6" in run(*fit, "told", "--min-overlap", 0, "--zero-fill").stderr
     assert cli.MultinomialVAE.load("told").min_overlap == 0
 
 

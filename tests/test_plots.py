@@ -6,6 +6,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from scipy.sparse import csr_array
+from scipy.stats import entropy
 
 from countvae import plots
 
@@ -140,7 +141,7 @@ def test_a_large_network_is_laid_out_too(monkeypatch):
 
 def test_a_selection_shows_each_number_and_marks_the_chosen():
     table = pd.DataFrame({"k": [2, 4], "difference": [-0.1, 0.0], "difference_se": [0.02, 0.0]})
-    table = table.assign(encoder_depth=2, pareto_k=[0.9, 0.1], chosen=[False, True])
+    table = table.assign(encoder_depth=2, untrusted=[0.9, 0.1], chosen=[False, True])
     ax = plots.selection(table)
     assert ax.get_xticks().tolist() == [2, 4]
     assert [text.get_text() for text in ax.texts] == ["k = 4"]
@@ -155,9 +156,14 @@ def test_a_selection_shows_each_number_and_marks_the_chosen():
 def test_drawn_tables_are_shown_beside_the_observed():
     counts = csr_array(np.random.default_rng(0).poisson(1.0, (20, 6)))
     axes = plots.predictive(counts, counts)
-    observed, drawn = axes[0].lines
-    np.testing.assert_array_equal(observed.get_xdata(), drawn.get_xdata())
-    assert len(axes) == 3
+    assert len(axes) == 4
+    for ax in axes[:3]:
+        observed, drawn = ax.lines
+        np.testing.assert_array_equal(observed.get_xdata(), drawn.get_xdata())
+    depths, effective = (np.array(ax.lines[0].get_xdata()) for ax in axes[1:3])
+    np.testing.assert_array_equal(depths, np.sort(counts.sum(axis=1)))
+    shares = counts.toarray() / counts.sum(axis=1)[:, None]
+    np.testing.assert_allclose(effective, np.sort(np.exp(entropy(shares, axis=1))))
 
 
 def test_a_biplot_has_the_longest_arrows_and_no_two_labels_on_one_another():
