@@ -977,7 +977,7 @@ def _brought(table: Table, begun: MultinomialVAE, path: str, options: dict[str, 
         aligned, overlap = table.align_features(begun.feature_names_in_)
         check_overlap(overlap, options["min_overlap"], "table")
     if overlap.missing and not options["zero_fill"]:
-        raise InputError(
+        raise FeaturesDiffer(
             f"{path}: {overlap} A fit cannot go on without the others, and zeros would teach it"
             " that they are not there; --zero-fill says that they were looked for and not seen."
         )
