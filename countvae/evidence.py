@@ -138,7 +138,7 @@ def _rates(log_u: Tensor, Q: Tensor, sigma2: Tensor) -> _Rates:
     return _Rates(u, rho, h, slope)
 
 
-def _omega_ceiling(Y: Tensor) -> Tensor:
+def omega_ceiling(Y: Tensor) -> Tensor:
     """Upper bound, at most 1 too high, of the root of l + exp(l) = Y."""
     return torch.where(Y > 1, Y.clamp_min(1).log(), Y)
 
@@ -236,7 +236,7 @@ def _bracket(m0, Q, x, sigma2) -> tuple[Tensor, Tensor]:
 
     def log_u_at(c: Tensor) -> Tensor:
         Y = fixed + c[:, None]
-        low, high = _omega_ceiling(Y) - 1, _omega_ceiling(Y + reach)
+        low, high = omega_ceiling(Y) - 1, omega_ceiling(Y + reach)
         log_u = high
         for _ in range(60):
             u, _, h, slope = _rates(log_u, Q, sigma2)

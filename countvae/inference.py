@@ -9,7 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from countvae.decoder import Decoder, Given
-from countvae.evidence import TOLERANCE, Noise, factor_kl, log_coefficient, solve_noise
+from countvae.evidence import (
+    TOLERANCE,
+    Noise,
+    factor_kl,
+    log_coefficient,
+    omega_ceiling,
+    solve_noise,
+)
 from countvae.metrics import tail_shape
 from countvae.threads import cut, share, worth
 
@@ -190,7 +197,7 @@ def _by_quadrature(
 
 def _moments(log_rate: Tensor, x: Tensor, sigma2: Tensor) -> tuple[Tensor, ...]:
     Y = log_rate + sigma2.log() + sigma2 * x
-    log_w = torch.where(Y > 1, Y.clamp_min(1).log(), Y)
+    log_w = omega_ceiling(Y)
     for _ in range(OMEGA_STEPS):
         w = log_w.exp()
         log_w = log_w - (log_w + w - Y) / (1 + w)

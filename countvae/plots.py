@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 from scipy.sparse import csr_array
+from scipy.special import entr
 from sklearn.isotonic import IsotonicRegression
 
 __all__ = [
@@ -424,9 +425,9 @@ def predictive(
         zeros.plot(np.sort(absent), np.linspace(0, 1, len(absent)), color=colour, label=label)
         depth = np.maximum(np.asarray(counts.sum(axis=1), dtype=float), 1)
         shares = csr_array(counts.multiply(1 / depth[:, None]))
-        logs = shares.copy()
-        logs.data = np.log(np.maximum(logs.data, 1e-300))
-        effective = np.exp(-np.asarray(shares.multiply(logs).sum(axis=1)))
+        entropy = shares.copy()
+        entropy.data = entr(shares.data)
+        effective = np.exp(np.asarray(entropy.sum(axis=1)))
         up_to = np.linspace(0, 1, len(depth))
         depths.plot(np.sort(depth), up_to, color=colour, label=label)
         diversity.plot(np.sort(effective), up_to, color=colour, label=label)

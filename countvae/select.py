@@ -160,10 +160,10 @@ def select(
     counts = table.counts if isinstance(table, CountTable) else table
     depth = np.asarray(counts.sum(axis=1), dtype=float)
     group = _groups(groups, len(depth))
-    number = group.max() + 1
-    if not 2 <= folds <= number // 2:
-        raise ArgumentError(f"folds: expected 2 to {number // 2}; got {folds!r}.")
-    of = (np.random.default_rng(random_state).permutation(number) % folds)[group]
+    apart = group.max() + 1
+    if not 2 <= folds <= apart // 2:
+        raise ArgumentError(f"folds: expected 2 to {apart // 2}; got {folds!r}.")
+    of = (np.random.default_rng(random_state).permutation(apart) % folds)[group]
     n, d = counts.shape
     if numbers[-1] > (most := min(n - np.bincount(of).max(), d - 1) - 1):
         raise ArgumentError(
