@@ -897,14 +897,15 @@ def test_a_peer_that_was_not_run_is_named():
 def test_a_gap_that_does_not_fall_is_not_said_to():
     scenario = SCENARIOS["depth"]
     rows = made_up(scenario, False, 1.0)
-    rows["gap_0"] = rows["held_gap_0"] = 1.0
-    rows["z_error"] = np.where(rows["settings.encoder_depth"] == 1, 30.0, 1.0)
+    rows["gap_0"] = rows["held_gap_0"] = rows["held_z_bias_square"] = 1.0
+    rows["z_bias_square"] = np.where(rows["settings.encoder_depth"] == 1, 900.0, 1.0)
     said = " ".join(scenario.conclude(rows))
     assert ": met" not in said and said.count(": missed") == 4
     assert "met in sample at 0 of 3 pseudocounts, held out at 0 of 3 pseudocounts" in said
     assert "by heart" not in said
-    assert "on flat tables in sample at 3 of 3 pseudocounts (30 to 30 times)" in said
-    assert "on wide tables held out at 0 of 3 pseudocounts" in said
+    at_one = "(where it is 1, from {} to 1 standard deviations)"
+    assert f"on flat tables in sample at 3 of 3 pseudocounts {at_one.format(30)}" in said
+    assert f"on wide tables held out at 0 of 3 pseudocounts {at_one.format(1)}" in said
     deep = rows["settings.encoder_depth"] == 3
     rows.loc[deep, "gap_0"] /= 20
     rows.loc[deep & (rows["table.design"] == "flat"), "held_gap_0"] *= 1.5
