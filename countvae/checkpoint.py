@@ -4,10 +4,12 @@ import functools
 import os
 import re
 import shutil
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +141,7 @@ class Checkpoint:
 
     def leave_at_last(self) -> bool:
         """Write the state held last, if that is possible as the fit ends; say whether it was."""
-        with suppress(InputError, OSError, MemoryError):
+        with suppress(InputError, OSError, MemoryError), _undisturbed():
             return self.leave()
         return False
 
@@ -182,6 +184,21 @@ class Checkpoint:
             if (found := re.fullmatch(STATE, path.name))
         ]
         return [path for _, _, path in sorted(numbered, reverse=True)]
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let no further interrupt break off this: of launchers one signal follows on another."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    both = signal.SIGINT, signal.SIGTERM
+    before = [signal.signal(number, signal.SIG_IGN) for number in both]
+    try:
+        yield
+    finally:
+        for number, handler in zip(both, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _read(path: Path) -> tuple[Kept, dict[str, Any], int]:

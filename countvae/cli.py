@@ -46,7 +46,7 @@ from countvae.console import (
     together,
 )
 from countvae.convolutional import DECODERS, ConvMultinomialVAE
-from countvae.design import variables
+from countvae.design import columns, variables
 from countvae.devices import DEVICES, chosen
 from countvae.errors import (
     ArgumentError,
@@ -71,7 +71,7 @@ from countvae.files import (
 )
 from countvae.layers import ACTIVATIONS
 from countvae.memory import Room
-from countvae.processes import ALONE, Processes, launched
+from countvae.processes import ALONE, GOES_ON, Processes, launched
 from countvae.simulate import Design, Simulation, simulate
 from countvae.stream import CountFile
 from countvae.table import (
@@ -161,7 +161,7 @@ gridding = together(
     setting(
         "decoder",
         type=click.Choice(list(DECODERS)),
-        help="Of a grid: linear, or bent by a network of transposed convolutions.",
+        help="Of a grid: a network of transposed convolutions, or linear.",
     ),
 )
 drop_missing_option = click.option(
@@ -467,7 +467,9 @@ def select_command(
         counts = _read((table,), options)
         say(f"{table} ({counts.source}): {size(counts)}")
         kept = _filtered(counts, str(table), options, say)
-        groups = _column(kept, table, options["groups"]) if options["groups"] else None
+        groups = None
+        if by := options["groups"]:
+            groups = columns([by], kept.sample_metadata, "--groups")[by]
         with renamed({"X:": f"{table}:", "groups:": "--groups:"}):
             found = select.select(
                 kept,
@@ -916,13 +918,10 @@ def _fitted(
         try:
             _with_progress(options["quiet"], model, kept)
         except KeyboardInterrupt:
-            if not checkpoint.exists():
-                raise
             if processes.count > 1:
-                raise KeyboardInterrupt(
-                    "interrupted; run the same again with --resume to go on from the last"
-                    " checkpoint."
-                ) from None
+                raise KeyboardInterrupt(f"interrupted; {GOES_ON}.") from None
+            if not Checkpoint(checkpoint, dict).holds_a_state():
+                raise
             again = sys.argv[1:] + ["--resume"] * ("--resume" not in sys.argv)
             raise KeyboardInterrupt(
                 f"interrupted; it goes on by: {shlex.join(['countvae', *again])}"
@@ -1190,21 +1189,6 @@ def _read(paths: Sequence[Path], options: dict[str, Any], processes: Processes =
     return table
 
 
-def _column(table: Table, path: Path, name: str) -> pd.Series:
-    """Find a column of what is known of the samples."""
-    metadata = table.sample_metadata
-    columns = [] if metadata is None else list(metadata)
-    if metadata is None or name not in columns:
-        known = f"has {examples(columns)}" if columns else "has none; give a file with --metadata"
-        raise ArgumentError(f"{path}: no column {name!r} in its samples' metadata, which {known}.")
-    missing = metadata[name].isna()
-    if missing.any():
-        raise ArgumentError(
-            f"{path}: sample {str(missing.index[missing][0])!r} has no value in column {name!r}."
-        )
-    return metadata[name]
-
-
 def _with_covariates(
     table: Table,
     path: str,
@@ -1215,10 +1199,10 @@ def _with_covariates(
     """Leave out samples without a value of a covariate, where that is asked for."""
     if formula is None or not options.get("drop_missing"):
         return table
-    metadata, columns = table.sample_metadata, variables(formula)
-    if metadata is None or not set(columns) <= set(metadata.columns):
+    metadata, needed = table.sample_metadata, variables(formula)
+    if metadata is None or not set(needed) <= set(metadata.columns):
         return table  # which the design refuses, by a sentence of its own
-    known = metadata[columns].notna()
+    known = metadata[needed].notna()
     there = known.all(axis=1).to_numpy()
     if there.all():
         return table

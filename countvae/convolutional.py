@@ -11,7 +11,7 @@ from countvae.errors import ArgumentError, FeaturesDiffer
 from countvae.estimator import MultinomialVAE
 from countvae.layers import Grid
 
-DECODERS = ("linear", "network")
+DECODERS = ("network", "linear")
 
 
 class ConvMultinomialVAE(MultinomialVAE):
@@ -36,9 +36,9 @@ class ConvMultinomialVAE(MultinomialVAE):
         are a line.
     channels : int
         Features at each position; the last axis of images that have more than one.
-    decoder : {"linear", "network"}
-        Whether logits are straight in the factors, with all that can be said of such a model, or
-        bent by a network g of `encoder_depth` layers, at least two, as wide as the encoder's.
+    decoder : {"network", "linear"}
+        Whether logits are bent by a network g of `encoder_depth` layers, at least two, as wide as
+        the encoder's, or straight in the factors, with all that can be said of such a model.
     encoder_depth : int
         L: L - 1 convolutions, of which all but the first halve the grid, and a dense layer.
     encoder_width : int
@@ -81,7 +81,7 @@ class ConvMultinomialVAE(MultinomialVAE):
         *,
         grid: Any = (8, 8),
         channels=1,
-        decoder="linear",
+        decoder="network",
         encoder_depth=3,
         encoder_width=32,
         activation="silu",

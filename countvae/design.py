@@ -77,7 +77,7 @@ class Design:
         >>> Design.of("~ age + site", metadata).names
         ('age', 'site[T.b]')
         """
-        known = _columns(variables(formula), metadata)
+        known = columns(variables(formula), metadata)
         as_groups = _as_groups(formula)
         levels = {
             name: _levels(column)
@@ -106,7 +106,7 @@ class Design:
         InputError
             If a column is missing or has missing values, or a level that the fit did not have.
         """
-        known = _columns(variables(self.formula), metadata)
+        known = columns(variables(self.formula), metadata)
         for name, levels in self.levels.items():
             new = ~_groups(known[name]).isin(levels)
             if new.any():
@@ -212,12 +212,12 @@ def _levels(column: pd.Series) -> list[str]:
     return _groups(ordered.sort_values()).unique().tolist()
 
 
-def _columns(names: list[str], metadata: pd.DataFrame | None) -> pd.DataFrame:
-    """Take some columns, none with a missing value."""
+def columns(
+    names: list[str], metadata: pd.DataFrame | None, who: str = "the formula"
+) -> pd.DataFrame:
+    """Take some columns, which `who` needs; none with a missing value."""
     if metadata is None:
-        raise MetadataError(
-            f"metadata: the formula needs {examples(names)}, and there is no metadata."
-        )
+        raise MetadataError(f"metadata: {who} needs {examples(names)}, and there is no metadata.")
     missing = [name for name in names if name not in metadata.columns]
     if missing:
         raise MetadataError(

@@ -44,13 +44,17 @@ from countvae.errors import (
 from countvae.evidence import log_coefficient
 from countvae.files import claimed
 from countvae.inference import (
+    WEIGHED,
     Law,
     Posterior,
+    drawn_factors,
     drawn_logits,
     factor_covariance,
+    factors_by_weight,
     importance_evidence,
     in_expectation,
     log_ratios,
+    log_ratios_by_weight,
     logits_given,
     posterior_at,
     proportion_interval,
@@ -145,8 +149,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     posterior_variance : {"per_sample", "shared", "none"}
         Whether the encoder's D depends on the sample; "shared" is the paper's. "none" fits a
         plain autoencoder: factors are points, nothing draws them to their prior, and loadings are
-        not shrunk. Its codes are those of ``refinement_steps=0``, which have no variance; answers
-        after Newton steps are those that its decoder has under the prior.
+        not shrunk. It answers with its encoder's codes, without Newton steps and variance.
     shrink_loadings : bool
         Put an empirical-Bayes t prior on the loadings after a sixth of the epochs.
     refinement_steps : int
@@ -397,7 +400,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         do not influence each other. With `whiten`, factors z of unit prior variance instead. A
         `CountTable` or `CountFile` may lack features: see `match`.
         """
-        posteriors = self._posteriors(X, self.refinement_steps)
+        posteriors = self._posteriors(X, self._steps)
         means = [posterior.z.cpu().numpy() @ self._rotation for _, _, posterior in posteriors]
         return np.concatenate(means) * self._scale
 
@@ -405,21 +408,44 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """Posterior mean and standard deviation of the coordinates, (n, k) each.
 
         After Newton steps the deviations are those of the whole covariance of the factors at the
-        answer; with ``refinement_steps=0`` those of the encoder's diagonal D, and zero of a plain
-        autoencoder.
+        answer; with ``refinement_steps=0`` those of the encoder's diagonal D; of a plain
+        autoencoder zero.
         """
         means, sds = [], []
-        for decoder, _, posterior in self._posteriors(X, self.refinement_steps):
+        for decoder, _, posterior in self._posteriors(X, self._steps):
             means.append(posterior.z.cpu().numpy() @ self._rotation)
             S = self._covariance(decoder, posterior).cpu().numpy()
             sds.append(np.sqrt(np.einsum("ac,bae,ec->bc", self._rotation, S, self._rotation)))
         return np.concatenate(means) * self._scale, np.concatenate(sds) * self._scale
 
+    @property
+    def _steps(self) -> int:
+        """Newton steps of an answer; none of a plain autoencoder, whose codes have no prior."""
+        return 0 if self.posterior_variance == "none" else int(self.refinement_steps)
+
     def _covariance(self, decoder: Law, posterior: Posterior) -> torch.Tensor:
         """Of the factors, (b, k, k): the whole one at an answer of Newton's, or the encoder's D."""
-        if self.refinement_steps:
+        if self._steps:
             return factor_covariance(decoder.jacobian(posterior.z), posterior.noise.w)
         return torch.diag_embed(posterior.D)
+
+    @property
+    def _by_weight(self) -> bool:
+        """Whether the factors of an answer are not normal: those of Newton's behind a network."""
+        return self._steps > 0 and not self._decoder.linear
+
+    def _drawn_factors(
+        self,
+        decoder: Law,
+        x: torch.Tensor,
+        posterior: Posterior,
+        draws: int,
+        rng: np.random.RandomState,
+    ) -> torch.Tensor:
+        """Draw the factors of each sample, (draws, b, k)."""
+        if self._by_weight:
+            return factors_by_weight(decoder, x, posterior, draws, rng)
+        return drawn_factors(posterior, self._covariance(decoder, posterior), draws, rng)
 
     @property
     def _scale(self) -> np.ndarray:
@@ -429,11 +455,11 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def score_samples(self, X: Any) -> np.ndarray:
         """Bound on log p(x) of each sample in nats, multinomial coefficient included, (n,).
 
-        Of the codes of a plain autoencoder, with ``refinement_steps=0``, the bound is on
-        log p(x | z), and higher than on log p(x).
+        Of a plain autoencoder it is a bound on log p(x | z) at its code, and higher than one on
+        log p(x).
         """
         bounds = []
-        for decoder, x, posterior in self._posteriors(X, self.refinement_steps):
+        for decoder, x, posterior in self._posteriors(X, self._steps):
             answer = in_expectation(decoder, x, posterior)
             bound = answer.bound + answer.noise.overcount + log_coefficient(x)
             bounds.append(bound.cpu().numpy())
@@ -745,10 +771,15 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             Posterior means and standard deviations of the centred log-ratios, the noise included:
             that of a difference of two is at most the root of the sum of their squares.
         """
-        found = [
-            log_ratios(decoder, x, posterior, self._covariance(decoder, posterior))
-            for decoder, x, posterior in self._posteriors(X, self.refinement_steps, whole=True)
-        ]
+        if self._by_weight:
+            entries = INTERVAL_ENTRIES // WEIGHED
+            posteriors = self._posteriors(X, self._steps, whole=True, entries=entries)
+            found = [log_ratios_by_weight(*of_batch) for of_batch in posteriors]
+        else:
+            found = [
+                log_ratios(decoder, x, posterior, self._covariance(decoder, posterior))
+                for decoder, x, posterior in self._posteriors(X, self._steps, whole=True)
+            ]
         proportions, clr, clr_sd = (
             torch.cat(part).cpu().numpy() for part in zip(*found, strict=True)
         )
@@ -779,14 +810,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if not isinstance(draws, int | np.integer) or draws < 20:
             raise ArgumentError(f"draws: expected a whole number >= 20; got {draws!r}.")
         rng = check_random_state(self.random_state if random_state is None else random_state)
-        posteriors = self._posteriors(
-            X, self.refinement_steps, whole=True, entries=INTERVAL_ENTRIES // draws
-        )
+        posteriors = self._posteriors(X, self._steps, whole=True, entries=INTERVAL_ENTRIES // draws)
         found = [
-            proportion_interval(
-                decoder, x, posterior, self._covariance(decoder, posterior), level, draws, rng
-            )
-            for decoder, x, posterior in posteriors
+            proportion_interval(*of_batch, self._drawn_factors(*of_batch, draws, rng), level, rng)
+            for of_batch in posteriors
         ]
         lower, upper = torch.cat(found, 1).cpu().numpy()
         return lower, upper
@@ -836,10 +863,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         own = _depth(self._counts(table, reset=False))
         depths = iter(self._depths(len(own), np.rint(own) if depth is None else depth, rng))
         rows, factors = [], []
-        for decoder, x, posterior in self._posteriors(table, self.refinement_steps):
-            S = self._covariance(decoder, posterior)
+        for decoder, x, posterior in self._posteriors(table, self._steps):
+            z = self._drawn_factors(decoder, x, posterior, 1, rng)[0]
             law = logits_given(decoder, x, posterior)
-            z, logits = drawn_logits(decoder, posterior, law, S, rng)
+            logits = drawn_logits(decoder, posterior, law, z, rng)
             factors.append(z.cpu().numpy() @ self._rotation)
             rows += [_multinomial(next(depths), row, rng) for row in logits.cpu().numpy()]
         return _stacked(rows, self.n_features_in_), np.concatenate(factors) * self._scale
@@ -1332,6 +1359,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def _check_memory(self, counts: Any, k: int) -> None:
         needed, device = self.estimate_memory(counts), chosen(self.device)
         free = free_bytes(device) if device.type == "cuda" else available_bytes()
+        if free is not None and device.type != "cuda":
+            free //= joined().here
         if free is not None and needed > free:
             n, d = counts.shape
             raise TooLarge(

@@ -1,11 +1,13 @@
 """The posterior of the factors of a batch of samples: the encoder's answer, then Newton steps."""
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.stats import norm, qmc
 from torch import Tensor
 
 from countvae.decoder import Decoder, Given
@@ -35,6 +37,9 @@ LARGEST = 300.0
 CACHED_ENTRIES = 1 << 15
 DRAWS = 64
 """Draws of the factors by which an expectation is taken through a network."""
+
+WEIGHED = 256
+"""Draws of the factors whose weights stand for a posterior that is not normal."""
 
 BLOCK_ENTRIES = 1 << 20
 """Entries of the products that are in memory at once."""
@@ -80,8 +85,7 @@ def in_expectation(decoder: Law, x: Float[Tensor, "b d"], posterior: Posterior) 
     if decoder.linear:
         return posterior
     z, noise, solved = posterior.z, posterior.noise, []
-    half = np.random.RandomState(0).standard_normal((DRAWS // 2, 1, z.shape[1]))
-    for draw in torch.from_numpy(np.concatenate([half, -half])).to(z):
+    for draw in shared_draws(x, z.shape[1], DRAWS):
         m0 = decoder.logits(z + posterior.D.sqrt() * draw)
         noise = solve_noise(m0, torch.zeros_like(x), x, decoder.sigma2, noise.log_scale)
         solved.append(torch.stack([noise.likelihood, noise.kl, noise.overcount]))
@@ -89,6 +93,13 @@ def in_expectation(decoder: Law, x: Float[Tensor, "b d"], posterior: Posterior) 
     return posterior._replace(
         noise=posterior.noise._replace(likelihood=likelihood, kl=kl, overcount=overcount)
     )
+
+
+def shared_draws(like: Tensor, k: int, count: int) -> Float[Tensor, "s 1 k"]:
+    """Standard normal draws, the same each time: Sobol's points, in pairs of opposite sign."""
+    points = qmc.Sobol(k, seed=0).random(count // 2)
+    half = norm.ppf(points)[:, None]
+    return torch.from_numpy(np.concatenate([half, -half])).to(like)
 
 
 def through(c: Float[Tensor, "b d"], J: Float[Tensor, "*b d k"]) -> Float[Tensor, "b k"]:
@@ -230,23 +241,100 @@ def log_ratios(
     posterior: Posterior,
     S: Float[Tensor, "b k k"],
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"], Float[Tensor, "b d"]]:
-    """Proportions, and mean and standard deviation of the centred log-ratios.
+    """Proportions, and mean and standard deviation of the centred log-ratios, of normal factors.
 
     Proportions are the rates lambda = x - r, which go as E exp(eta) under q.
     """
     law = logits_given(decoder, x, posterior)
-    clr, d = law.mean - law.mean.mean(1, keepdim=True), x.shape[1]
-    variance = law.own * (1 - 2 / d) + law.own.mean(1, keepdim=True) / d
-    together = (law.rho.mean(1, keepdim=True) - law.rho).square_()
-    variance += together / law.total
+    variance = _variance_of_noise(law)
     slopes = law.J.expand(len(x), *law.J.shape[-2:])
     of_samples = zip(variance, law.rho, law.v_bar, slopes, S, strict=True)
     for of_factors, rho, v_bar, J, covariance in of_samples:
         A = v_bar + rho[:, None] * (J - v_bar)
         A = A - A.mean(0)
         of_factors += ((A @ covariance) * A).sum(1)
-    rates = (x - posterior.noise.r).clamp_min(0)
-    return rates / rates.sum(1, keepdim=True), clr, variance.sqrt()
+    return _closed(_rates(x, posterior.noise)), _centred(law.mean), variance.sqrt()
+
+
+@torch.no_grad()
+def log_ratios_by_weight(
+    decoder: Law, x: Float[Tensor, "b d"], posterior: Posterior
+) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b d"], Float[Tensor, "b d"]]:
+    """Return what `log_ratios` does where factors are not normal: averages over weighed draws.
+
+    All samples share the draws, so that they do not influence each other.
+    """
+    law, draws = logits_given(decoder, x, posterior), shared_draws(x, posterior.z.shape[1], WEIGHED)
+    drawn = (
+        (each.log_weight, _rates(x, each.noise), mean_logits(decoder, posterior, law, each.z))
+        for each in proposals(decoder, x, posterior, draws)
+    )
+    log_weights, rates, logits = (torch.stack(part) for part in zip(*drawn, strict=True))
+    weights = log_weights.softmax(0)[:, :, None]
+    clr = _centred(logits)
+    mean = (weights * clr).sum(0)
+    variance = _variance_of_noise(law) + (weights * (clr - mean).square()).sum(0)
+    return _closed((weights * rates).sum(0)), mean, variance.sqrt()
+
+
+def _variance_of_noise(law: LogRatios) -> Float[Tensor, "b d"]:
+    """Variance of the centred log-ratios given the factors."""
+    d = law.own.shape[1]
+    variance = law.own * (1 - 2 / d) + law.own.mean(1, keepdim=True) / d
+    together = (law.rho.mean(1, keepdim=True) - law.rho).square_()
+    return variance.add_(together / law.total)
+
+
+def _rates(x: Tensor, noise: Noise) -> Tensor:
+    return (x - noise.r).clamp_min(0)
+
+
+def _closed(rates: Tensor) -> Tensor:
+    return rates / rates.sum(-1, keepdim=True)
+
+
+def _centred(logits: Tensor) -> Tensor:
+    return logits - logits.mean(-1, keepdim=True)
+
+
+@torch.no_grad()
+def mean_logits(
+    decoder: Law, posterior: Posterior, law: LogRatios, z: Float[Tensor, "b k"]
+) -> Float[Tensor, "b d"]:
+    """Return the mean of the logits of each sample, whose `law` is `logits_given`'s, at factors."""
+    level = ((z - posterior.z) * law.v_bar).sum(1, keepdim=True)
+    moved = decoder.logits(z) - decoder.logits(posterior.z)
+    return law.mean + level + law.rho * (moved - level)
+
+
+@torch.no_grad()
+def drawn_factors(
+    posterior: Posterior, S: Float[Tensor, "b k k"], draws: int, rng: np.random.RandomState
+) -> Float[Tensor, "s b k"]:
+    """Draw normal factors of each sample."""
+    root = torch.linalg.cholesky(S) if S.any() else S
+    normal = torch.from_numpy(rng.standard_normal((draws, *posterior.z.shape))).to(S)
+    return posterior.z + (root @ normal[..., None])[..., 0]
+
+
+@torch.no_grad()
+def factors_by_weight(
+    decoder: Law,
+    x: Float[Tensor, "b d"],
+    posterior: Posterior,
+    draws: int,
+    rng: np.random.RandomState,
+) -> Float[Tensor, "s b k"]:
+    """Draw factors of each sample where they are not normal: of weighed draws, by their weight."""
+    normal = rng.standard_normal((WEIGHED, *posterior.z.shape))
+    drawn = [
+        (each.log_weight, each.z)
+        for each in proposals(decoder, x, posterior, torch.from_numpy(normal).to(x))
+    ]
+    log_weights, z = (torch.stack(part) for part in zip(*drawn, strict=True))
+    at = torch.from_numpy(rng.random_sample((len(x), draws))).to(x)
+    chosen = torch.searchsorted(log_weights.T.softmax(1).cumsum(1), at).clamp_(max=WEIGHED - 1)
+    return z.gather(0, chosen.T[:, :, None].expand(-1, -1, z.shape[2]))
 
 
 @torch.no_grad()
@@ -254,22 +342,18 @@ def drawn_logits(
     decoder: Law,
     posterior: Posterior,
     law: LogRatios,
-    S: Float[Tensor, "b k k"],
+    z: Float[Tensor, "b k"],
     rng: np.random.RandomState,
-) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b d"]]:
-    """Draw factors and logits of each sample; of the latter `law` is that of `logits_given`."""
+) -> Float[Tensor, "b d"]:
+    """Draw the logits of each sample, whose `law` is that of `logits_given`, at factors."""
 
     def normal(*shape: int) -> Tensor:
-        return torch.from_numpy(rng.standard_normal(shape)).to(S)
+        return torch.from_numpy(rng.standard_normal(shape)).to(z)
 
-    root = torch.linalg.cholesky(S) if S.any() else S
-    away = (root @ normal(*posterior.z.shape, 1))[:, :, 0]
-    level = (away * law.v_bar).sum(1, keepdim=True)
-    moved = decoder.logits(posterior.z + away) - decoder.logits(posterior.z)
-    logits = law.mean + level + law.rho * (moved - level)
+    logits = mean_logits(decoder, posterior, law, z)
     logits += law.own.sqrt() * normal(*logits.shape)
     logits += (1 - law.rho) * normal(len(logits), 1) / law.total.sqrt()
-    return posterior.z + away, logits
+    return logits
 
 
 @torch.no_grad()
@@ -277,40 +361,52 @@ def proportion_interval(
     decoder: Law,
     x: Float[Tensor, "b d"],
     posterior: Posterior,
-    S: Float[Tensor, "b k k"],
+    factors: Float[Tensor, "s b k"],
     level: float,
-    draws: int,
     rng: np.random.RandomState,
 ) -> Float[Tensor, "2 b d"]:
-    """Quantiles of the proportions between which a draw lies with probability `level`."""
+    """Quantiles of the proportions, drawn at `factors`, between which `level` of them lie."""
     law = logits_given(decoder, x, posterior)
-    drawn = [drawn_logits(decoder, posterior, law, S, rng)[1].softmax(1) for _ in range(draws)]
+    drawn = [drawn_logits(decoder, posterior, law, z, rng).softmax(1) for z in factors]
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2]).to(x)
     return torch.stack(drawn).quantile(ends, dim=0)
 
 
-@torch.no_grad()
-def importance_weights(
-    decoder: Law,
-    x: Float[Tensor, "b d"],
-    posterior: Posterior,
-    draws: Float[Tensor, "s b k"],
-) -> Float[Tensor, "s b"]:
-    """Logarithms of B(x | z) N(z; 0, I) / q(z) for draws of z from q; coefficient left out.
+class Proposal(NamedTuple):
+    """A draw of the factors of each sample: its solved noise, and log B(x | z) N(z; 0, I) / q(z).
 
-    q is normal with the whole covariance of the factors, ten per cent wider; it is drawn by
-    standard normal `draws`.
+    The coefficient is left out of the weight.
+    """
+
+    z: Float[Tensor, "b k"]
+    noise: Noise
+    log_weight: Float[Tensor, " b"]
+
+
+@torch.no_grad()
+def proposals(
+    decoder: Law, x: Float[Tensor, "b d"], posterior: Posterior, draws: Float[Tensor, "s _ k"]
+) -> Iterator[Proposal]:
+    """Draw factors by standard normal `draws` from q, and weigh them.
+
+    q is normal with the whole covariance of the factors, ten per cent wider. Behind a network,
+    where the posterior may have other places than this, half of q is the prior.
     """
     J = decoder.jacobian(posterior.z)
     root = torch.linalg.cholesky(1.1 * factor_covariance(J, posterior.noise.w))
     log_det = root.diagonal(dim1=1, dim2=2).log().sum(1)
-    none, noise, weights = torch.zeros_like(x), posterior.noise, []
-    for standard in draws:
-        z = posterior.z + (root @ standard[:, :, None])[:, :, 0]
+    none, noise = torch.zeros_like(x), posterior.noise
+    for number, standard in enumerate(draws):
+        if number % 2 and not decoder.linear:
+            z = standard.expand_as(posterior.z)
+        else:
+            z = posterior.z + (root @ standard[:, :, None])[:, :, 0]
+        away = torch.linalg.solve_triangular(root, (z - posterior.z)[:, :, None], upper=False)
+        log_prior, log_q = -0.5 * z.square().sum(1), -0.5 * away.square().sum((1, 2)) - log_det
+        if not decoder.linear:
+            log_q = torch.logaddexp(log_q, log_prior) - math.log(2)
         noise = solve_noise(decoder.logits(z), none, x, decoder.sigma2, noise.log_scale, TOLERANCE)
-        prior = 0.5 * (standard.square() - z.square()).sum(1)
-        weights.append(noise.bound + noise.overcount + prior + log_det)
-    return torch.stack(weights)
+        yield Proposal(z, noise, noise.bound + noise.overcount + log_prior - log_q)
 
 
 def importance_evidence(
@@ -322,7 +418,7 @@ def importance_evidence(
 ) -> tuple[Float[np.ndarray, " b"], Float[np.ndarray, " b"]]:
     """Log p(x) by importance sampling in nats, coefficient included, and Pareto k."""
     normal = torch.from_numpy(rng.standard_normal((draws, *posterior.z.shape))).to(x)
-    weights = importance_weights(decoder, x, posterior, normal)
+    weights = torch.stack([each.log_weight for each in proposals(decoder, x, posterior, normal)])
     found = weights.logsumexp(0) - math.log(draws) + log_coefficient(x)
     return found.cpu().numpy(), tail_shape(weights.cpu().numpy())
 

@@ -171,10 +171,11 @@ def edges(
     -------
     DataFrame
         A row a pair, largest absolute weight first: `feature_1`, `feature_2`, `weight`, its
-        standard deviation `sd` and the interval `low` to `high` that holds 90 % of the draws; the
-        measures of the module's table; `p_value`, two-sided, of no covariance by the factors, by
-        :math:`v_i^\top v_j` over its standard error; `q_value`, the share of false edges expected
-        among all pairs with a p-value as small (Benjamini and Hochberg).
+        standard deviation `sd` and the interval `low` to `high`, of 90 %, which lies as far beyond
+        the weight as draws fall short of it; the measures of the module's table; `p_value`,
+        two-sided, of no covariance by the factors, by :math:`v_i^\top v_j` over its standard error;
+        `q_value`, the share of false edges expected among all pairs with a p-value as small
+        (Benjamini and Hochberg).
 
     Raises
     ------
@@ -206,7 +207,8 @@ def edges(
     rng = np.random.default_rng(random_state)
     drawn = np.array([_MEASURE[by].pairs(_drawn(law, sd, n, rng), i, j) for _ in range(draws)])
     drawn = drawn.reshape(draws, len(i))
-    low, high = np.quantile(drawn, INTERVAL, axis=0)
+    # draws lie nearer to zero than the fit that they are of, as that does than the truth
+    high, low = (2 * weight - np.quantile(drawn, INTERVAL, axis=0)).clip(-1, 1)
     rho = _MEASURE["rho"].pairs(law, i, j)
     diagonal, covariance = law.diagonal, law.pairs(i, j)
     names = np.array(model.feature_ids_, dtype=object)

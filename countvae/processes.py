@@ -14,9 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from countvae.checks import one_line
 from countvae.errors import InputError, ProcessLost
 
 __all__ = ["ALONE", "Processes", "joined", "launched"]
+
+
+GOES_ON = "the same command with --resume goes on from its checkpoint, if it left one"
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,11 @@ class Processes:
                     held.enter_context(claim)
             yield
 
+    @property
+    def here(self) -> int:
+        """How many of them share the memory of this machine, at most."""
+        return min(self.count, int(os.environ.get("LOCAL_WORLD_SIZE", self.count)))
+
     def share(self, n: int) -> tuple[int, int]:
         """First of n rows that is this process's, and the one after its last."""
         return n * self.rank // self.count, n * (self.rank + 1) // self.count
@@ -82,8 +91,8 @@ class Processes:
             raise
         except RuntimeError as error:
             raise ProcessLost(
-                "another process of the fit has ended; run the same again with --resume to go on"
-                " from the last checkpoint."
+                "another process of the fit has ended, or is out of reach"
+                f" ({one_line(str(error))[:200]}); {GOES_ON}."
             ) from error
 
 

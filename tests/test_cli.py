@@ -917,12 +917,18 @@ def test_a_network_is_not_overwritten_and_needs_a_model(shared, run, tmp_path):
 
 def test_select_writes_a_table_and_a_picture_and_prints_the_verdict(shared, run, tmp_path):
     arguments = ["select", shared / "table.biom", "-k", "1,2", "-o", "s", "--folds", 2]
-    refused(run(*arguments, "--groups", "who", "--quiet", code=3), "no column 'who'", "--metadata")
+    refused(
+        run(*arguments, "--groups", "who", "--quiet", code=3),
+        "--groups needs 'who', and there is no metadata",
+    )
     known = pd.DataFrame({"who": np.arange(len(SAMPLES)) // 2}, index=SAMPLES)
     known.rename_axis("id").to_csv("known.tsv", sep="\t")
     by = [*arguments[:-3], "grouped", *arguments[-2:], "--metadata", "known.tsv"]
     run(*by, "--groups", "who", "--quiet")
-    refused(run(*by, "--force", "--groups", "which", "--quiet", code=3), "which has 'who'")
+    refused(
+        run(*by, "--force", "--groups", "which", "--quiet", code=3),
+        "there is no column 'which'; there are 'who'",
+    )
     told = run(*arguments, "--max-epochs", 2, "--quiet")
     assert told.stdout.startswith("k = ")
     table = pd.read_csv(tmp_path / "s/selection.tsv", sep="\t")
@@ -1106,7 +1112,7 @@ def test_a_fit_goes_on_only_with_a_table_that_shares_enough(shared, run, tmp_pat
 def test_a_table_on_a_grid_is_fitted_by_the_convolutional_model(run, tmp_path, counts):
     names = np.array([f"p{j}" for j in range(6)], dtype=object)
     write_tsv(tmp_path / "images.tsv", counts, features=names)
-    run("fit", "images.tsv", "-o", "m", "--grid", "3x2", "--decoder", "network", *QUICK)
+    run("fit", "images.tsv", "-o", "m", "--grid", "3x2", *QUICK)
     model = cli.MultinomialVAE.load("m")
     assert type(model) is cli.ConvMultinomialVAE
     assert list(model.grid) == [3, 2]
@@ -1140,10 +1146,10 @@ def test_select_compares_models_of_a_grid(run, tmp_path, counts):
     write_tsv(tmp_path / "images.tsv", counts)
     arguments = ["select", "images.tsv", "-k", "1,2", "-o", "s", "--folds", 2, "--max-epochs", 3]
     run(*arguments, "--decoder", "network", code=2)
-    run(*arguments, "--grid", "3x2", "--decoder", "network", "--quiet")
+    run(*arguments, "--grid", "3x2", "--quiet")
     table = pd.read_csv("s/selection.tsv", sep="\t")
     assert (table["encoder_depth"] == 3).all()
-    settings = {"grid": (3, 2), "decoder": "network", "max_epochs": 3}
+    settings = {"grid": (3, 2), "max_epochs": 3}
     expected = select.select(
         read("images.tsv"), [1, 2], [3], kind=cli.ConvMultinomialVAE, folds=2, **settings
     )

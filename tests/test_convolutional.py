@@ -11,7 +11,18 @@ from countvae import ConvMultinomialVAE
 from countvae.decoder import ConvDecoder, Decoder
 from countvae.encoder import ConvEncoder
 from countvae.evidence import solve_noise
-from countvae.inference import importance_weights, in_expectation, posterior_at, refine
+from countvae.inference import (
+    drawn_factors,
+    factor_covariance,
+    factors_by_weight,
+    in_expectation,
+    log_ratios,
+    log_ratios_by_weight,
+    posterior_at,
+    proportion_interval,
+    proposals,
+    refine,
+)
 from countvae.layers import ACTIVATIONS, Grid
 
 GRIDS = [Grid((6, 5)), Grid((7,)), Grid((4, 4), 2), Grid((1, 9)), Grid((3,), 3)]
@@ -197,7 +208,7 @@ def test_bound_and_evidence_of_a_network_are_those_of_quadrature(size):
     z = torch.zeros(len(x), 1).double()
     answer = refine(decoder, x, posterior_at(decoder, x, z, torch.ones_like(z)), 20)
     normal = torch.from_numpy(np.random.default_rng(0).standard_normal((1000, *z.shape)))
-    weights = importance_weights(decoder, x, answer, normal)
+    weights = torch.stack([each.log_weight for each in proposals(decoder, x, answer, normal)])
     evidence = (weights.logsumexp(0) - np.log(len(weights))).numpy()
     np.testing.assert_allclose(evidence, [bound_by_quadrature(r, decoder) for r in x], atol=0.05)
     truth = np.array([log_evidence_by_quadrature(row, decoder) for row in x])
@@ -206,6 +217,40 @@ def test_bound_and_evidence_of_a_network_are_those_of_quadrature(size):
     assert (bound < evidence).all()
     assert (evidence < truth).all()
     assert (truth - bound).max() < 0.7
+
+
+def test_of_few_counts_weighed_draws_find_what_a_normal_law_behind_a_network_misses():
+    decoder, n = bent(Grid((4, 4)), size=2.0), 400
+    rng = np.random.RandomState(0)
+    z = torch.from_numpy(rng.standard_normal((n, K)))
+    noise = torch.from_numpy(rng.standard_normal((n, 16)))
+    logits = decoder.logits(z) + decoder.sigma2.sqrt() * noise
+    true = logits.softmax(1)
+    x = torch.from_numpy(np.array([rng.multinomial(10, p) for p in true.numpy()])).double()
+    answer = refine(decoder, x, posterior_at(decoder, x, 0 * z, torch.ones_like(z)), 20)
+    S = factor_covariance(decoder.jacobian(answer.z), answer.noise.w)
+
+    def held(factors):
+        low, high = proportion_interval(decoder, x, answer, factors, 0.9, rng)
+        return ((low <= true) & (true <= high)).double().mean().item()
+
+    def judged(proportions, clr, clr_sd):
+        away = (clr - logits + logits.mean(1, keepdim=True)) / clr_sd
+        lost = (true * (true / proportions).log()).sum(1).mean().item()
+        return (away.abs() < 1.645).double().mean().item(), lost
+
+    assert held(factors_by_weight(decoder, x, answer, 200, rng)) > 0.86
+    assert held(drawn_factors(answer, S, 200, rng)) < 0.82
+    weighed = log_ratios_by_weight(decoder, x, answer)
+    (inside, lost), (normal, more) = (
+        judged(*law) for law in (weighed, log_ratios(decoder, x, answer, S))
+    )
+    assert inside == pytest.approx(0.9, abs=0.03)
+    assert normal < 0.83
+    assert lost < 0.7 * more
+    one = posterior_at(decoder, x[:1], answer.z[:1], answer.D[:1])
+    for alone, together in zip(log_ratios_by_weight(decoder, x[:1], one), weighed, strict=True):
+        torch.testing.assert_close(alone[0], together[0], atol=1e-3, rtol=0)
 
 
 def test_the_bound_of_a_linear_decoder_needs_no_draws():

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from countvae import MultinomialVAE
-from countvae.processes import ALONE, Processes
+from countvae.processes import ALONE, GOES_ON, Processes
 from countvae.rows import Rows
 from countvae.simulate import simulate
 from countvae.table import CountTable, write
@@ -41,6 +41,20 @@ def tell(self, row):
     call(self, row)
     if row["epoch"] == 7:
         os.kill(os.getpid(), how)
+Progress.__call__ = tell
+countvae.cli.main()
+"""
+
+
+UNDER_WAY = """
+import os
+import countvae.cli
+from countvae.console import Progress
+call = Progress.__call__
+def tell(self, row):
+    call(self, row)
+    if row["epoch"] == 7:
+        open("under way", "w").close()
 Progress.__call__ = tell
 countvae.cli.main()
 """
@@ -99,8 +113,8 @@ def folder_with_a_table(tmp_path_factory):
     return folder
 
 
-def launch(folder, *arguments, count, table="table.h5ad"):
-    program = [str(folder / "program.py"), "fit", str(folder / table), *SETTINGS, *arguments]
+def launch(folder, *arguments, count, table="table.h5ad", program="program.py"):
+    program = [str(folder / program), "fit", str(folder / table), *SETTINGS, *arguments]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     return subprocess.Popen(
         [sys.executable, *(launcher if count > 1 else []), *program],
@@ -173,24 +187,38 @@ def children(pid):
     return [int(line) for line in out.stdout.split()]
 
 
-def test_when_one_is_killed_the_rest_say_so_and_the_fit_goes_on_from_its_checkpoint(folder):
-    process = launch(folder, "-o", "broken", "--max-epochs", "80", count=2)
-    checkpoint = folder / "broken.checkpoint"
+def killed_under_way(folder, output, which):
+    """Start a fit of two processes, kill one of them after some epochs, and hear the other."""
+    (folder / "under_way.py").write_text(UNDER_WAY)
+    (folder / "under way").unlink(missing_ok=True)
+    arguments = ["-o", output, "--max-epochs", "80"]
+    process = launch(folder, *arguments, count=2, program="under_way.py")
     until = time.monotonic() + 120
-    while not checkpoint.exists():
+    while not (folder / "under way").exists():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until
-        time.sleep(0.05)
-    os.kill(children(process.pid)[-1], signal.SIGKILL)
+        time.sleep(0.02)
+    os.kill(children(process.pid)[which], signal.SIGKILL)
     said, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     # the launcher ends the rest by SIGTERM, perhaps before they see that one is gone
     assert re.search(
-        "Error: (another process of the fit has ended|interrupted); run the same again with"
-        " --resume to go on from the last checkpoint",
-        said,
+        rf"Error: (another process of the fit has ended|interrupted).*; {GOES_ON}", said
     ), said
-    assert not (folder / "broken").exists()
+    assert not (folder / output).exists()
+
+
+def test_when_the_first_is_killed_there_is_nothing_to_go_on_from_so_early(folder):
+    killed_under_way(folder, "first", 0)
+    done = launch(folder, "-o", "first", "--max-epochs", "6", "--resume", count=2)
+    said, _ = done.communicate(timeout=300)
+    assert done.returncode == 0, said
+    assert "going on from there" not in said
+
+
+def test_when_another_is_killed_the_first_leaves_a_state_and_the_fit_goes_on_from_it(folder):
+    checkpoint = folder / "broken.checkpoint"
+    killed_under_way(folder, "broken", 1)
     again = launch(folder, "-o", "broken", "--max-epochs", "80", count=1)
     said, _ = again.communicate(timeout=120)
     assert again.returncode == 3

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from scipy.sparse import csr_array
 from scipy.special import softmax
+from sklearn.base import clone
 from sklearn.datasets import load_digits
 
 from countvae import ConvMultinomialVAE, MultinomialVAE
@@ -20,18 +21,18 @@ from countvae.select import answers_under, evidence_under, principal_law
 HERE = Path(__file__).parent
 K = 8
 SIDE = 32
+DENSE_WIDTH = 128
+"""Units of a dense layer, as `MultinomialVAE` has by default."""
 
 SETS = ("digits", "spots")
 """scikit-learn's digits, and simulated photons."""
 
 
 class Pictures(NamedTuple):
-    """Counts of pictures, flattened, and what they show."""
+    """Counts of pictures, flattened."""
 
     fitted: np.ndarray
     held: np.ndarray
-    fitted_label: np.ndarray
-    held_label: np.ndarray
     held_light: np.ndarray | None
     """True proportions of what was held out, where they are known."""
     shape: tuple[int, int]
@@ -39,17 +40,17 @@ class Pictures(NamedTuple):
 
 def digits(seed: int) -> Pictures:
     """Split the 1,797 pictures of 8 x 8 intensities, a quarter of them held out."""
-    counts, label = load_digits(return_X_y=True)
+    counts = load_digits().data
     order = np.random.default_rng(seed).permutation(len(counts))
     held, fitted = order[: len(order) // 4], order[len(order) // 4 :]
-    return Pictures(counts[fitted], counts[held], label[fitted], label[held], None, (8, 8))
+    return Pictures(counts[fitted], counts[held], None, (8, 8))
 
 
-def light(n: int, side: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Proportions of two or three round spots of light on a floor, and how many there are."""
+def light(n: int, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Proportions of two or three round spots of light on a floor."""
     rows, columns = np.indices((side, side)) / side
-    shares, spots = np.empty((n, side * side)), rng.integers(2, 4, n)
-    for i, number in enumerate(spots):
+    shares = np.empty((n, side * side))
+    for i, number in enumerate(rng.integers(2, 4, n)):
         picture = np.full((side, side), 0.02)
         for _ in range(number):
             row, column = rng.uniform(0.15, 0.85, 2)
@@ -57,16 +58,16 @@ def light(n: int, side: int, rng: np.random.Generator) -> tuple[np.ndarray, np.n
             away = (rows - row) ** 2 + (columns - column) ** 2
             picture += brightness * np.exp(-away / (2 * width**2))
         shares[i] = picture.ravel() / picture.sum()
-    return shares, spots
+    return shares
 
 
 def photons(seed: int, n: int = 2000, held: int = 500) -> Pictures:
     """Simulate pictures of 32 x 32 pixels with 200 to 5,000 photons."""
     rng = np.random.default_rng(seed)
-    shares, spots = light(n + held, SIDE, rng)
+    shares = light(n + held, SIDE, rng)
     reads = np.exp(rng.uniform(np.log(200), np.log(5000), n + held)).astype(int)
     counts = rng.multinomial(reads, shares).astype(float)
-    return Pictures(counts[:n], counts[n:], spots[:n], spots[n:], shares[n:], (SIDE, SIDE))
+    return Pictures(counts[:n], counts[n:], shares[n:], (SIDE, SIDE))
 
 
 def pictures(name: str, seed: int) -> Pictures:
@@ -168,22 +169,28 @@ def distance(found: np.ndarray, true: np.ndarray) -> float:
 
 Model = MultinomialVAE | PCA | Shuffled
 NETWORK, LINEAR, DENSE = "convolutional, network", "convolutional, linear", "dense"
-SHUFFLED = "network, pixels shuffled"
+SHUFFLED, DENSE_NETWORK = "network, pixels shuffled", "network of dense layers"
+PLAIN = "convolutional, plain autoencoder"
 
 
 def models(shape: tuple[int, int], seed: int, k: int = K) -> dict[str, MultinomialVAE | PCA]:
     """Make the models that are compared, unfitted."""
     return {
-        NETWORK: ConvMultinomialVAE(k, grid=shape, decoder="network", random_state=seed),
-        LINEAR: ConvMultinomialVAE(k, grid=shape, random_state=seed),
+        NETWORK: ConvMultinomialVAE(k, grid=shape, random_state=seed),
+        LINEAR: ConvMultinomialVAE(k, grid=shape, decoder="linear", random_state=seed),
         DENSE: MultinomialVAE(k, random_state=seed),
         "PCA": PCA(k, seed),
     }
 
 
 def with_control(shape: tuple[int, int], seed: int) -> dict[str, Model]:
-    """Make those models, and beside them the network where pixels have no neighbours."""
-    shuffled = Shuffled(
-        ConvMultinomialVAE(K, grid=shape, decoder="network", random_state=seed), math.prod(shape)
-    )
-    return {**models(shape, seed), SHUFFLED: shuffled}
+    """Make those models, and beside them networks that know no neighbours, and no posterior."""
+    d, network = math.prod(shape), ConvMultinomialVAE(K, grid=shape, random_state=seed)
+    # one position with a channel a pixel: each convolution is a dense layer
+    no_grid = {"grid": (1, 1), "channels": d, "encoder_width": DENSE_WIDTH}
+    return {
+        **models(shape, seed),
+        SHUFFLED: Shuffled(network, d),
+        DENSE_NETWORK: clone(network).set_params(**no_grid),
+        PLAIN: clone(network).set_params(posterior_variance="none"),
+    }

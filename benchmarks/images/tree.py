@@ -11,7 +11,7 @@ import pandas as pd
 from skbio import TreeNode
 
 from benchmarks.core.common import DATA, arguments, tell, write
-from benchmarks.images.scene import HERE, K
+from benchmarks.images.scene import DENSE, HERE, LINEAR, NETWORK, K
 from countvae import ConvMultinomialVAE, MultinomialVAE
 from countvae.simulate import simulate
 from countvae.table import read
@@ -54,9 +54,9 @@ def models(d: int, seed: int) -> dict[str, MultinomialVAE]:
     """Make the models that are compared, unfitted."""
     of_line = {"grid": (d,), "random_state": seed}
     return {
-        "dense": MultinomialVAE(K, random_state=seed),
-        "convolutional, linear": ConvMultinomialVAE(K, **of_line),
-        "convolutional, network": ConvMultinomialVAE(K, decoder="network", **of_line),
+        DENSE: MultinomialVAE(K, random_state=seed),
+        LINEAR: ConvMultinomialVAE(K, decoder="linear", **of_line),
+        NETWORK: ConvMultinomialVAE(K, **of_line),
     }
 
 
@@ -67,7 +67,7 @@ def measure(name: str, counts: np.ndarray, seed: int) -> list[dict[str, object]]
     held, fitted = order[: len(order) // 4], order[len(order) // 4 :]
     for tips, X in (("of the tree", counts), ("shuffled", counts[:, shuffled])):
         for method, model in models(X.shape[1], seed).items():
-            if method == "dense" and tips == "shuffled":
+            if method == DENSE and tips == "shuffled":
                 continue
             model.fit(X[fitted])
             evidence = model.evidence(X[held], DRAWS)[0].sum()
