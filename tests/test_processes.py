@@ -23,7 +23,7 @@ from countvae.rows import Rows
 from countvae.simulate import simulate
 from countvae.table import CountTable, write
 
-SETTINGS = ["-k", "3", "--stream", "--seed", "1", "--min-feature-samples", "20"]
+SETTINGS = ["-k", "3", "--seed", "1", "--min-feature-samples", "20"]
 ALWAYS_KEEP = """
 import countvae.checkpoint, countvae.cli
 countvae.checkpoint.SECONDS_BETWEEN = 0.0
@@ -113,8 +113,9 @@ def folder_with_a_table(tmp_path_factory):
     return folder
 
 
-def launch(folder, *arguments, count, table="table.h5ad", program="program.py"):
-    program = [str(folder / program), "fit", str(folder / table), *SETTINGS, *arguments]
+def launch(folder, *arguments, count, table="table.h5ad", program="program.py", stream=True):
+    arguments = [*SETTINGS, *["--stream"] * stream, *arguments]
+    program = [str(folder / program), "fit", str(folder / table), *arguments]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     return subprocess.Popen(
         [sys.executable, *(launcher if count > 1 else []), *program],
@@ -126,9 +127,18 @@ def launch(folder, *arguments, count, table="table.h5ad", program="program.py"):
     )
 
 
-def test_two_processes_find_what_one_finds_and_one_writes(folder):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["--stream"],
+        ["--validation-fraction", "0.2", "--noise", "by-feature"],
+    ],
+    ids=["on disk", "in memory"],
+)
+def test_two_processes_find_what_one_finds_and_one_writes(folder, settings):
     for count in (1, 2):
-        process = launch(folder, "-o", f"by{count}", "--max-epochs", "6", count=count)
+        arguments = ["-o", f"by{count}", "--max-epochs", "6", *settings, "--force"]
+        process = launch(folder, *arguments, count=count, stream=False)
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
         assert said.count("written") == 1

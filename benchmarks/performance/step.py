@@ -9,7 +9,6 @@ its own: step_DEVICE.csv.
 
 import argparse
 import itertools
-import statistics
 import time
 from collections.abc import Callable
 
@@ -36,6 +35,7 @@ WITH_PRIOR = slice(2, 7)
 FEATURES = (1000, 10_000, 50_000)
 FACTORS = (10, 50, 128)
 NONZERO = 0.05
+BLOCKS, IN_A_BLOCK = 10, 10
 EXPONENTIALS = 8
 PRODUCTS = 6
 
@@ -45,17 +45,18 @@ def waiting(device: torch.device) -> Callable[[], object]:
     return torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
 
-def seconds(work: Callable[[], object], device: torch.device, repeats: int = 15) -> float:
-    """Median time of some work, once warm."""
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Least time of some work among others of its kind, once warm: no launch is waited for."""
     wait, found = waiting(device), []
     work()
-    for _ in range(repeats):
+    for _ in range(BLOCKS):
         wait()
         begun = time.perf_counter()
-        work()
+        for _ in range(IN_A_BLOCK):
+            work()
         wait()
-        found.append(time.perf_counter() - begun)
-    return statistics.median(found)
+        found.append((time.perf_counter() - begun) / IN_A_BLOCK)
+    return min(found)
 
 
 def rates(batch: int, d: int, k: int, device: torch.device) -> dict[str, float]:
