@@ -903,18 +903,21 @@ def test_a_gap_that_does_not_fall_is_not_said_to():
     assert ": met" not in said and said.count(": missed") == 4
     assert "met in sample at 0 of 3 pseudocounts, held out at 0 of 3 pseudocounts" in said
     assert "by heart" not in said
-    at_one = "(where it is 1, from {} to 1 standard deviations)"
+    at_one = "(where it is 1, from {0} ({0} to {0}) to 1 (1 to 1) standard deviations)"
     assert f"on flat tables in sample at 3 of 3 pseudocounts {at_one.format(30)}" in said
     assert f"on wide tables held out at 0 of 3 pseudocounts {at_one.format(1)}" in said
+    assert "goes from 0 to 0 on flat tables, from 0 to 0 on wide tables" in said
     deep = rows["settings.encoder_depth"] == 3
     rows.loc[deep, "gap_0"] /= 20
     rows.loc[deep & (rows["table.design"] == "flat"), "held_gap_0"] *= 1.5
     rows.loc[deep & (rows["table.design"] == "wide"), "held_gap_0"] /= 5
     answer, *more = scenario.conclude(rows)
     assert (
-        "Held out, on flat tables it grows by 50 %, from 1 to 1.5 nats: missed; on wide tables it "
-        "falls 5 times, from 1 to 0.2 nats: missed. In sample, on flat tables it falls 20 times, "
-        "from 1 to 0.05 nats: met; on wide tables it falls 20 times, from 1 to 0.05 nats: met. "
+        "Held out, on flat tables it grows by 50 %, from 1 to 1.5 nats (1 at the default L = 2): "
+        "missed; on wide tables it falls 5 times, from 1 to 0.2 nats (1 at the default L = 2): "
+        "missed. In sample, on flat tables it falls 20 times, from 1 to 0.05 nats (1 at the "
+        "default L = 2): met; on wide tables it falls 20 times, from 1 to 0.05 nats (1 at the "
+        "default L = 2): met. "
     ) in answer
     not_at_all, less = (sentence for sentence in more if "by heart" in sentence)
     assert "flat tables of 1,000 reads" in not_at_all and "wide" not in not_at_all
