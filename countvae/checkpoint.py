@@ -5,11 +5,10 @@ import os
 import re
 import shutil
 import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,13 @@ from countvae.errors import (
     NotAModel,
 )
 from countvae.files import BEGUN, is_empty_folder
+from countvae.signals import handled
 from countvae.training import Kept, State
 
 __all__ = ["Checkpoint"]
 
 SECONDS_BETWEEN = 30.0
+IGNORED = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}
 
 STATE = r"(\d)-(\d{6,})"
 UNFINISHED = BEGUN + STATE
@@ -140,8 +141,11 @@ class Checkpoint:
         return True
 
     def leave_at_last(self) -> bool:
-        """Write the state held last, if that is possible as the fit ends; say whether it was."""
-        with suppress(InputError, OSError, MemoryError), _undisturbed():
+        """Write the state held last, if that is possible as the fit ends; say whether it was.
+
+        No further interrupt breaks it off: of launchers one signal follows on another.
+        """
+        with suppress(InputError, OSError, MemoryError), handled(IGNORED):
             return self.leave()
         return False
 
@@ -184,21 +188,6 @@ class Checkpoint:
             if (found := re.fullmatch(STATE, path.name))
         ]
         return [path for _, _, path in sorted(numbered, reverse=True)]
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Let no further interrupt break off this: of launchers one signal follows on another."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    both = signal.SIGINT, signal.SIGTERM
-    before = [signal.signal(number, signal.SIG_IGN) for number in both]
-    try:
-        yield
-    finally:
-        for number, handler in zip(both, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _read(path: Path) -> tuple[Kept, dict[str, Any], int]:

@@ -17,7 +17,6 @@ exit code  meaning
 import io
 import signal
 import sys
-import threading
 import time
 import traceback
 import warnings
@@ -37,6 +36,7 @@ from countvae.errors import (
     ProcessLost,
     out_of_memory,
 )
+from countvae.signals import handled
 
 __all__ = [
     "COUNT",
@@ -65,6 +65,9 @@ EXIT_CODES: dict[type[BaseException], int] = {
 INTERNAL_ERROR = 1
 COMMANDS = "countvae.commands"
 """Entry points by which an installed package adds a command."""
+
+AS_CTRL_C = {signal.SIGTERM: signal.default_int_handler}
+"""By SIGTERM clusters end a job."""
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -107,7 +110,7 @@ class Program(Exemplary, click.Group):
 
     def _invoke(self, ctx: click.Context) -> Any:
         try:
-            with warnings.catch_warnings(), _terminating_as_interrupting():
+            with warnings.catch_warnings(), handled(AS_CTRL_C):
                 warnings.simplefilter("always", CountvaeWarning)
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
@@ -157,19 +160,6 @@ def _said_once(ctx: click.Context) -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook, sys.excepthook = before
-
-
-@contextmanager
-def _terminating_as_interrupting() -> Iterator[None]:
-    """Let SIGTERM, by which clusters end a job, do what Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def explain(error: BaseException) -> tuple[int, str]:

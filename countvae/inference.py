@@ -399,10 +399,11 @@ def proposals(
     for number, standard in enumerate(draws):
         if number % 2 and not decoder.linear:
             z = standard.expand_as(posterior.z)
+            columns = (z - posterior.z)[:, :, None]
+            away = torch.linalg.solve_triangular(root, columns, upper=False)[:, :, 0]
         else:
-            z = posterior.z + (root @ standard[:, :, None])[:, :, 0]
-        away = torch.linalg.solve_triangular(root, (z - posterior.z)[:, :, None], upper=False)
-        log_prior, log_q = -0.5 * z.square().sum(1), -0.5 * away.square().sum((1, 2)) - log_det
+            z, away = posterior.z + (root @ standard[:, :, None])[:, :, 0], standard
+        log_prior, log_q = -0.5 * z.square().sum(1), -0.5 * away.square().sum(1) - log_det
         if not decoder.linear:
             log_q = torch.logaddexp(log_q, log_prior) - math.log(2)
         noise = solve_noise(decoder.logits(z), none, x, decoder.sigma2, noise.log_scale, TOLERANCE)

@@ -30,34 +30,24 @@ countvae.checkpoint.SECONDS_BETWEEN = 0.0
 countvae.cli.main()
 """
 
-INTERRUPTED = """
+AFTER_SEVEN = """
 import os, signal, sys
 import countvae.cli
 from countvae.console import Progress
 # a shell ignores interrupts for what it runs in the background, and children inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
-call, how = Progress.__call__, getattr(signal, sys.argv.pop())
+call, then = Progress.__call__, sys.argv.pop()
 def tell(self, row):
     call(self, row)
     if row["epoch"] == 7:
-        os.kill(os.getpid(), how)
+        if then == "tell":
+            open("under way", "w").close()
+        else:
+            os.kill(os.getpid(), getattr(signal, then))
 Progress.__call__ = tell
 countvae.cli.main()
 """
-
-
-UNDER_WAY = """
-import os
-import countvae.cli
-from countvae.console import Progress
-call = Progress.__call__
-def tell(self, row):
-    call(self, row)
-    if row["epoch"] == 7:
-        open("under way", "w").close()
-Progress.__call__ = tell
-countvae.cli.main()
-"""
+"""After seven epochs it says that it is under way, or sends itself a signal."""
 
 
 class Disk:
@@ -110,6 +100,7 @@ def folder_with_a_table(tmp_path_factory):
     truth = simulate(300, 40, 3, 1000, rng=np.random.default_rng(0))
     write(CountTable(truth.counts, truth.sample_ids, truth.feature_ids), folder / "table.h5ad")
     (folder / "program.py").write_text(ALWAYS_KEEP)
+    (folder / "after_seven.py").write_text(AFTER_SEVEN)
     return folder
 
 
@@ -128,17 +119,14 @@ def launch(folder, *arguments, count, table="table.h5ad", program="program.py", 
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        ["--stream"],
-        ["--validation-fraction", "0.2", "--noise", "by-feature"],
-    ],
+    "stream, settings",
+    [(True, []), (False, ["--validation-fraction", "0.2", "--noise", "by-feature"])],
     ids=["on disk", "in memory"],
 )
-def test_two_processes_find_what_one_finds_and_one_writes(folder, settings):
+def test_two_processes_find_what_one_finds_and_one_writes(folder, stream, settings):
     for count in (1, 2):
         arguments = ["-o", f"by{count}", "--max-epochs", "6", *settings, "--force"]
-        process = launch(folder, *arguments, count=count, stream=False)
+        process = launch(folder, *arguments, count=count, stream=stream)
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
         assert said.count("written") == 1
@@ -172,14 +160,13 @@ def test_bad_input_stops_all_by_one_sentence(folder):
 
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])
 def test_an_interrupted_fit_says_how_to_go_on_and_ends_with_the_same_bits(folder, how):
-    (folder / "interrupted.py").write_text(INTERRUPTED)
     arguments = ["fit", "table.h5ad", "-o", f"by {how}", "-k", "2", "--max-epochs", "12"]
 
     def run(*program):
         command = [sys.executable, *program]
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
 
-    done = run("interrupted.py", *arguments, how)
+    done = run("after_seven.py", *arguments, how)
     assert done.returncode == 130, done.stderr
     again = f"countvae fit table.h5ad -o 'by {how}' -k 2 --max-epochs 12 --resume"
     assert done.stderr.endswith(f"Error: interrupted; it goes on by: {again}\n")
@@ -199,10 +186,9 @@ def children(pid):
 
 def killed_under_way(folder, output, which):
     """Start a fit of two processes, kill one of them after some epochs, and hear the other."""
-    (folder / "under_way.py").write_text(UNDER_WAY)
     (folder / "under way").unlink(missing_ok=True)
-    arguments = ["-o", output, "--max-epochs", "80"]
-    process = launch(folder, *arguments, count=2, program="under_way.py")
+    arguments = ["-o", output, "--max-epochs", "80", "tell"]
+    process = launch(folder, *arguments, count=2, program="after_seven.py")
     until = time.monotonic() + 120
     while not (folder / "under way").exists():
         assert process.poll() is None, process.communicate()[0]

@@ -286,6 +286,8 @@ def test_streamed_and_whole_fits_of_a_sorted_table_find_the_same(tmp_path, monke
     nats, of_loadings = apart(disk)
     assert nats < 0.02
     assert of_loadings < 2e-4
+    V, W = (m.components_.T * np.sqrt(m.explained_variance_) for m in (whole, disk))
+    assert np.linalg.norm(V @ V.T - W @ W.T) < 0.05 * np.linalg.norm(V @ V.T)
     np.testing.assert_array_equal(disk.transform(table), disk.transform(tmp_path / "table.h5ad"))
     np.testing.assert_array_equal(
         disk.score_samples(table), disk.score_samples(read(tmp_path / "table.h5ad"))

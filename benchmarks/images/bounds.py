@@ -39,7 +39,7 @@ def measure(name: str, seed: int) -> list[dict[str, object]]:
                 "amortised": amortised / counts,
                 "bound": bound / counts,
                 "evidence": evidence.sum() / counts,
-                "untrusted": (pareto_k > trusted_below(DRAWS)).mean(),
+                "untrusted": (pareto_k >= trusted_below(DRAWS)).mean(),
                 "seconds": seconds,
             }
         )

@@ -3,6 +3,7 @@
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from benchmarks.core.common import ROOT, markdown, origin_of, spread
 from benchmarks.performance.common import HERE
@@ -25,7 +26,7 @@ def table(frame: pd.DataFrame) -> str:
     return markdown(pd.DataFrame({name: frame[name].map(said) for name in frame}))
 
 
-def goal(values: pd.Series | float, bar: float, unit: str = "", at_least: bool = False) -> str:
+def goal(values: ArrayLike, bar: float, unit: str = "", at_least: bool = False) -> str:
     """Say what was to be reached, and by how many of some figures it was."""
     found = np.atleast_1d(np.asarray(values, dtype=float))
     met = int((found >= bar if at_least else found <= bar).sum())
@@ -73,7 +74,7 @@ def peers(rows: pd.DataFrame) -> str:
             default += (peer["seconds"] / whole).tolist()
         reached = np.isfinite(told).sum()
         sentence = (
-            f"To PlnPCA's own final covariance error we take {spread(told)} times less time ({goal(pd.Series(told), 10, at_least=True)}; "
+            f"To PlnPCA's own final covariance error we take {spread(told)} times less time ({goal(told, 10, at_least=True)}; "
             f"that error is reached in {reached} of {len(told)} tables), by the shortest fit that is there ({', '.join(sorted(by))}); by the default fit, whose "
             f"error is far lower, {spread(default)} times less."
             if told
@@ -164,22 +165,26 @@ def memory(rows: pd.DataFrame) -> str:
     )
 
 
+def of_floor(rows: pd.DataFrame, floor: str) -> str:
+    """Say what a step was to reach."""
+    judged = rows[(rows["d"] == 10_000) & (rows["k"] == 50)]["times_floor"]
+    return goal(judged, 3, f" times {floor} at d = 10,000 and k = 50")
+
+
 def step(rows: pd.DataFrame) -> str:
     """One step against the floor."""
-    judged = rows[(rows["d"] == 10_000) & (rows["k"] == 50)]["times_floor"]
     return (
         f"The floor is six matrix products of B × d by k and eight exponentials of B × d entries at the rates of the machine, measured just before, for B = {BATCH} "
-        f"({goal(judged, 3, ' times that at d = 10,000 and k = 50')}).\n\n" + table(rows)
+        f"({of_floor(rows, 'that')}).\n\n" + table(rows)
     )
 
 
 def step_on_gpu(rows: pd.DataFrame) -> str:
     """One step of a GPU, which hardly depends on its size."""
     small = rows[rows["d"] <= 10_000]
-    judged = rows[(rows["d"] == 10_000) & (rows["k"] == 50)]["times_floor"]
     return (
         f"The same on a GPU. Up to d = 10,000 a step takes {small['step_ms'].min():.0f} to {small['step_ms'].max():.0f} ms whatever its size: it is made of many short kernels, whose launching the processor "
-        f"is busy with, so larger batches are nearly free ({goal(judged, 3, ' times the floor at d = 10,000 and k = 50')}).\n\n"
+        f"is busy with, so larger batches are nearly free ({of_floor(rows, 'the floor')}).\n\n"
         + table(rows)
     )
 

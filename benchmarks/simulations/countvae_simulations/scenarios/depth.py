@@ -1,6 +1,7 @@
 """Depth of the encoder against the pseudocount, at several numbers of reads."""
 
 import itertools
+from collections.abc import Iterator
 from inspect import signature
 from typing import Any
 
@@ -31,6 +32,7 @@ PLACES = {"gap_0": "in sample", "held_gap_0": "held out"}
 BIASES = {"held_z_bias_square": "held out", "z_bias_square": "in sample"}
 MANY_SEEDS = 10
 MIDDLE = 1000
+SETTINGS = ["settings.encoder_depth", "settings.pseudocount"]
 BAR = 10
 """Times that the gap is to fall from one layer to three, at 1,000 reads."""
 
@@ -146,12 +148,17 @@ def _answer(ours: pd.DataFrame) -> str:
     )
 
 
+def _settings(ours: pd.DataFrame) -> Iterator[tuple[object, Any]]:
+    """Of each design in the middle of the reads, fits by layers and pseudocount."""
+    for design, some in ours[ours["table.reads"] == MIDDLE].groupby("table.design", sort=False):
+        yield design, some.groupby(SETTINGS)
+
+
 def _of_pseudocounts(ours: pd.DataFrame) -> str:
     """How far the bias of ẑ on new samples differs between pseudocounts, at one layer and three."""
     said = []
-    for design, some in ours[ours["table.reads"] == MIDDLE].groupby("table.design", sort=False):
-        by = ["settings.pseudocount", "settings.encoder_depth"]
-        bias = some.groupby(by)["held_z_bias_square"].agg(_size).unstack()
+    for design, settings in _settings(ours):
+        bias = settings["held_z_bias_square"].agg(_size).unstack("settings.encoder_depth")
         over = bias.max() - bias.min()
         said.append(f"from {over[1]:.2g} to {over[3]:.2g} on {design} tables")
     return (
@@ -164,17 +171,16 @@ def _of_pseudocounts(ours: pd.DataFrame) -> str:
 def _biases_fall(ours: pd.DataFrame) -> str:
     """Of each design, at how many pseudocounts the bias of ẑ surely falls enough."""
     said = []
-    for design, some in ours[ours["table.reads"] == MIDDLE].groupby("table.design", sort=False):
+    for design, settings in _settings(ours):
         for name, place in BIASES.items():
-            by = ["settings.pseudocount", "settings.encoder_depth"]
             low, high = (
-                some.groupby(by)[name].agg(_bound, quantile=q).unstack() for q in (0.05, 0.95)
+                settings[name].agg(_bound, quantile=q).unstack("settings.encoder_depth")
+                for q in (0.05, 0.95)
             )
             met = ((low[1] > 0) & (low[1] >= BAR * high[3])).sum()
-            at_one = _bias(some.groupby(by[::-1]), name)
             said.append(
                 f"on {design} tables {place} at {met} of {len(low)} pseudocounts (where it is 1, "
-                f"{at_one} standard deviations)"
+                f"{_bias(settings, name)} standard deviations)"
             )
     return ", ".join(said)
 
@@ -218,9 +224,8 @@ def _list(values: pd.Series) -> str:
 
 
 def _fall(design: str, N: int, some: pd.DataFrame) -> str:
-    by = ["settings.encoder_depth", "settings.pseudocount"]
     names = ["gap_0", "held_gap_0", "z_error", "held_z_error", "covariance"]
-    grouped = some.groupby(by)
+    grouped = some.groupby(SETTINGS)
     median = grouped[names].median()
     first, third = median.loc[1], median.loc[3]
     ratios = first[list(PLACES)] / third[list(PLACES)]
