@@ -33,6 +33,7 @@ from countvae_simulations.scenarios import SCENARIOS, depth
 from countvae_simulations.scenarios import base as base_of_scenarios
 from countvae_simulations.scenarios.base import named
 from matplotlib.figure import Figure
+from sklearn.linear_model import LinearRegression
 
 from countvae import training
 from countvae.cli import main
@@ -275,8 +276,7 @@ def test_chance_is_taken_off_the_bias():
     rng = np.random.default_rng(0)
     best = rng.standard_normal((400, 50))
     off = [
-        measures._deviations("z", away, best)["z_bias_square"]
-        for away in 0.6 * rng.standard_normal((40, 400, 50))
+        measures._bias("z", away, best)["z"] for away in 0.6 * rng.standard_normal((40, 400, 50))
     ]
     assert min(off) < 0 < max(off)
     # of 40 means over 50 squares of length 51 in 400, their chance taken off: variances 2 p s⁴/n²,
@@ -290,16 +290,46 @@ def test_a_shift_and_a_shrinkage_are_bias_and_the_rest_is_not(constant, slope):
     rng = np.random.default_rng(1)
     best = np.where(np.arange(50) < 40, rng.standard_normal((400, 50)), 0)  # ten collapsed factors
     away = constant - slope * best[:, ::-1] + 0.6 * rng.standard_normal((400, 50))
-    said = measures._deviations("z", away, best)
     bias = constant**2 + 0.8 * slope**2
-    assert said["z_error"] == pytest.approx(np.hypot(0.6, np.sqrt(bias)), rel=0.03)
-    assert said["z_bias_square"] == pytest.approx(bias, rel=0.15)
+    assert measures._bias("z", away, best)["z"] == pytest.approx(bias, rel=0.15)
 
 
-def test_too_few_samples_to_tell_the_bias_have_an_error_only():
+def test_of_fitted_samples_the_bias_is_an_upper_limit():
+    rng = np.random.default_rng(3)
+    best = rng.standard_normal((400, 50))
+    away = 0.6 * rng.standard_normal((400, 50))
+    left = away - LinearRegression().fit(best, away).predict(best)
+    for told, least, most in ((away, 0.03, 0.06), (left, -1e-9, 1e-9)):
+        assert least < measures._bias("z", told, best, by_chance=False)["z"] < most
+
+
+def test_too_few_samples_tell_no_bias():
     rng = np.random.default_rng(2)
-    said = measures._deviations("z", *rng.standard_normal((2, 9, 9)))
-    assert set(said) == {"z_error"}
+    assert measures._bias("z", *rng.standard_normal((2, 9, 9))) == {}
+
+
+def test_an_exact_answer_errs_from_the_truth_by_its_own_deviation_and_a_shrunken_one_by_more(
+    monkeypatch,
+):
+    truth, held_out = tables.draw({"n": 2000, "d": 40, "k": 2, "reads": 1000}, 0)
+    found = METHODS["truth_start"](truth, 2, 0)
+    plain = measures._posterior
+    monkeypatch.setattr(measures, "_posterior", lambda *a: plain(found, a[1], 20))
+    exact = measures.factors(truth, held_out, found)
+    assert exact["true_error_0"] == pytest.approx(1, abs=0.05)
+    assert abs(exact["true_bias_square_0"]) < 0.02
+
+    def shrunken(found_, counts, steps):
+        mean, sd = plain(found, counts, 20)
+        return (mean if steps else 0.8 * mean), sd
+
+    monkeypatch.setattr(measures, "_posterior", shrunken)
+    there = measures.factors(truth, held_out, found)
+    mean, sd = plain(found, held_out.counts, 20)
+    lost = ((0.2 * mean / sd) ** 2).mean()
+    assert there["true_bias_square_0"] == pytest.approx(lost, rel=0.2)
+    assert there["true_error_0"] ** 2 == pytest.approx(lost + exact["true_error_0"] ** 2, rel=0.1)
+    assert there["true_error_2"] == exact["true_error_2"]
 
 
 def test_seconds_and_memory_are_of_the_fit():

@@ -41,9 +41,13 @@ FITTED, HELD_OUT, SWEEPS, STEPS_A_SWEEP = 200, 200, 10, 2
 SQUARES = (
     "exact_excess_0",
     "exact_excess_2",
+    "exact_bias_square_0",
+    "exact_bias_square_2",
     "exact_noise_square",
     "z_bias_square",
     "held_z_bias_square",
+    "true_bias_square_0",
+    "true_bias_square_2",
 )
 """Squares less what chance gives them, so that some are negative: roots are for averages only."""
 
@@ -74,7 +78,8 @@ def covariance(truth: Simulation, held_out: Simulation, found: Found) -> dict[st
     """‖Ĉ − C‖_F / ‖C‖_F of the CLR covariance, with noise (`covariance`) and of VVᵀ alone (`VV`).
 
     `covariance_common` and `VV_common` are the same over features above median abundance. With
-    noise only where a method has a noise variance.
+    noise only where a method has a noise variance. `VV_floor_common` is the `VV_common` of as many
+    factors as were looked for, where the truth has more: its own leading ones, which no fit sees.
     """
     del held_out
     common = common_features(truth.counts)
@@ -82,6 +87,10 @@ def covariance(truth: Simulation, held_out: Simulation, found: Found) -> dict[st
         "VV": covariance_error(truth.V, found.V),
         "VV_common": covariance_error(truth.V, found.V, features=common),
     }
+    if (k := found.V.shape[1]) < truth.V.shape[1]:
+        U, s, _ = np.linalg.svd(truth.V, full_matrices=False)
+        leading = U[:, :k] * s[:k]
+        errors["VV_floor_common"] = covariance_error(truth.V, leading, features=common)
     if found.sigma2 is not None:
         noise = {"sigma2_true": truth.sigma2, "sigma2_est": found.sigma2}
         errors["covariance"] = covariance_error(truth.V, found.V, **noise)
@@ -172,27 +181,41 @@ def gap(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, floa
 
 
 def factors(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
-    """The encoder's ẑ against the optimum of the bound, and the optimum against the true factors.
+    """The encoder's ẑ against the optimum ẑ* of the bound, and both against the true factors.
 
-    In posterior standard deviations, over the first hundred samples: root mean square of ẑ − ẑ*
-    over samples and factors (`z_error`), and the mean square of the part of ẑ − ẑ* that is linear
-    in ẑ*, constant included, less what chance gives that square (`z_bias_square`, of either sign):
-    a shift, a shrinkage and a rotation are biases, what differs from sample to sample with the
-    same factors is not. `held_z_error` and `held_z_bias_square` are those of samples held out.
-    `z_explained` is the share of the variance of the true factors held out that ẑ* explains, by
-    the linear map that does best on the fitted samples.
+    In posterior standard deviations. Root mean square of ẑ − ẑ* over samples and factors
+    (`z_error`), and the mean square of the part of ẑ − ẑ* that is linear in ẑ*, constant included
+    (`z_bias_square`): a shift, a shrinkage and a rotation are biases, what differs from sample to
+    sample with the same factors is not. `held_z_error` and `held_z_bias_square` are those of
+    samples held out, the square less what chance gives it, so of either sign; of the fitted samples
+    nothing is taken off, for the encoder was fitted to them: an upper limit.
+
+    The true z of a sample held out is its true CLR without noise in the fitted axes. Over the
+    factors of which the data tell (`coverage`), root mean square of ẑ − z, of the encoder's own
+    answer and after two Newton steps (`true_error_0`, `true_error_2`; 1 for exact posterior means),
+    and the mean square of the part of z − ẑ that is linear in ẑ, less what chance gives it
+    (`true_bias_square_0`, `true_bias_square_2`; 0 for exact posterior means, whose error none of
+    their linear functions foretells). `z_explained` is the share of the variance of the true
+    factors held out that ẑ* explains, by the linear map that does best on the fitted samples.
     """
     if found.model is None:
         return {}
-    said = {}
+    said, answers = {}, {}
     for name, drawn in (("z", truth), ("held_z", held_out)):
-        counts = drawn.counts[:SAMPLES]
-        here, _ = _posterior(found, counts, 0)
-        best, sd = _posterior(found, counts, OPTIMAL_STEPS)
-        said |= _deviations(name, (here - best) / sd, best)
-    fitted, new = (_posterior(found, drawn.counts, 2)[0] for drawn in (truth, held_out))
-    told = LinearRegression().fit(fitted, truth.z).predict(new)
-    left = ((held_out.z - told) ** 2).mean() / held_out.z.var(axis=0).mean()
+        here, _ = _posterior(found, drawn.counts, 0)
+        best, sd = _posterior(found, drawn.counts, OPTIMAL_STEPS)
+        away = (here - best) / sd
+        said |= {f"{name}_error": _rms(away)}
+        said |= _bias(f"{name}_bias_square", away, best, by_chance=drawn is held_out)
+        answers[name] = best
+    told, true = _told(found.model, sd), _true_factors(held_out, found.model)
+    for steps in (0, 2) if told.any() else ():
+        here = _posterior(found, held_out.counts, steps)[0]
+        away = ((true - here) / sd)[:, told]
+        said |= {f"true_error_{steps}": _rms(away)}
+        said |= _bias(f"true_bias_square_{steps}", away, here[:, told])
+    explained = LinearRegression().fit(answers["z"], truth.z).predict(answers["held_z"])
+    left = ((held_out.z - explained) ** 2).mean() / held_out.z.var(axis=0).mean()
     return said | {"z_explained": float(1 - left)}
 
 
@@ -202,9 +225,11 @@ def exact(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, fl
     Of the first 16 samples, by two runs of 1,000 draws. Mean square over samples and factors, in
     exact posterior variances, of the error of the encoder's ẑ (`exact_excess_0`) and of that after
     two Newton steps (`exact_excess_2`), less that of the exact means by Monte Carlo
-    (`exact_noise_square`), so of either sign; `sd_ratio` the mean of the reported over the exact
-    standard deviation; `effective` the least effective share of the draws of a sample. Where that
-    is below a twentieth the weights are too uneven for the others, which are left out.
+    (`exact_noise_square`), so of either sign; `exact_bias_square_0` and `exact_bias_square_2` those
+    of the part of the error that is linear in the exact mean, constant included, less what chance
+    gives it; `sd_ratio` the mean of the reported over the exact standard deviation; `effective` the
+    least effective share of the draws of a sample. Where that is below a twentieth the weights are
+    too uneven for the others, which are left out.
     """
     del truth
     if found.model is None:
@@ -224,6 +249,9 @@ def exact(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, fl
     for steps in (0, 2):
         here = _posterior(found, counts, steps)[0] / scale
         said[f"exact_excess_{steps}"] = _rms((here - middle) / first.sd) ** 2 - noise
+        # by one run against the other, for an error is linear in itself
+        away = (here - second.mean) / first.sd
+        said |= _bias(f"exact_bias_square_{steps}", away, first.mean)
     return said
 
 
@@ -269,11 +297,8 @@ def coverage(truth: Simulation, held_out: Simulation, found: Found) -> dict[str,
     if found.model is None:
         return {}
     mean, sd = _posterior(found, held_out.counts, 2)
-    clr = held_out.mu + held_out.z @ held_out.V.T
-    true = (clr - found.model.mean_) @ found.model.components_.T
-    away = np.abs(true - mean) / np.maximum(sd, 1e-12)
-    left = (sd**2).mean(axis=0) / np.maximum(found.model.explained_variance_, 1e-12)
-    told = left < TOLD
+    away = np.abs(_true_factors(held_out, found.model) - mean) / np.maximum(sd, 1e-12)
+    told = _told(found.model, sd)
     said = {"told": float(told.sum())}
     for p in (50, 90):
         within = away < norm.ppf(0.5 + p / 200)
@@ -284,7 +309,7 @@ def coverage(truth: Simulation, held_out: Simulation, found: Found) -> dict[str,
 
 
 def held_out_bound(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
-    """Nats a read of held-out samples, multinomial coefficient left out.
+    """Nats a read of the first 200 held-out samples, multinomial coefficient left out.
 
     `bound_a_read` is our fit's own bound after two Newton steps. `yardstick_a_read` asks the same
     of any method with loadings and a centre: the bound of our model at these, with the factors of
@@ -293,9 +318,9 @@ def held_out_bound(truth: Simulation, held_out: Simulation, found: Found) -> dic
     proportions that a sample was drawn from, which a prediction is not told: it lies above what any
     can reach on average.
     """
-    x, reads = held_out.counts, held_out.counts.sum()
     assert held_out.proportions is not None
-    true = np.log(np.maximum(held_out.proportions, 1e-300))
+    x = held_out.counts[:HELD_OUT]
+    reads, true = x.sum(), np.log(np.maximum(held_out.proportions[:HELD_OUT], 1e-300))
     found_here = {"oracle_a_read": float(x.multiply(true).sum() / reads)}
     if found.model is not None:
         nats = _scores(found, x, 2).sum() - coefficients(x).sum()
@@ -373,16 +398,32 @@ def _rms(deviation: np.ndarray) -> float:
     return float(np.sqrt((deviation**2).mean()))
 
 
-def _deviations(name: str, deviation: np.ndarray, best: np.ndarray) -> dict[str, float]:
-    said = {f"{name}_error": _rms(deviation)}
-    line = LinearRegression().fit(best, deviation)
-    told = line.predict(best)
-    free = len(best) - line.rank_ - 1
-    if free > 0:
+def _true_factors(drawn: Simulation, model: MultinomialVAE) -> np.ndarray:
+    """True CLR without noise, in the axes of a fit."""
+    clr = drawn.mu + drawn.z @ drawn.V.T
+    return (clr - model.mean_) @ model.components_.T
+
+
+def _told(model: MultinomialVAE, sd: np.ndarray) -> np.ndarray:
+    """Which factors the data tell of, (k,)."""
+    left = (sd**2).mean(axis=0) / np.maximum(model.explained_variance_, 1e-12)
+    return left < TOLD
+
+
+def _bias(
+    name: str, deviation: np.ndarray, at: np.ndarray, *, by_chance: bool = True
+) -> dict[str, float]:
+    """Mean square of what is linear in `at`, less what chance gives it; of enough samples."""
+    line = LinearRegression().fit(at, deviation)
+    told = line.predict(at)
+    square = (told**2).mean(axis=0)
+    if by_chance:
+        free = len(at) - line.rank_ - 1
+        if free <= 0:
+            return {}
         noise = ((deviation - told) ** 2).sum(axis=0) / free
-        by_chance = noise * (line.rank_ + 1) / len(best)
-        said[f"{name}_bias_square"] = float(((told**2).mean(axis=0) - by_chance).mean())
-    return said
+        square -= noise * (line.rank_ + 1) / len(at)
+    return {name: float(square.mean())}
 
 
 def coefficients(counts: csr_array) -> np.ndarray:

@@ -13,17 +13,19 @@ MAXITER = 400
 TOLERANCE = 1e-6
 
 
-def fit(counts: np.ndarray, rank: int, seed: int) -> dict[str, np.ndarray | bool]:
+def fit(
+    counts: np.ndarray, rank: int, seed: int, maxiter: int = MAXITER
+) -> dict[str, np.ndarray | bool]:
     """Fit at its default settings, totals as offsets."""
     torch.manual_seed(seed)
     # it fails on features without a count, of which it can know nothing
     present = counts.sum(axis=0) > 0
     model = PlnPCA(counts[:, present].astype(float), rank=rank, compute_offsets_method="logsum")
-    model.fit(maxiter=MAXITER, tol=TOLERANCE, verbose=False)
+    model.fit(maxiter=int(maxiter), tol=TOLERANCE, verbose=False)
     loadings, centre = (part.detach().cpu().numpy() for part in (model.components, model.coef))
     return {
         **on_all_features(present, loadings, centre.ravel()),
-        "converged": model.optim_details["Number of iterations done"] < MAXITER,
+        "converged": model.optim_details["Number of iterations done"] < maxiter,
     }
 
 
