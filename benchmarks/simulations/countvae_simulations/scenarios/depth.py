@@ -30,9 +30,7 @@ DEPTHS = (1, 2, 3, 4, 5)
 DEFAULT_DEPTH = signature(MultinomialVAE).parameters["encoder_depth"].default
 PLACES = {"gap_0": "in sample", "held_gap_0": "held out"}
 BIASES = {"held_z_bias_square": "held out", "z_bias_square": "in sample"}
-MANY_SEEDS, FEW_SEEDS = 10, 5
-"""At the reads of which the goals speak, and at the others."""
-
+MANY_SEEDS = 10
 MIDDLE = 1000
 SETTINGS = ["settings.encoder_depth", "settings.pseudocount"]
 BAR = 10
@@ -71,9 +69,7 @@ def cells(full: bool) -> list[Cell]:
 
 
 def _seeds(full: bool, N: int) -> int:
-    if full:
-        return MANY_SEEDS if N == MIDDLE else FEW_SEEDS
-    return 2 if N == MIDDLE else 1
+    return MANY_SEEDS if full else 2 if N == MIDDLE else 1
 
 
 def conclude(rows: pd.DataFrame) -> list[str]:
