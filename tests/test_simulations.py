@@ -608,7 +608,7 @@ def test_a_second_run_repeats_tables_and_figures_to_the_bit(tmp_path):
         ran = Ran(run(grid, tmp_path / f"{name}.csv", fresh=fresh), False, len(grid))
         rows = ran.rows.drop(columns=[*runner.TIMINGS], errors="ignore")
         write_results(scenario, replace(ran, rows=rows), tmp_path / name)
-    for file in ("depth.csv", "depth.svg", "depth.md", "depth.rows.csv.gz"):
+    for file in ("depth.csv", "depth.svg", "depth-all.svg", "depth.md", "depth.rows.csv.gz"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
@@ -765,6 +765,7 @@ def test_every_scenario_has_its_say_on_the_page(tmp_path, name, full):
     assert f"`countvae benchmark{' --full' if full else ''} --scenario {name}`; countvae" in text
     assert f"The {'whole' if full else 'small'} grid: {len(rows):,} of" in text
     assert "cells were run, 3 left out; " in text
+    assert "all of the same code" in text and scenario.caption in text
     assert len(scenario.conclude(rows)) >= 2
     assert f"![{scenario.question}](results/{name}.svg)" in text
     assert (tmp_path / "results" / f"{name}.svg").stat().st_size > 10_000
@@ -775,6 +776,10 @@ def test_the_page_keeps_the_scenarios_that_were_run_before(tmp_path):
         rows = made_up(SCENARIOS[name], False, 1.0)
         write_results(SCENARIOS[name], Ran(rows, False, len(rows)), tmp_path)
     text = page(tmp_path, tmp_path)
+    assert "all of the same code" in text
+    ran = Ran.read(tmp_path / "width.rows.csv.gz")
+    write_results(SCENARIOS["width"], replace(ran, versions={"code": "older"}), tmp_path)
+    assert "of 2 versions of the code: width of older; sizes of " in page(tmp_path, tmp_path)
     width, sizes = (text.index(f"## {SCENARIOS[name].question}") for name in ("width", "sizes"))
     assert 0 < width < sizes < text.index("## Glossary")
 
@@ -841,12 +846,12 @@ def test_where_a_peer_wins_it_is_said_first():
     rows.loc[lost & (rows["method"] == "ours"), "VV_common"] = 5.0
     rows["converged"], rows["seconds"] = np.nan, 1.0
     rows.loc[named(rows) == "log_pca, pseudocount=0.1", "seconds"] = 0.25
-    answer, lost_on, won_on = scenario.conclude(rows)
-    assert "the goal is missed (met on 0 of 2 tables; " in answer
-    assert "Others with a lower error: " in answer
+    answer, quicker, _, _, lost_on, won_on = scenario.conclude(rows)
+    assert answer.startswith("Others with a lower error: ")
     assert "PlnPCA in common features" in answer
-    quicker = "PCA, c = 0.1 (2 of 2 tables, in 0.25 times our time at best)."
-    assert f"Others that are quicker: {quicker}" in answer
+    assert answer.endswith("is missed (met on 0 of 2 tables).")
+    told = "PCA, c = 0.1 (2 of 2 tables, in 0.25 times our time at best, with "
+    assert quicker.startswith(f"Others that are quicker: {told}")
     assert "10,000 reads" in lost_on and "a lower error than ours has" in lost_on
     assert " 1,000 reads" in won_on and "a lower error" not in won_on
     assert "lower error: none." in scenario.conclude(made_up(scenario, True, 0.1))[0]
@@ -889,10 +894,10 @@ def test_a_goal_that_is_met_is_said_to_be():
     rows = made_up(scenario, True, 0.1)
     rows["seconds"] = np.where(rows["method"] == "ours", 1.0, 4.0)
     rows.loc[rows["method"] == "oracle", "VV_common"] = np.where(np.arange(12) < 3, 0.01, 0.6)
-    answer = scenario.conclude(rows)[0]
-    assert "the goal is met (met on 4 of 4 tables; " in answer
-    assert "which no method sees, has less than half that error on 1). " in answer
-    assert "Others that are quicker: none." in answer
+    answer, quicker, floor, *_ = scenario.conclude(rows)
+    assert answer.endswith("is met (met on 4 of 4 tables).")
+    assert quicker == "Others that are quicker: none."
+    assert floor.endswith("has less than half the error of the best other method on 1 of 4 tables.")
 
 
 def test_a_peer_that_had_not_converged_by_its_own_account_is_named():
@@ -900,7 +905,7 @@ def test_a_peer_that_had_not_converged_by_its_own_account_is_named():
     rows = made_up(scenario, True, 0.1)
     is_pln = rows["settings.name"] == "plnpca"
     rows["converged"] = np.where(is_pln, rows["table.reads"] == 1000, np.nan)
-    said = scenario.conclude(rows)[1]
+    said = scenario.conclude(rows)[4]
     assert said.startswith("PlnPCA had not converged, by its own account, in 6 of 12 fits")
     rows.loc[is_pln, "converged"] = 1.0
     assert "not converged" not in " ".join(scenario.conclude(rows))
@@ -911,7 +916,7 @@ def test_a_peer_that_wins_over_all_features_alone_is_a_peer_that_wins():
     rows = made_up(scenario, True, 0.1)
     rows.loc[rows["settings.name"] == "rpca", "VV"] = 1e-3
     rows["converged"] = np.nan
-    answer, *tables_ = scenario.conclude(rows)
+    answer, _, _, _, *tables_ = scenario.conclude(rows)
     assert "Others with a lower error: RPCA in all features." in answer
     assert all("a lower error than ours has RPCA in all features" in table for table in tables_)
 
@@ -919,9 +924,9 @@ def test_a_peer_that_wins_over_all_features_alone_is_a_peer_that_wins():
 def test_a_peer_that_was_not_run_is_named():
     scenario = SCENARIOS["peers"]
     rows = made_up(scenario, True, 0.1)
-    assert "Not run" not in scenario.conclude(rows)[0]
+    assert "Not run" not in " ".join(scenario.conclude(rows))
     fewer = rows[rows["settings.name"] != "plnpca"]
-    assert scenario.conclude(fewer)[0].endswith("Not run here: PlnPCA.")
+    assert " Not run here: PlnPCA, PlnPCA, maxiter=4000." in " ".join(scenario.conclude(fewer))
 
 
 def test_a_gap_that_does_not_fall_is_not_said_to():
@@ -930,6 +935,7 @@ def test_a_gap_that_does_not_fall_is_not_said_to():
     rows["gap_0"] = rows["held_gap_0"] = rows["held_z_bias_square"] = 1.0
     rows["z_bias_square"] = np.where(rows["settings.encoder_depth"] == 1, 900.0, 1.0)
     said = " ".join(scenario.conclude(rows))
+    assert said.startswith("No. ")
     assert ": met" not in said and said.count(": missed") == 4
     assert "met in sample at 0 of 3 pseudocounts, held out at 0 of 3 pseudocounts" in said
     assert "by heart" not in said
@@ -941,14 +947,18 @@ def test_a_gap_that_does_not_fall_is_not_said_to():
     rows.loc[deep, "gap_0"] /= 20
     rows.loc[deep & (rows["table.design"] == "flat"), "held_gap_0"] *= 1.5
     rows.loc[deep & (rows["table.design"] == "wide"), "held_gap_0"] /= 5
-    answer, *more = scenario.conclude(rows)
+    answer, goals, *more = scenario.conclude(rows)
+    assert answer.startswith("In part. ")
     assert (
-        "Held out, on flat tables it grows by 50 %, from 1 to 1.5 nats (1 at the default L = 2): "
-        "missed; on wide tables it falls 5 times, from 1 to 0.2 nats (1 at the default L = 2): "
-        "missed. In sample, on flat tables it falls 20 times, from 1 to 0.05 nats (1 at the "
-        "default L = 2): met; on wide tables it falls 20 times, from 1 to 0.05 nats (1 at the "
-        "default L = 2): met. "
+        "in sample it falls 20 times, from 1 to 0.05 nats on flat tables and falls 20 times, from "
+        "1 to 0.05 nats on wide tables; held out it grows by 50 %, from 1 to 1.5 nats on flat "
+        "tables and falls 5 times, from 1 to 0.2 nats on wide tables. "
     ) in answer
+    assert (
+        "held out, on flat tables 1, 1 and 1.5 nats: missed; on wide tables 1, 1 and 0.2 nats: "
+        "missed. in sample, on flat tables 1, 1 and 0.05 nats: met; on wide tables 1, 1 and 0.05 "
+        "nats: met. "
+    ) in goals
     not_at_all, less = (sentence for sentence in more if "by heart" in sentence)
     assert "flat tables of 1,000 reads" in not_at_all and "wide" not in not_at_all
     assert "wide tables of 1,000 reads 5 instead of 20" in less and "flat" not in less
@@ -964,27 +974,53 @@ def test_a_pseudocount_that_still_matters_is_said_where_it_does():
     of_all = (
         f"less than a quarter of what it does for PCA at 6 of the 6 {more} and of what it does at"
     )
-    assert f"{of_all} L = 1 at 6 of the 6 {more}." in scenario.conclude(rows)[0]
+    assert f"{of_all} L = 1 at 6 of the 6 {more}." in scenario.conclude(rows)[2]
     there = deep & (rows["table.design"] == "wide") & (rows["table.reads"] == 100)
     rows.loc[there, "covariance"] = 0.5 + 0.04 * c
     assert (
         f"{of_all} L = 1 at 5 of the 6 {more} (not wide tables of 100 reads)."
-        in scenario.conclude(rows)[0]
+        in scenario.conclude(rows)[2]
     )
     rows.loc[~deep, "covariance"] = 0.5
-    assert "at L = 1 at 0 of the 0" in scenario.conclude(rows)[0]
+    assert "at L = 1 at 0 of the 0" in scenario.conclude(rows)[2]
 
 
 def test_an_error_that_chance_explains_is_not_given_a_size():
     scenario = SCENARIOS["depth"]
     rows = made_up(scenario, False, 1.0)
     rows["exact_excess_0"], rows["exact_excess_2"] = 0.04, -1e-4
+    rows["exact_bias_square_0"], rows["exact_bias_square_2"] = 0.01, -1e-4
     rows["exact_noise_square"] = 0.01
     rows.loc[rows["table.reads"] == 100, "exact_excess_2"] = np.nan
-    (said,) = (s for s in scenario.conclude(rows) if s.startswith("Importance weights"))
-    assert "flat tables of 100 reads 0 of 9, flat tables of 1,000 reads 18 of 18" in said
-    assert "from it is none beyond chance, that of the encoder's own 0.2 " in said
-    assert said.endswith("Monte-Carlo error, 0.1).")
+    said = scenario.conclude(rows)
+    (silent,) = (s for s in said if s.startswith("Importance weights"))
+    assert "on any fit of flat tables of 100 reads; wide tables of 100 reads: nothing" in silent
+    told = next(s for s in said if s.startswith("Flat tables of 1,000 reads, against the exact"))
+    assert "(told on 18 of 18 fits, all pseudocounts)" in told
+    assert "at L = 1, 2, 3 is 0.2, 0.2, 0.2 away, its bias 0.1, 0.1, 0.1; after two" in told
+    assert "it is none beyond chance away, its bias none beyond chance (" in told
+    assert told.endswith("(Monte-Carlo error, taken off, 0.1).")
+
+
+def test_answers_are_judged_against_the_true_factors():
+    scenario = SCENARIOS["depth"]
+    rows = made_up(scenario, False, 1.0)
+    rows["true_error_0"] = 1 + 0.1 * rows["settings.encoder_depth"]
+    rows["true_bias_square_0"] = 0.01 * rows["settings.encoder_depth"] ** 2
+    rows["true_error_2"], rows["true_bias_square_2"] = 1.02, -1e-5
+    told = [s for s in scenario.conclude(rows) if "against the true factors" in s]
+    assert len(told) == 2
+    for said in told:
+        assert "goes from 1.1 to 1.3, its bias from 0.1 to 0.3; after two Newton steps" in said
+        assert "the error is 1.02 and the bias none beyond chance" in said
+
+
+def test_what_half_the_factors_cannot_have_is_said():
+    scenario = SCENARIOS["wrong"]
+    rows = made_up(scenario, False, 1.0)
+    rows["VV_floor_common"] = np.where(rows["k"] == 8, 0.25, np.nan)
+    (said,) = (s for s in scenario.conclude(rows) if "leading factors of the truth" in s)
+    assert said.startswith("Half the factors") and said.endswith("looked for, have 0.25.")
 
 
 @pytest.mark.parametrize("name", ["wrong", "depth"])
@@ -999,12 +1035,18 @@ def test_coverage_that_is_off_where_the_model_is_right_is_said_first(name):
     else:
         count, case = 6, "wide tables of 100 reads"
         lost = (rows["table.design"] == "wide") & (rows["table.reads"] == 100)
-    answer = scenario.conclude(rows)[0]
+
+    def judged():
+        said = scenario.conclude(rows)
+        (at,) = (i for i, s in enumerate(said) if s.startswith("Where the model is right"))
+        return said[at], said[at + 1 :]
+
+    answer, _ = judged()
     assert (
         f"the bar of ±3 points is met by intervals of 50 and 90 % at {count} of {count}" in answer
     )
     rows.loc[lost, "coverage_90"] = 0.86
-    answer, *more = scenario.conclude(rows)
+    answer, more = judged()
     assert (
         f"at {count - 1} of {count} settings (missed most with {case}, by 4 points), for" in answer
     )
@@ -1021,7 +1063,7 @@ def test_factors_of_which_the_data_tell_nothing_are_not_judged():
     silent = (rows["table.design"] == "flat") & (rows["table.reads"] == 100)
     rows.loc[silent, ["coverage_50", "coverage_90"]] = np.nan
     said = scenario.conclude(rows)
-    assert "at 0 of 5 settings" in said[0]
+    assert "at 0 of 5 settings" in " ".join(said)
     assert any("the data tell of no factor: flat tables of 100 reads." in s for s in said)
 
 
@@ -1045,7 +1087,8 @@ def test_compilation_is_left_out_of_the_time_of_nuts_and_told_in_brackets():
     rows["seconds"] = np.where(by_nuts, 3.0, 2.0)
     rows["compile_seconds"] = np.where(by_nuts, 7.0, np.nan)
     rows["r_hat"] = np.where(by_nuts, 1.25, np.nan)
-    answer, *more = scenario.conclude(rows)
+    answer, priors, *more = scenario.conclude(rows)
+    assert "priors that a fit by maximum likelihood has not" in priors
     assert answer.startswith("With its largest budget NUTS has the lower error on 1 of 2 tables: ")
     assert "(0.4 against 0.5, R-hat 1.25, in 1.5 times our time)" in answer
     assert "1.5 to 1.5 times our time without compilation (5 to 5 times with it)" in answer

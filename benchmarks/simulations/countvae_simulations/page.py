@@ -7,7 +7,8 @@ every sentence.
 import gzip
 import json
 import os
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,15 +24,28 @@ from countvae_simulations.scenarios.base import STATISTICS, Scenario, groups, sh
 INTRODUCTION = """# Simulations
 
 What a pseudocount costs, what depth buys back, and how the peers do, from tables with a known
-truth. Generated: each section says by which command and versions. Cells are minimum / median /
-maximum over seeds or, for squares less what chance gives them, the root of their average. The
-glossary at the end defines each measure, and files beside the figures have them all. What does not
-hold is said.
+truth. Generated: each section says by which command and versions{code}. The glossary at the end
+defines each measure, and files beside the figures have them all. What does not hold is said.
 
 {answers}
 """
 
 BLANK = "\n\n"
+
+
+def checked_out() -> str:
+    """Return the commit of this suite's checkout, marked where it differs; empty without one."""
+    folder = Path(__file__).parent
+
+    def told(*command: str) -> str:
+        git = ["git", "-C", str(folder), *command]
+        return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+
+    try:
+        changed = "-dirty" * bool(told("status", "--porcelain", "."))
+        return commit + changed if (commit := told("rev-parse", "--short", "HEAD")) else ""
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True)
@@ -47,12 +61,15 @@ class Ran:
         Its cells; those that have no row were left out.
     versions : mapping
         What the results depend on.
+    commit : str
+        The code that was checked out, where that is known.
     """
 
     rows: pd.DataFrame
     full: bool
     asked: int
     versions: Mapping[str, str] = field(default_factory=versions)
+    commit: str = field(default_factory=checked_out)
 
     @classmethod
     def read(cls, file: Path) -> "Ran":
@@ -60,11 +77,16 @@ class Ran:
         with gzip.open(file, "rt", encoding="utf-8") as lines:
             about = json.loads(lines.readline().removeprefix("#"))
             rows = pd.read_csv(lines)
-        return cls(rows, about["full"], about["asked"], about["versions"])
+        return cls(rows, about["full"], about["asked"], about["versions"], about.get("commit", ""))
 
     def write(self, file: Path) -> None:
         """Write a line about the run, then a row a cell; the same bytes each time."""
-        about = {"full": self.full, "asked": self.asked, "versions": dict(self.versions)}
+        about = {
+            "full": self.full,
+            "asked": self.asked,
+            "versions": dict(self.versions),
+            "commit": self.commit,
+        }
         with gzip.GzipFile(file, "wb", mtime=0) as packed:
             rows = self.rows.to_csv(index=False, lineterminator="\n", float_format="%.6g")
             packed.write(f"# {json.dumps(about)}\n{rows}".encode())
@@ -99,52 +121,81 @@ def publish(scenario: Scenario, folder: Path) -> Ran:
             lineterminator="\n",
             float_format="%.6g",
         )
-    with matplotlib.rc_context({"svg.hashsalt": scenario.name, "svg.fonttype": "none"}):
-        scenario.draw(ran.rows).savefig(folder / f"{scenario.name}.svg", metadata={"Date": None})
+    figures = {scenario.name: scenario.draw, f"{scenario.name}-all": scenario.draw_more}
+    for name, draw in figures.items():
+        if draw is not None:
+            with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
+                draw(ran.rows).savefig(folder / f"{name}.svg", metadata={"Date": None})
     (folder / f"{scenario.name}.md").write_text(section(scenario, ran), encoding="utf-8")
     return ran
 
 
 def section(scenario: Scenario, ran: Ran) -> str:
-    """Question, answer, grid, figure and table of a scenario."""
+    """Question, answer and figure of a scenario; then, folded, its grid, findings and table."""
     table = shown(scenario.on_page(ran.rows), scenario, scenario.page_measures)
     table = table.dropna(axis=1, how="all")
     lines = ["| " + " | ".join(_short(column) for column in table) + " |"]
     lines.append("|" + "---|" * table.shape[1])
     lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in table.to_numpy()]
+    answer, *findings = scenario.conclude(ran.rows)
+    more = [f"![{scenario.question} All settings.]({scenario.name}-all.svg)", ""]
     return "\n".join(
         [
             f"## {scenario.question}",
             "",
-            *_answer_first(scenario.conclude(ran.rows)),
-            "",
-            f"{_grid(scenario, ran)} `{ran.command(scenario.name)}`; {_versions(ran)}.",
+            answer,
             "",
             f"![{scenario.question}]({scenario.name}.svg)",
             "",
-            *lines,
+            f"{scenario.caption} {_grid(scenario, ran)} `{ran.command(scenario.name)}`; "
+            f"{_versions(ran)}.",
             "",
+            *_folded("What holds, what does not, by how much", [f"- {said}" for said in findings]),
+            *_folded("Figure of all settings", more if scenario.draw_more else []),
+            *_folded(
+                "Table: minimum / median / maximum over seeds or, for squares less what chance "
+                "gives them, the root of their average",
+                lines,
+            ),
         ]
     )
+
+
+def _folded(title: str, lines: list[str]) -> list[str]:
+    if not lines:
+        return []
+    return [f"<details><summary>{title}</summary>", "", *lines, "", "</details>", ""]
 
 
 def page(folder: Path, page_folder: Path) -> str:
     """All sections of a results folder, in the order of the scenarios, whenever each was run."""
     where = Path(os.path.relpath(folder, page_folder)).as_posix()
-    sections, answers, cells = [], [], []
+    sections, answers, cells, made_by = [], [], [], {}
     for name, scenario in SCENARIOS.items():
         file = folder / f"{name}.md"
         if file.exists():
             text = file.read_text(encoding="utf-8")
             answers.append(f"- *{scenario.question}* {text.split(BLANK, 2)[1]}")
-            sections.append(text.replace(f"]({name}.svg)", f"]({where}/{name}.svg)"))
+            sections.append(text.replace(f"]({name}", f"]({where}/{name}"))
             cells += scenario.cells(True)
-    introduction = INTRODUCTION.format(answers="\n".join(answers))
+            code = Ran.read(folder / f"{name}.rows.csv.gz").versions.get("code", "")
+            made_by.setdefault(code, []).append(name)
+    introduction = INTRODUCTION.format(answers="\n".join(answers), code=_codes(made_by))
     return "\n".join([introduction, *sections, glossary(cells)])
 
 
+def _codes(made_by: Mapping[str, Sequence[str]]) -> str:
+    """Say whether sections are of one code: what is not, is not to be compared."""
+    if len(made_by) < 2:
+        return ", all of the same code"
+    return f". They are of {len(made_by)} versions of the code: " + "; ".join(
+        f"{', '.join(names)} of {code}" for code, names in made_by.items()
+    )
+
+
 def _versions(ran: Ran) -> str:
-    return ", ".join(f"{name} {number}" for name, number in ran.versions.items())
+    commit = {"commit": ran.commit} if ran.commit else {}
+    return ", ".join(f"{name} {number}" for name, number in {**ran.versions, **commit}.items())
 
 
 def _grid(scenario: Scenario, ran: Ran) -> str:
@@ -162,11 +213,6 @@ def _grid(scenario: Scenario, ran: Ran) -> str:
     return (
         f"{said} The range over {many} seeds is a {sure:.3g} % interval for the median over tables."
     )
-
-
-def _answer_first(sentences: list[str]) -> list[str]:
-    first, *rest = sentences
-    return [first, "", *(f"- {sentence}" for sentence in rest)]
 
 
 def _short(column: str) -> str:

@@ -33,6 +33,10 @@ class Scenario:
         From the rows to sentences: the answer, then what holds, what does not, by how much.
     draw : callable
         From the rows to the figure.
+    caption : str
+        What its points, lines and shades are.
+    draw_more : callable, optional
+        From the rows to a figure of all settings, where that of `draw` has the ones that decide.
     timed : bool
         Whether seconds matter: cells then run one at a time, on all threads.
     on_page : callable
@@ -48,6 +52,8 @@ class Scenario:
     measures: Sequence[str]
     conclude: Callable[[pd.DataFrame], list[str]]
     draw: Callable[[pd.DataFrame], Figure]
+    caption: str
+    draw_more: Callable[[pd.DataFrame], Figure] | None = None
     timed: bool = False
     on_page: Callable[[pd.DataFrame], pd.DataFrame] = lambda rows: rows
     page_measures: Sequence[str] | None = None

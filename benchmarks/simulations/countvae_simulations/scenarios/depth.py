@@ -86,12 +86,17 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         for (design, N), some in ours.groupby(["table.design", "table.reads"], sort=False)
     ]
     return [
-        f"{_answer(ours)} {_quarters(spans)} {verdict}",
+        _answer(ours),
+        *_goals(ours),
+        _quarters(spans),
+        verdict,
+        *_against_truth(ours),
         *falls,
         *_by_heart(ours),
         *_refined(ours),
         "Brackets behind a bias are intervals of 90 %, from drawing the seeds again; a bias within "
-        "chance has the limit 0.",
+        "chance has the limit 0. Of fitted samples nothing is taken off for chance, so that their "
+        "bias is an upper limit.",
         *(f"Intervals at L = {DEFAULT_DEPTH}, pseudocount 1. {said}" for said in of_intervals),
         *(_spread(design, N, span) for (design, N), span in spans.iterrows()),
         *_learned(rows, ours),
@@ -130,22 +135,70 @@ def _gaps(ours: pd.DataFrame, depths: tuple[int, ...] = (1, 3)) -> pd.DataFrame:
 
 
 def _answer(ours: pd.DataFrame) -> str:
+    """Whether the gap falls as it is to, and what becomes of the pseudocount's pull."""
+    gaps = _gaps(ours).xs(MIDDLE, level="table.reads")
+    met = [(gaps[name][1] >= BAR * gaps[name][3]) for name in PLACES]
+    falls = "; ".join(
+        f"{place} it "
+        + " and ".join(
+            f"{_change(gap[1], gap[3])} on {design} tables" for design, gap in gaps[name].iterrows()
+        )
+        for name, place in PLACES.items()
+    )
+    word = "Yes" if all(map(all, met)) else "In part" if any(map(any, met)) else "No"
+    return (
+        f"{word}. From one layer to three, at {MIDDLE:,} reads and pseudocount 1, the encoder's "
+        f"gap is to fall {BAR} times: {falls}. {_of_pseudocounts(ours)} Two Newton steps, which "
+        f"every answer takes by default, leave at most {ours['held_gap_2'].max():.2g} nats of the "
+        "gap held out."
+    )
+
+
+def _goals(ours: pd.DataFrame) -> list[str]:
+    """Whether gap and bias fall as they are to, and where the default lies."""
     gaps = _gaps(ours, (1, DEFAULT_DEPTH, 3)).xs(MIDDLE, level="table.reads")
-    verdicts = []
+    said = []
     for name, place in reversed(PLACES.items()):
         each = (
-            f"on {design} tables it {_change(gap[1], gap[3])} ({gap[DEFAULT_DEPTH]:.3g} at the "
-            f"default L = {DEFAULT_DEPTH}): " + ("met" if gap[1] >= BAR * gap[3] else "missed")
+            f"on {design} tables {gap[1]:.3g}, {gap[DEFAULT_DEPTH]:.3g} and {gap[3]:.3g} nats: "
+            + ("met" if gap[1] >= BAR * gap[3] else "missed")
             for design, gap in gaps[name].iterrows()
         )
-        verdicts.append(f"{place.capitalize()}, {'; '.join(each)}.")
-    return (
-        f"{_of_pseudocounts(ours)} The encoder's gap is to fall {BAR} times from L = 1 to L = 3 "
-        f"at {MIDDLE:,} reads (pseudocount 1). {' '.join(verdicts)} The bias of ẑ is to fall as "
-        f"much, by its intervals of 90 %: it does {_biases_fall(ours)}. Two Newton steps leave at "
-        f"most {ours['held_gap_2'].max():.2g} nats of the gap held out, as a mean over the samples "
-        "of a fit."
-    )
+        said.append(f"{place}, {'; '.join(each)}")
+    return [
+        f"The gap at one layer, at the default of {DEFAULT_DEPTH} and at three: {'. '.join(said)}. "
+        f"The bias of ẑ is to fall {BAR} times as well, by its intervals of 90 %: it does "
+        f"{_biases_fall(ours)}."
+    ]
+
+
+def _against_truth(ours: pd.DataFrame) -> list[str]:
+    """How far the encoder's answer and the refined one lie from the true factors."""
+    if "true_error_0" not in ours:
+        return []
+    said = []
+    for design, settings in _settings(ours):
+
+        def went(name: str, how: str, settings: Any = settings) -> str:
+            first, third = (settings.get_group((L, 1.0))[name] for L in (1, 3))
+            word = root if how == "root" else _median
+            return f"from {word(first)} to {word(third)}"
+
+        refined = settings.get_group((DEFAULT_DEPTH, 1.0))
+        said.append(
+            f"{_of(design, MIDDLE)}, pseudocount 1, against the true factors of samples held out, "
+            "in posterior standard deviations (factors of which the data tell; an exact posterior "
+            "mean at the true decoder has error 1 and bias 0): from L = 1 to L = 3 the error of "
+            f"the encoder's ẑ goes {went('true_error_0', 'median')}, its bias "
+            f"{went('true_bias_square_0', 'root')}; after two Newton steps, at L = "
+            f"{DEFAULT_DEPTH}, the error is {_median(refined['true_error_2'])} and the bias "
+            f"{root(refined['true_bias_square_2'])}, which is that of the fitted decoder."
+        )
+    return said
+
+
+def _median(values: pd.Series) -> str:
+    return f"{values.median():.3g}"
 
 
 def _settings(ours: pd.DataFrame) -> Iterator[tuple[object, Any]]:
@@ -162,9 +215,8 @@ def _of_pseudocounts(ours: pd.DataFrame) -> str:
         over = bias.max() - bias.min()
         said.append(f"from {over[1]:.2g} to {over[3]:.2g} on {design} tables")
     return (
-        f"What the pseudocount does to the bias of ẑ on new samples, the largest less the "
-        f"smallest over the pseudocounts, goes {', '.join(said)} of {MIDDLE:,} reads from L = 1 to "
-        "L = 3, in posterior standard deviations."
+        "What the pseudocount does to the bias of ẑ held out, the largest less the smallest over "
+        f"the pseudocounts, goes {', '.join(said)}, in posterior standard deviations."
     )
 
 
@@ -297,37 +349,38 @@ def _by_heart(ours: pd.DataFrame) -> list[str]:
 
 
 def _refined(ours: pd.DataFrame) -> list[str]:
-    exact = ours.dropna(subset="exact_excess_2") if "exact_excess_2" in ours else ours.iloc[:0]
+    """What Newton steps leave, of the optimum and of the exact posterior mean."""
     said = [
         "After two Newton steps, which every answer takes by default, the gap held out, a mean "
         f"over the samples of a fit, is {ours['held_gap_2'].median():.2g} nats (median over fits), "
         f"at most {ours['held_gap_2'].max():.2g}."
     ]
     by = ["table.design", "table.reads"]
-    all_fits, enough = (t.groupby(by, sort=False).size() for t in (ours, exact))
-    each = ", ".join(
-        f"{design} tables of {N:,} reads {enough.get((design, N), 0)} of {count}"
-        for (design, N), count in all_fits.items()
-    )
-    said.append(
-        f"Importance weights are even enough to tell the exact posterior mean on {len(exact)} of "
-        f"{len(ours)} fits ({each})."
-    )
-    if len(exact):
-        said[-1] += (
-            " There, in posterior standard deviations, the distance of that answer from it is "
-            f"{root(exact['exact_excess_2'])}, that of the encoder's own "
-            f"{root(exact['exact_excess_0'])} (roots of average squares less the square of the "
-            f"Monte-Carlo error, {root(exact['exact_noise_square'])})."
+    silent = []
+    for (design, N), some in ours.groupby(by, sort=False):
+        exact = some.dropna(subset="exact_excess_2") if "exact_excess_2" in some else some.iloc[:0]
+        told = f"{len(exact)} of {len(some)} fits"
+        if exact.empty:
+            silent.append(f"{design} tables of {N:,} reads")
+            continue
+        by_depth = exact.groupby("settings.encoder_depth")
+        distance, bias = (
+            ", ".join(by_depth[name].agg(root))
+            for name in ("exact_excess_0", "exact_bias_square_0")
         )
-    for (design, N), some in exact.groupby(by, sort=False):
-        if 2 * len(some) > all_fits[(design, N)]:
-            of_depth = some.groupby("settings.encoder_depth")["exact_excess_0"].agg(root)
-            said.append(
-                f"{_of(design, N)}: the encoder's own distance from the exact posterior mean, over "
-                f"all pseudocounts, at L = {', '.join(f'{L:g}' for L in of_depth.index)}: "
-                f"{', '.join(of_depth)} posterior standard deviations."
-            )
+        said.append(
+            f"{_of(design, N)}, against the exact posterior mean at the fitted decoder (told on "
+            f"{told}, all pseudocounts), in its standard deviations: the encoder's ẑ at L = "
+            f"{', '.join(f'{L:g}' for L in by_depth.groups)} is {distance} away, its bias "
+            f"{bias}; after two Newton steps it is {root(exact['exact_excess_2'])} away, its bias "
+            f"{root(exact['exact_bias_square_2'])} (Monte-Carlo error, taken off, "
+            f"{root(exact['exact_noise_square'])})."
+        )
+    if silent:
+        said.append(
+            "Importance weights are too uneven to tell the exact posterior mean on any fit of "
+            f"{'; '.join(silent)}: nothing is said of it there."
+        )
     return said
 
 
@@ -369,12 +422,38 @@ def _bound(squares: pd.Series, quantile: float) -> float:
 
 
 def draw(rows: pd.DataFrame) -> Figure:
+    """Gap and bias of new samples by depth at the middle of the reads, a column a design."""
+    figure = Figure(figsize=(7.6, 5.6), layout="constrained")
+    axes = figure.subplots(2, len(DESIGNS), sharex=True, sharey="row")
+    ours = rows[(rows["method"] == "ours") & (rows["table.reads"] == MIDDLE)]
+    shades = _shades(ours)
+    for (gap, bias), design in zip(axes.T, DESIGNS, strict=True):
+        here = ours[ours["table.design"] == design]
+        for c, some in here.groupby("settings.pseudocount"):
+            by_depth = some.groupby("settings.encoder_depth")
+            for measure, line in (("held_gap_0", "-"), ("gap_0", "--")):
+                of = by_depth[measure]
+                _line(gap, shades[c], line, c, of.median(), of.min(), of.max())
+            _bias_line(bias, shades[c], "-", c, by_depth["held_z_bias_square"])
+        gap.set(yscale="log", title=f"{design} tables, {MIDDLE:,} reads")
+        bias.set_xlabel("layers of the encoder, L")
+        bias.set_xticks(sorted(ours["settings.encoder_depth"].unique()))
+    axes[0, 0].set_ylabel("gap, nats a sample\n(dashed: fitted samples)")
+    axes[1, 0].set_ylabel("bias of ẑ of new samples,\nposterior sd")
+    axes[1, 0].set_ylim(0, None)
+    axes[1, 1].legend(frameon=False, fontsize=8)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def draw_more(rows: pd.DataFrame) -> Figure:
     """Gap, bias and covariance error by depth: a column a number of reads, three rows a design."""
     reads = sorted(rows["table.reads"].unique())
     figure = Figure(figsize=(2.9 * len(reads) + 0.6, 13.5), layout="constrained")
     axes = figure.subplots(6, len(reads), sharex=True, sharey="row", squeeze=False)
     ours = rows[rows["method"] == "ours"]
-    shades = dict(zip(sorted(ours["settings.pseudocount"].unique()), SHADES, strict=False))
+    shades = _shades(ours)
     for (i, design), (j, N) in itertools.product(enumerate(DESIGNS), enumerate(reads)):
         gap, bias, error = axes[3 * i : 3 * i + 3, j]
         here = rows[(rows["table.design"] == design) & (rows["table.reads"] == N)]
@@ -388,9 +467,7 @@ def draw(rows: pd.DataFrame) -> Figure:
                 of = by_depth[measure]
                 _line(ax, shades[c], line, c, of.median(), of.min(), of.max())
             for measure, line in (("z_bias_square", "-"), ("held_z_bias_square", "--")):
-                of = by_depth[measure]
-                low, high = (of.agg(_bound, quantile=q) for q in (0.05, 0.95))
-                _line(bias, shades[c], line, c, of.agg(_size), low, high)
+                _bias_line(bias, shades[c], line, c, by_depth[measure])
         pca = here[here["method"] == "log_ppca"]
         for c, some in pca.groupby("settings.pseudocount"):
             error.axhline(some["covariance"].median(), color=shades[c], ls=":", lw=1.2)
@@ -408,6 +485,15 @@ def draw(rows: pd.DataFrame) -> Figure:
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _shades(ours: pd.DataFrame) -> dict[float, str]:
+    return dict(zip(sorted(ours["settings.pseudocount"].unique()), SHADES, strict=False))
+
+
+def _bias_line(ax: Axes, shade: str, line: str, c: float, of: Any) -> None:
+    low, high = (of.agg(_bound, quantile=q) for q in (0.05, 0.95))
+    _line(ax, shade, line, c, of.agg(_size), low, high)
 
 
 def _line(
@@ -436,9 +522,15 @@ SCENARIO = Scenario(
         "z_bias_square",
         "held_z_error",
         "held_z_bias_square",
+        "true_error_0",
+        "true_error_2",
+        "true_bias_square_0",
+        "true_bias_square_2",
         "z_explained",
         "exact_excess_0",
         "exact_excess_2",
+        "exact_bias_square_0",
+        "exact_bias_square_2",
         "exact_noise_square",
         "effective",
         "sd_ratio",
@@ -454,6 +546,10 @@ SCENARIO = Scenario(
     ),
     conclude,
     draw,
+    f"At {MIDDLE:,} reads, a line a pseudocount c. Gap: medians over seeds, shades their range. "
+    "Bias of ẑ: roots of average squares less what chance gives them, shades intervals of 90 % "
+    "from drawing the seeds again.",
+    draw_more,
     on_page=lambda rows: rows[rows["settings.pseudocount"] == 1.0],
     page_measures=(
         "gap_0",

@@ -138,5 +138,6 @@ SCENARIO = Scenario(
     ),
     conclude,
     draw,
+    "Points are medians over seeds, shades their range.",
     on_page=lambda rows: rows[rows["method"] == "ours"],
 )

@@ -92,4 +92,5 @@ SCENARIO = Scenario(
     ("gap_0", "held_gap_0", "held_gap_2", "held_z_error", "covariance"),
     conclude,
     draw,
+    "Medians over seeds.",
 )
