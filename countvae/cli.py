@@ -815,6 +815,7 @@ def report_command(
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--truth", type=PATH, help="Folder for the truth.  [default: OUTPUT-truth]")
 @force_option
+@quiet_option
 @debug_option
 def simulate_command(
     output: Path,
@@ -826,6 +827,7 @@ def simulate_command(
     seed: int,
     truth: Path | None,
     force: bool,
+    quiet: bool,
 ) -> None:
     """Draw a table from the model, and write the truth beside it.
 
@@ -846,11 +848,14 @@ def simulate_command(
         keep_proportions=True,
         rng=np.random.default_rng(seed),
     )
-    settings = {"reads": reads, "design": design, "seed": seed, "sigma2": drawn.sigma2}
+    size = {"n": samples, "d": features, "k": n_components, "reads": reads}
+    settings = size | {"design": design, "seed": seed, "sigma2": drawn.sigma2}
     made = new_folder(truth, force, replaceable=holds_only(*TRUTH))
     with new_file(output, force) as beside, made as folder:
         _write_truth(drawn, folder, settings)
         write(CountTable(drawn.counts, drawn.sample_ids, drawn.feature_ids), beside, force=True)
+    if not quiet:
+        click.echo(f"written   {output}, the truth in {truth}")
 
 
 @main.command(name="demo", example="countvae demo -o demo")

@@ -519,7 +519,8 @@ def test_info_tells_of_a_table_and_of_what_is_odd_about_it(run, tmp_path, counts
 @pytest.mark.parametrize("suffix", ["biom", "h5ad", "tsv"])
 def test_simulate_writes_counts_and_the_truth_that_made_them(run, tmp_path, suffix):
     size = ["--samples", "9", "--features", "7", "-k", "2", "--seed", "1"]
-    run("simulate", "-o", f"x.{suffix}", *size)
+    said = run("simulate", "-o", f"x.{suffix}", *size).stdout
+    assert said == f"written   x.{suffix}, the truth in x-truth\n"
     table = read(tmp_path / f"x.{suffix}")
     factors = pd.read_csv(tmp_path / "x-truth" / "factors.tsv", sep="\t", index_col=0)
     loadings = pd.read_csv(tmp_path / "x-truth" / "loadings.tsv", sep="\t", index_col=0)
@@ -533,6 +534,8 @@ def test_simulate_writes_counts_and_the_truth_that_made_them(run, tmp_path, suff
     assert np.mean(noise**2) == pytest.approx(0.5, rel=0.6)
     about = json.loads((tmp_path / "x-truth" / "truth.json").read_text())
     assert (about["seed"], about["design"], about["sigma2"]) == (1, "wide", 0.5)
+    assert (about["n"], about["d"], about["k"], about["reads"]) == (9, 7, 2, 1000)
+    assert run("simulate", "-o", f"y.{suffix}", *size, "--quiet").stdout == ""
 
 
 def test_simulate_is_all_or_nothing(run, tmp_path):

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import countvae_simulations
 import numpy as np
@@ -404,6 +405,68 @@ def test_what_a_peer_compiles_is_told_apart_from_its_seconds(drawn, peers):
     assert said["compile_seconds"] == 0.15 and said["r_hat"] == 1.5
 
 
+def script(name):
+    """A peer's script as a module."""
+    spec = spec_from_file_location(name, PEER_SCRIPTS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_loadings_of_robust_pca_have_the_length_that_makes_the_covariance(monkeypatch):
+    """Of axes of unit length and singular values, as gemelli gives them."""
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 50, (40, 6))
+    y = np.log(counts) - np.log(counts).mean(axis=1, keepdims=True)
+    y -= y.mean(axis=0)
+
+    def svd(table, n_components, **more):
+        _, s, vt = np.linalg.svd(y)
+        frame = pd.DataFrame(vt[:n_components].T, table.ids("observation"))
+        return SimpleNamespace(features=frame, eigvals=pd.Series(s[:n_components])), None
+
+    gemelli, its = ModuleType("gemelli"), ModuleType("gemelli.rpca")
+    its.rpca = svd
+    monkeypatch.setitem(sys.modules, "common", script("common"))
+    monkeypatch.setitem(sys.modules, "gemelli", gemelli)
+    monkeypatch.setitem(sys.modules, "gemelli.rpca", its)
+    V = script("rpca").fit(counts, 5, 0)["loadings"]
+    np.testing.assert_allclose(V @ V.T, y.T @ y / 40, atol=1e-10)
+
+
+def test_the_oracle_is_nearer_the_truth_than_its_counts_allow():
+    truth, held_out = tables.draw(TABLE | {"n": 400}, 0)
+    errors = [
+        measures.covariance(truth, held_out, METHODS[name](truth, 2, 0))["covariance"]
+        for name in ("oracle", "log_ppca")
+    ]
+    assert errors[0] < errors[1] / 2
+
+
+def test_answers_are_told_from_those_of_chains_in_the_chains_deviations(drawn, fitted, monkeypatch):
+    """With chains that a stub makes: our own answers, moved by a known share of their deviation."""
+    asked = {}
+
+    def chains(name, k, seed, *, counts, draws, V, mu, sigma2):
+        asked.update(name=name, V=V, n=len(counts))
+        mean, sd = measures._posterior(fitted, drawn[1].counts[: len(counts)], 2)
+        scale = measures._sd_of_factors(fitted.model)
+        z_sd = sd / scale / 0.8
+        z = mean / scale - 0.3 * z_sd
+        return {"z": z, "z_sd": z_sd, "z_mcse": 0.02 * z_sd, "r_hat": np.array(1.01)}
+
+    monkeypatch.setattr(measures, "call", chains)
+    said = measures.by_mcmc(*drawn, fitted)
+    assert asked["name"] == "nuts" and asked["V"] is fitted.V
+    assert asked["n"] == min(measures.EXACT_SAMPLES, drawn[1].counts.shape[0])
+    assert said["mcmc_error_2"] == pytest.approx(0.3)
+    assert said["mcmc_noise"] == pytest.approx(0.02)
+    assert said["mcmc_sd_ratio"] == pytest.approx(0.8)
+    assert said["mcmc_r_hat"] == pytest.approx(1.01)
+    assert 0.2 < said["mcmc_exact"] < 0.4 and said["mcmc_exact_noise"] < 0.1
+
+
 def test_a_peer_that_fails_is_left_out_and_says_why(tmp_path, peers):
     peers("bad", "raise ValueError('no such thing')")
     with pytest.warns(UserWarning, match="bad: ValueError: no such thing"):
@@ -419,10 +482,7 @@ def test_a_peer_that_is_killed_or_finds_nothing_finite_is_left_out(tmp_path, pee
 
 
 def test_loadings_of_correlated_factors_make_the_covariance_of_the_factors():
-    spec = spec_from_file_location("common", PEER_SCRIPTS / "common.py")
-    assert spec is not None and spec.loader is not None
-    common = module_from_spec(spec)
-    spec.loader.exec_module(common)
+    common = script("common")
     rng = np.random.default_rng(0)
     z = rng.standard_normal((50, 3)) @ rng.standard_normal((3, 3))
     W = rng.standard_normal((7, 3))
@@ -1109,11 +1169,41 @@ def test_cells_that_need_the_peers_are_left_out_in_a_sentence(tmp_path, monkeypa
         timed=False,
     )
     monkeypatch.setitem(SCENARIOS, "peers", scenario)
-    command = ["benchmark", "--scenario", "peers", "-o", str(tmp_path / "out"), "--jobs", "1"]
-    result = CliRunner().invoke(main, command)
+    command = ["benchmark", "--scenario", "peers", "-o", str(tmp_path / "out"), "--quiet"]
+    result = CliRunner().invoke(main, [*command, "--jobs", "1"])
     assert result.exit_code == 0, result.output
     assert result.stderr.count("peers: 2 of 3 cells are left out, for there is no environment") == 1
     assert "  1 cells." in result.stdout
+
+
+def test_a_page_of_no_results_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("COUNTVAE_PEERS", str(tmp_path / "nowhere"))
+    cells = [Cell(TABLE, "peer", 2, 0, {"name": "rpca"})]
+    monkeypatch.setitem(
+        SCENARIOS, "peers", replace(SCENARIOS["peers"], cells=lambda full: cells, timed=False)
+    )
+    page_file = tmp_path / "page.md"
+    command = ["benchmark", "--scenario", "peers", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, [*command, "--jobs", "1", "--page", str(page_file)])
+    assert result.exit_code == 3 and "has no results to write of" in result.stderr
+    assert not page_file.exists()
+
+
+def test_a_cluster_that_does_not_answer_is_refused_whatever_is_asked(tmp_path, monkeypatch):
+    def silent(address):
+        raise OSError(address)
+
+    monkeypatch.setattr("distributed.Client", lambda address, **more: silent(address))
+    command = ["benchmark", "--scenario", "mcmc", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, [*command, "--cluster", "tcp://127.0.0.1:1"])
+    assert result.exit_code == 3 and "no Dask scheduler answers at" in result.stderr
+
+
+def test_a_worker_with_other_packages_is_not_given_cells(tmp_path, monkeypatch):
+    theirs = cell_of.versions() | {"torch": "1.0"}
+    monkeypatch.setattr(runner, "versions", iter([cell_of.versions(), theirs]).__next__)
+    with pytest.warns(UserWarning, match="a worker has torch 1.0, and the run began with 2"):
+        assert run(cells(1), tmp_path / "s.csv").empty
 
 
 def test_a_page_that_is_a_folder_is_refused_before_anything_is_run(tmp_path):

@@ -11,7 +11,7 @@ from countvae.console import Exemplary
 from countvae.errors import CannotWrite
 from countvae_simulations.methods import peer
 from countvae_simulations.page import Ran, page, write_results
-from countvae_simulations.runner import read_store, run
+from countvae_simulations.runner import connected, read_store, run
 from countvae_simulations.scenarios import SCENARIOS
 from countvae_simulations.scenarios.base import Scenario
 
@@ -71,6 +71,9 @@ def benchmark(
             raise CannotWrite(f"--page: there is no folder '{page_file.parent}'.")
     if page_file is not None and page_file.is_dir():
         raise CannotWrite(f"--page: '{page_file}' is a folder.")
+    if cluster is not None:
+        with connected(cluster):
+            pass
     output.mkdir(parents=True, exist_ok=True)
     for name in names or SCENARIOS:
         scenario = SCENARIOS[name]
@@ -86,7 +89,7 @@ def benchmark(
         grid = scenario.cells(whole)
         peers = peer.python().exists()
         able = [cell for cell in grid if peers or not cell.needs_peers]
-        if len(able) < len(grid) and not quiet:
+        if len(able) < len(grid):
             click.echo(
                 f"{name}: {len(grid) - len(able)} of {len(grid)} cells are left out, for there is "
                 "no environment for the peers (`make bench-peers`, or COUNTVAE_PEERS).",
@@ -115,6 +118,8 @@ def benchmark(
         for sentence in scenario.conclude(written.rows):
             click.echo(f"  {sentence}")
     if page_file is not None:
+        if not any((output / f"{name}.md").exists() for name in SCENARIOS):
+            raise CannotWrite(f"--page: '{output}' has no results to write of.")
         page_file.write_text(page(output, page_file.parent), encoding="utf-8")
 
 

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ import pandas as pd
 
 from countvae.errors import ArgumentError, CountvaeWarning, MissingPackage
 from countvae.files import claimed
-from countvae_simulations.cell import Cell, code, run_cell, versions
+from countvae_simulations.cell import PACKAGES, Cell, code, run_cell, versions
 from countvae_simulations.methods.peer import PeerMissing
 
 COLUMNS = 3
@@ -87,7 +87,7 @@ def _run(
             n_jobs=-1 if cluster else jobs, return_as="generator_unordered", batch_size=1
         )
         do = _in_fresh_process if fresh else _keyed
-        of_key = versions()["code"]
+        of_key = versions()
         tasks = (joblib.delayed(do)(key, cell, threads, of_key) for key, cell in todo.items())
         for key, measured in parallel(tasks):
             if isinstance(measured, str):
@@ -158,17 +158,27 @@ def store_for_appending(store: Path) -> Iterator[Callable[[Cell, dict[str, float
         yield append
 
 
-def _keyed(key: str, cell: Cell, threads: int, of_key: str) -> tuple[str, dict[str, float] | str]:
+def _keyed(
+    key: str, cell: Cell, threads: int, of_key: Mapping[str, str]
+) -> tuple[str, dict[str, float] | str]:
     """Run a cell; if its method cannot, say why: the other cells go on.
 
-    A process that began later, or elsewhere, may have other code than the one the key is of.
+    A process that began later, or elsewhere, may have other code or packages than those that the
+    key is of. Another processor is let pass: it moves the last bits, and is what clusters have.
     """
     changed = f"{_short(cell)}: the code is not that with which the run began"
+    here = versions()
+    for name in PACKAGES:
+        if here[name] != of_key[name]:
+            return key, (
+                f"{_short(cell)}: a worker has {name} {here[name]}, and the run began with "
+                f"{of_key[name]}"
+            )
     try:
-        if code() != of_key:
+        if code() != of_key["code"]:
             return key, changed
         measured = run_cell(cell, threads)
-        return key, measured if code() == of_key else changed
+        return key, measured if code() == of_key["code"] else changed
     except PeerMissing as error:
         return key, str(error)
     except (ArithmeticError, np.linalg.LinAlgError, MemoryError, RuntimeError) as error:
@@ -180,7 +190,7 @@ def _short(cell: Cell) -> str:
 
 
 def _in_fresh_process(
-    key: str, cell: Cell, threads: int, of_key: str
+    key: str, cell: Cell, threads: int, of_key: Mapping[str, str]
 ) -> tuple[str, dict[str, float] | str]:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=_end_with_parent) as pool:
@@ -207,6 +217,21 @@ def _backend(cluster: str | None) -> Iterator[None]:
     if cluster is None:
         yield
         return
+    with connected(cluster), joblib.parallel_config("dask", wait_for_workers_timeout=60):
+        yield
+
+
+@contextmanager
+def connected(cluster: str) -> Iterator[None]:
+    """Connect to a Dask scheduler.
+
+    Raises
+    ------
+    MissingPackage
+        If dask.distributed is not installed.
+    ArgumentError
+        If no scheduler answers.
+    """
     try:
         from distributed import Client
 
@@ -217,5 +242,5 @@ def _backend(cluster: str | None) -> Iterator[None]:
         ) from error
     except (OSError, ValueError) as error:
         raise ArgumentError(f"--cluster: no Dask scheduler answers at '{cluster}'.") from error
-    with client, joblib.parallel_config("dask", wait_for_workers_timeout=60):
+    with client:
         yield
