@@ -11,6 +11,7 @@ is on the page "The model" of the documentation.
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -75,6 +76,26 @@ class Noise(NamedTuple):
         )
 
 
+class Sums(NamedTuple):
+    """What sigma2 depends on, added up over samples."""
+
+    squares: Float[Tensor, " d"]
+    """sum(r^2 + w^2 Q)"""
+    information: Float[Tensor, " d"]
+    """sum(w)"""
+    fisher: Float[Tensor, " d"]
+    """sum(w^2)"""
+
+    @torch.no_grad()
+    def add(self, noise: Noise, Q: Float[Tensor, "b d"]) -> None:
+        """Add those of some samples."""
+        w = noise.w
+        square = w.square()
+        self.squares.add_(torch.addcmul(noise.r.square(), square, Q).sum(0))
+        self.information.add_(w.sum(0))
+        self.fisher.add_(square.sum(0))
+
+
 def solve_noise(
     m0: Float[Tensor, "b d"],
     Q: Float[Tensor, "b d"],
@@ -82,6 +103,7 @@ def solve_noise(
     sigma2: Sigma2,
     log_scale: Float[Tensor, " b"] | None = None,
     tolerance: float = TOLERANCE,
+    sums: Sums | None = None,
 ) -> Noise:
     """Solve the noise posterior of every sample of a batch.
 
@@ -99,6 +121,8 @@ def solve_noise(
         A warm start for the log-scale c.
     tolerance : float
         Newton stops after a pass that moved no sample's bound by more, in nats.
+    sums : Sums, optional
+        Are added to: less work here, where the samples are at hand, than later.
 
     Returns
     -------
@@ -111,14 +135,17 @@ def solve_noise(
     sigma2 = sigma2.expand(d)
     threads = worth(b * d, x.device, WORTH_THREADS)
     if kernel is not None and x.device.type == "cpu":
-        return _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads)
+        return _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads, sums)
     rows = max(1, min(CACHED_ENTRIES // d, -(-b // threads))) if x.device.type == "cpu" else b
     blocks = [
         (m0[at], Q[at], x[at], sigma2, log_scale[at], tolerance)
         for at in (slice(i, i + rows) for i in range(0, b, rows))
     ]
     solved = share(lambda block: _solve_block(*block), blocks, threads)
-    return Noise(*(torch.cat(field) for field in zip(*solved, strict=True)))
+    noise = Noise(*(torch.cat(field) for field in zip(*solved, strict=True)))
+    if sums is not None:
+        sums.add(noise, Q)
+    return noise
 
 
 class _Rates(NamedTuple):
@@ -163,31 +190,41 @@ def _start(Y: Tensor, Q: Tensor, sigma2: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads) -> Noise:
+def _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads, sums) -> Noise:
     """Solve by the kernel; the samples that it gives up, or too deep for it, without it."""
     assert kernel is not None
     compiled = kernel.solve
     b = len(x)
     of_sample = [torch.empty(b, dtype=torch.float64) for _ in range(3)]
     of_feature = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(3)]
-    settled, c = torch.empty(b, dtype=torch.bool), log_scale.double()
+    settled, c = torch.ones(b, dtype=torch.bool), log_scale.double()
     shared = sigma2.contiguous().numpy(), sigma2.double().log().numpy()
     m, q, counts, scales = (given.contiguous().numpy() for given in (m0, Q, x, c))
     written = [tensor.numpy() for tensor in (*of_sample, *of_feature, settled)]
 
-    def solve(at: slice) -> None:
-        out = (array[at] for array in written)
-        compiled(m[at], q[at], counts[at], *shared, scales[at], tolerance, NEWTON_PASSES, *out)
+    if x.dtype == torch.float32:
+        settled = x.sum(1) <= FLOAT32_DEPTH
+    written = [tensor.numpy() for tensor in (*of_sample, *of_feature, settled)]
 
-    share(solve, cut(b, threads), threads)
+    def solve(at: slice) -> np.ndarray:
+        added = np.zeros((3, 0 if sums is None else x.shape[1]), counts.dtype)
+        out = (array[at] for array in written)
+        of_samples = m[at], q[at], counts[at]
+        compiled(*of_samples, *shared, scales[at], tolerance, NEWTON_PASSES, *out, *added)
+        return added
+
+    added = share(solve, cut(b, threads), threads)
+    if sums is not None:
+        for mine, theirs in zip(sums, torch.from_numpy(np.sum(added, axis=0)), strict=True):
+            mine += theirs
     noise = Noise._make([*of_sample, *of_feature, c.to(x.dtype)])
     rest = ~settled
-    if x.dtype == torch.float32:
-        rest |= x.sum(1) > FLOAT32_DEPTH
     if rest.any():
         solved = _solve_block(m0[rest], Q[rest], x[rest], sigma2, log_scale[rest], tolerance)
         for mine, theirs in zip(noise, solved, strict=True):
             mine[rest] = theirs
+        if sums is not None:
+            sums.add(solved, Q[rest])
     return noise
 
 
@@ -292,29 +329,6 @@ def _evaluate(log_u, c, prior, Q, x, N, sigma2) -> Noise:
         (rate / slope).to(dtype),
         c.to(dtype),
     )
-
-
-@torch.no_grad()
-def add_squares(
-    noise: Noise,
-    Q: Float[Tensor, "b d"],
-    squares: Float[Tensor, " d"],
-    information: Float[Tensor, " d"],
-    fisher: Float[Tensor, " d"],
-) -> None:
-    """Add sum(r^2 + w^2 Q), sum(w) and sum(w^2) over a batch, all that sigma2 depends on."""
-    threads = worth(Q.numel(), Q.device)
-    sums = squares, information, fisher
-    if kernel is not None and Q.dtype == torch.float32 and Q.device.type == "cpu":
-        add = kernel.add_squares
-        arrays = [array.numpy() for array in (noise.r, noise.of_Q, Q.contiguous(), *sums)]
-        share(lambda at: add(*arrays, at.start, at.stop), cut(len(squares), threads), threads)
-    else:
-        w = noise.w
-        square = w.square()
-        squares += torch.addcmul(noise.r.square(), square, Q).sum(0)
-        information += w.sum(0)
-        fisher += square.sum(0)
 
 
 class _AtFixedPoint(torch.autograd.Function):

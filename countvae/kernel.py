@@ -279,8 +279,8 @@ def _evaluate(work, size, shift, c):
 
 @compiled(fastmath=ANY_ORDER, forceinline=True)
 @no_type_check
-def _store(work, first, size, scale, r, of_Q, curvature):
-    """Write what `_evaluate` left, with rates that sum to N."""
+def _store(work, first, size, scale, Q, r, of_Q, curvature, squares, information, fisher):
+    """Write what `_evaluate` left, with rates that sum to N, and add up what sigma2 depends on."""
     for j in range(size):
         near = work[COUNTS + j] - scale * work[FACTORS + j]
         r[first + j] = work[STEP + j] if work[LOG_U + j] > F(1.0) else near
@@ -288,6 +288,13 @@ def _store(work, first, size, scale, r, of_Q, curvature):
         of_Q[first + j] = F(-0.5) * scale * work[INVERSE + j]
     for j in range(size):
         curvature[first + j] = scale * work[PRECISION + j]
+    if len(squares):
+        for j in range(size):
+            w = F(-2.0) * of_Q[first + j]
+            square = w * w
+            squares[first + j] += r[first + j] * r[first + j] + square * Q[first + j]
+            information[first + j] += w
+            fisher[first + j] += square
 
 
 @compiled(fastmath=ANY_ORDER, cache=True)
@@ -308,12 +315,16 @@ def solve(
     of_Q,
     curvature,
     settled,
+    squares,
+    information,
+    fisher,
 ):
     """Solve every sample of a block and evaluate its bound.
 
     The first arguments are those of `evidence.solve_noise`, with sigma2 by feature, its logarithm
-    in double precision and a log-scale for each sample. The last seven, and c, are written. A
-    sample whose `settled` is false is to be solved by other means.
+    in double precision and a log-scale for each sample. From `likelihood` on, and c, are written;
+    the sums of `evidence.Sums`, where they have a length, are added to. A sample whose `settled` is
+    false, before or after, is to be solved by other means; it is in no sum.
     """
     b, d = x.shape
     chunks = (d + CHUNK - 1) // CHUNK
@@ -322,6 +333,8 @@ def solve(
     for j in range(d):
         precision += 1.0 / sigma2[j]
     for i in range(b):
+        if not settled[i]:
+            continue
         total, offset = 0.0, 0.0
         for j in range(d):
             total += x[i, j]
@@ -361,7 +374,11 @@ def solve(
         for chunk in range(chunks):
             part, first = work[chunk * ROWS : (chunk + 1) * ROWS], chunk * CHUNK
             size = min(CHUNK, d - first)
-            _store(part, first, size, scale, r[i], of_Q[i], curvature[i])
+            sums = squares if settled[i] else squares[:0]
+            _store(
+                *(part, first, size, scale, Q[i]),
+                *(r[i], of_Q[i], curvature[i], sums, information, fisher),
+            )
         likelihood[i] = expected - offset - total * math.log(rates)
         kl[i] = 0.5 * divergence
         overcount[i] = 0.5 * (math.log1p(rates / precision) - informed / precision)
@@ -450,18 +467,3 @@ def transposed_logs_times(starts, rows, values, means, centre, g, out):
             i, s = rows[e], values[e]
             for c in range(h):
                 out[j, c] += s * g[i, c]
-
-
-@compiled(fastmath=ANY_ORDER, cache=True)
-@no_type_check
-def add_squares(r, of_Q, Q, squares, information, fisher, start, stop):
-    """Add sum(r^2 + w^2 Q), sum(w) and sum(w^2) over the samples to those of some features."""
-    for first in range(start, stop, CHUNK):
-        last = min(first + CHUNK, stop)
-        for i in range(r.shape[0]):
-            for j in range(first, last):
-                w = F(-2.0) * of_Q[i, j]
-                square = w * w
-                squares[j] += r[i, j] * r[i, j] + square * Q[i, j]
-                information[j] += w
-                fisher[j] += square

@@ -15,7 +15,7 @@ from countvae.decoder import Decoder, oriented
 from countvae.devices import widest
 from countvae.encoder import Encoder
 from countvae.errors import DamagedModel, Diverged, out_of_memory
-from countvae.evidence import add_squares, factor_kl, noise_bound, solve_noise
+from countvae.evidence import Sums, factor_kl, noise_bound, solve_noise
 from countvae.inference import factor_precision, in_expectation, posterior_at, refine
 from countvae.logs import centred_logs
 from countvae.rows import Rows
@@ -160,7 +160,9 @@ def train(
                 U = None if shrinkage is None else shrinkage.U
                 m0, Q = decoder(z, D, U, f, None if draws is None else draws[index])
                 warm = state.log_scale[index] if epoch else None
-                noise = solve_noise(m0.detach(), Q.detach(), x, decoder.sigma2, warm)
+                noise = solve_noise(
+                    m0.detach(), Q.detach(), x, decoder.sigma2, warm, sums=moments.noise
+                )
                 bound = noise_bound(m0, Q, noise)
                 if not points:
                     bound = bound - factor_kl(z, D)
@@ -175,7 +177,7 @@ def train(
                 if not torch.isfinite(total):
                     at_fault = index[~bound.isfinite().cpu()].tolist()
                     raise state.diverged(f"the bound is not finite in epoch {epoch + 1}", at_fault)
-                moments.add(z, D, f, Q, noise, bound, decoder.linear and not finishing)
+                moments.add(z, D, f, noise, bound, decoder.linear and not finishing)
                 if i == 0 and not finishing:
                     # chosen by their numbers: the same ones however many processes share the step
                     chosen = index % max(1, size // FOR_CORRELATIONS) == 0
@@ -446,28 +448,27 @@ class _Moments:
         self.n, self.bound = n, zeros((), dtype=widest(decoder.V.device))
         self.z, self.zz = zeros(k), zeros(k, k)
         self.zf, self.ff = zeros(k, p), zeros(p, p)
-        self.squares, self.information, self.fisher = zeros(d), zeros(d), zeros(d)
+        self.noise = Sums(zeros(d), zeros(d), zeros(d))
         self.of_loadings = zeros(d, k + p)
         self.left_out, self.looked = zeros(k, k), zeros(())
         self.gradient, self.gradient_mu = zeros(0), zeros(0)
 
     @torch.no_grad()
-    def add(self, z, D, f, Q, noise, bound, of_loadings: bool) -> None:
+    def add(self, z, D, f, noise, bound, of_loadings: bool) -> None:
         self.bound += bound.sum()
         self.z += z.sum(0)
         self.zz += z.T @ z + torch.diag(D.sum(0))
         if f.shape[1]:
             self.zf += z.T @ f
             self.ff += f.T @ f
-        add_squares(noise, Q.detach(), self.squares, self.information, self.fisher)
         if of_loadings:
             square = torch.cat([z.square() + D, f.square()], 1)
-            threads = worth(Q.numel(), square.device)
+            threads = worth(noise.r.numel(), square.device)
 
             def of_features(at: slice) -> None:
                 self.of_loadings[at].addmm_(noise.of_Q[:, at].T, square, alpha=-2)
 
-            share(of_features, cut(len(self.squares), threads), threads)
+            share(of_features, cut(len(self.of_loadings), threads), threads)
 
     @torch.no_grad()
     def add_correlations(self, J, D, w, shrinkage) -> None:
@@ -502,7 +503,7 @@ class _Moments:
         It takes out what the noise of minibatches left, by at most one standard deviation.
         """
         of_loadings = self.free if shrinkage is None else shrinkage.variance(self.of_loadings)
-        of_mu, k = 1 / (self.information + 1), decoder.V.shape[1]
+        of_mu, k = 1 / (self.noise.information + 1), decoder.V.shape[1]
         for parameter, variance, gradient in (
             (decoder.V, of_loadings[:, :k], self.gradient[:, :k]),
             (decoder.Theta, of_loadings[:, k:], self.gradient[:, k:]),
@@ -519,7 +520,8 @@ class _Moments:
 
     def total(self, rows: Rows) -> None:
         """Add up over all processes."""
-        rows.processes.total(*(part for part in vars(self).values() if isinstance(part, Tensor)))
+        own = (part for part in vars(self).values() if isinstance(part, Tensor))
+        rows.processes.total(*own, *self.noise)
 
     def mean_bound(self, shrinkage: Shrinkage | None) -> float:
         """Mean bound at V itself: to first order in U, from below as the bound is convex in Q."""
@@ -528,7 +530,7 @@ class _Moments:
 
     @property
     def finite(self) -> bool:
-        sums = self.zz.sum() + self.squares.sum() + self.information.sum()
+        sums = self.zz.sum() + self.noise.squares.sum() + self.noise.information.sum()
         return bool(torch.isfinite(sums))
 
     @torch.no_grad()
@@ -536,11 +538,12 @@ class _Moments:
         """Take one step of Fisher scoring."""
         fitted = 1 if shrunk else 1 + decoder.V.shape[1] + decoder.Theta.shape[1]
         fitted = min(fitted, self.n / 2)  # with as many factors as samples no sigma2 would do
-        score = self.squares + self.information * (fitted / self.n - 1)
-        own, common = decoder.sigma2, score.sum() / self.fisher.sum()
+        squares, information, fisher = self.noise
+        score = squares + information * (fitted / self.n - 1)
+        own, common = decoder.sigma2, score.sum() / fisher.sum()
         if own.ndim:
             others = FEATURE_NOISE_SHRINKAGE / own.square()
-            step = (score + others * (own.mean() + common - own)) / (self.fisher + others)
+            step = (score + others * (own.mean() + common - own)) / (fisher + others)
         else:
             step = common
         decoder.grow_sigma2(1 + step / own)
@@ -561,7 +564,7 @@ class _Moments:
         root = (axes * variances.clamp_min(1e-6).sqrt()) @ axes.T
         if rotate:
             V = decoder.V @ root
-            _, axes = torch.linalg.eigh(V.T @ (self.information[:, None] * V))
+            _, axes = torch.linalg.eigh(V.T @ (self.noise.information[:, None] * V))
             root = root @ oriented(axes.flip(1))
         decoder.rescale(root, mean, slope)
         encoder.rescale(root, mean)

@@ -577,11 +577,17 @@ def test_threads_that_solve_a_block_each_change_nothing(monkeypatch):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
 
 
-def test_sums_of_squares_and_information_are_those_of_their_definition(dtype):
+@pytest.mark.parametrize("passes, deepened", [(24, 1), (24, 1e4), (1, 1)])
+def test_sums_of_squares_and_information_are_those_of_their_definition(
+    dtype, passes, deepened, monkeypatch
+):
+    """Also of a sample too deep for single precision, and of ones that Newton has not settled."""
+    monkeypatch.setattr(evidence, "NEWTON_PASSES", passes)
     m0, Q, x = (part.to(dtype) for part in draw())
-    noise = solve_noise(m0, Q, x, torch.tensor(0.5, dtype=dtype))
-    squares, information, fisher = (torch.full_like(m0[0], start) for start in (1.0, 2.0, 3.0))
-    evidence.add_squares(noise, Q, squares, information, fisher)
+    x[1] *= deepened
+    sums = evidence.Sums(*(torch.full_like(m0[0], start) for start in (1.0, 2.0, 3.0)))
+    noise = solve_noise(m0, Q, x, torch.tensor(0.5, dtype=dtype), sums=sums)
+    squares, information, fisher = sums
     expected = 1 + (noise.r.double() ** 2 + noise.w.double() ** 2 * Q.double()).sum(0)
     torch.testing.assert_close(squares.double(), expected, rtol=1e-5, atol=1e-5)
     expected = 2 + noise.w.double().sum(0)

@@ -12,7 +12,7 @@ import countvae.training
 from countvae.decoder import Decoder
 from countvae.encoder import DenseEncoder
 from countvae.errors import Diverged
-from countvae.evidence import add_squares, noise_bound, solve_noise
+from countvae.evidence import noise_bound, solve_noise
 from countvae.inference import factor_precision, posterior_at, refine
 from countvae.metrics import subspace_error
 from countvae.rows import Rows
@@ -246,7 +246,11 @@ def test_sigma2_takes_the_degrees_of_freedom_of_centre_and_loadings_into_account
     _, _, decoder = start_on(table.counts)
     for shrunk, n, fitted in ((True, 100, 1), (False, 100, 4), (False, 4, 2)):
         moments = _Moments(decoder, n)
-        moments.squares[:], moments.information[:], moments.fisher[:] = 0.9, 1.0, 20.0
+        moments.noise.squares[:], moments.noise.information[:], moments.noise.fisher[:] = (
+            0.9,
+            1.0,
+            20.0,
+        )
         before = decoder.sigma2.item()
         moments.solve_sigma2(decoder, shrunk)
         step = (0.9 + fitted / n - 1) / 20
@@ -257,11 +261,15 @@ def test_features_that_tell_nothing_take_the_common_noise_and_others_their_own(t
     _, _, decoder = start_on(table.counts, by_feature=True)
     decoder.sigma2.fill_(0.5)
     moments = _Moments(decoder, 10**9)
-    moments.squares[0], moments.information[0], moments.fisher[0] = 9e6, 8e6, 1e7
+    moments.noise.squares[0], moments.noise.information[0], moments.noise.fisher[0] = 9e6, 8e6, 1e7
     moments.solve_sigma2(decoder, shrunk=True)
     torch.testing.assert_close(decoder.sigma2, torch.full_like(decoder.sigma2, 0.6))
-    moments.squares[0] = 7e6
-    moments.squares[1:], moments.information[1:], moments.fisher[1:] = 2e7, 1e7, 1e8
+    moments.noise.squares[0] = 7e6
+    moments.noise.squares[1:], moments.noise.information[1:], moments.noise.fisher[1:] = (
+        2e7,
+        1e7,
+        1e8,
+    )
     moments.solve_sigma2(decoder, shrunk=True)
     assert decoder.sigma2[0].item() == pytest.approx(0.5, abs=1e-3)
     torch.testing.assert_close(decoder.sigma2[1:], torch.full_like(decoder.sigma2[1:], 0.7))
@@ -281,7 +289,7 @@ def test_one_step_of_fisher_scoring_goes_most_of_the_way(reads):
             z, D, noise = refine(decoder, x, posterior_at(decoder, x, z, D), 6)
             moments = _Moments(decoder, len(x))
             Q = decoder(z, D)[1]
-            add_squares(noise, Q, moments.squares, moments.information, moments.fisher)
+            moments.noise.add(noise, Q)
             moments.solve_sigma2(decoder, shrunk=True)
         end = decoder.sigma2.item()
         assert abs(math.log(found[-11] / end)) < 0.35 * abs(math.log(found[-12] / end))
@@ -297,7 +305,7 @@ def test_factors_are_scaled_by_their_whole_covariance(table):
         noise = posterior_at(decoder, x, z, D).noise
         H = factor_precision(decoder.V, noise.w)
         D = 1 / H.diagonal(dim1=1, dim2=2)  # where D is what it should be, S is H^-1
-        moments.add(z, D, x.new_zeros(len(x), 0), decoder(z, D)[1], noise, noise.bound, False)
+        moments.add(z, D, x.new_zeros(len(x), 0), noise, noise.bound, False)
         moments.add_correlations(decoder.V, D, noise.w, None)
         expected = (
             z.T @ z / len(z) + torch.linalg.inv(H).mean(0) - torch.outer(z.mean(0), z.mean(0))

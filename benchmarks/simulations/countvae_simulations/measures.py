@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from countvae.decoder import Decoder
 from countvae.estimator import OPTIMAL_STEPS, MultinomialVAE
-from countvae.evidence import add_squares, log_coefficient
+from countvae.evidence import Sums, log_coefficient
 from countvae.inference import posterior_at, refine
 from countvae.metrics import common_features, covariance_error, subspace_error
 from countvae.rows import Rows
@@ -343,8 +343,8 @@ def held_out_nats_a_read(found: Found, truth: Simulation, held_out: Simulation) 
     D = torch.ones_like(z)
     for _ in range(SWEEPS):
         z, D, noise = refine(decoder, x, posterior_at(decoder, x, z, D), STEPS_A_SWEEP)
-        A, C, F = (torch.zeros_like(mu) for _ in range(3))
-        add_squares(noise, decoder(z, D)[1], A, C, F)
+        A, C, F = sums = Sums(*(torch.zeros_like(mu) for _ in range(3)))
+        sums.add(noise, decoder(z, D)[1])
         decoder.grow_sigma2(1 + (A - C).sum() / F.sum() / decoder.sigma2)
     z = torch.zeros(len(new), V.shape[1], dtype=V.dtype)
     start = posterior_at(decoder, new, z, torch.ones_like(z))
