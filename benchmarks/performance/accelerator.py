@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.core.common import arguments, tell
 from benchmarks.performance.common import Watched, sparse_table, write
-from benchmarks.performance.convergence import READS, SCORED, D, K, N
+from benchmarks.performance.convergence import READS, D, K, N
 from countvae.metrics import common_features, subspace_error
 from countvae.simulate import simulate
 
@@ -37,6 +37,9 @@ def fit(X: Any, k: int, device: str, precision: str = "highest", **settings: Any
         "device_peak_mb": torch.cuda.max_memory_allocated() / 2**20 if on_gpu else np.nan,
     }
 
+
+SCORED = 500
+"""Fitted samples by whose bound fits are compared."""
 
 WAYS = (
     ("cpu", "highest", 128, 0),

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from countvae_simulations import tables
+from countvae_simulations.cell import warm_up
 from countvae_simulations.measures import HELD_OUT, held_out_nats_a_read
 from countvae_simulations.methods import METHODS
 from countvae_simulations.methods.base import Found, timed
 from countvae_simulations.methods.peer import PeerMissing
-from countvae_simulations.runner import warm_up
 from sklearn.decomposition import LatentDirichletAllocation
 
 from benchmarks.core.common import arguments, say_if_peers_are_missing, tell

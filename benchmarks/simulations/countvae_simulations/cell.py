@@ -152,5 +152,5 @@ def _run_alone(cell: Cell, threads: int) -> dict[str, float]:
 
 @functools.cache
 def warm_up() -> None:
-    """Fit something small: the peers' clocks start after their imports, and so do ours."""
+    """Fit something small: what a first call loads is in no method's clock."""
     METHODS["ours"](draw({"n": 20, "d": 10, "k": 1, "reads": 100}, 0)[0], 1, 0, max_epochs=1)

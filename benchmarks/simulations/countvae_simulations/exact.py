@@ -16,6 +16,7 @@ from torch import Tensor
 
 from countvae.evidence import solve_noise
 from countvae.inference import factor_covariance
+from countvae.metrics import tail_shape
 
 DRAWS = 1000
 
@@ -25,8 +26,8 @@ class Exact(NamedTuple):
 
     mean: np.ndarray
     sd: np.ndarray
-    effective: np.ndarray
-    """Effective share of the draws of each sample, 1 / (S sum of squared weights)."""
+    pareto_k: np.ndarray
+    """Shape of the tail of the weights of each sample: `countvae.metrics.tail_shape`."""
 
 
 def exact_posterior(
@@ -44,7 +45,7 @@ def exact_posterior(
     noise = solve_noise(mu_ + z @ V_.T, D @ V_.square().T, x, torch.tensor(sigma2).double())
     covariance = factor_covariance(V_, noise.w)
     generator = torch.Generator().manual_seed(seed)
-    means, sds, effective = [], [], []
+    means, sds, log_weights = [], [], []
     for i in range(len(x)):
         L = torch.linalg.cholesky(covariance[i])
         unit = torch.randn(DRAWS, len(L), generator=generator, dtype=torch.float64)
@@ -64,8 +65,9 @@ def exact_posterior(
         at = weight @ factors
         means.append(at)
         sds.append((weight @ (factors - at).square()).sqrt())
-        effective.append(1 / (len(weight) * weight.square().sum()))
-    return Exact(*(torch.stack(part).numpy() for part in (means, sds, effective)))
+        log_weights.append(log_weight)
+    mean, sd_, of_draws = (torch.stack(part).numpy() for part in (means, sds, log_weights))
+    return Exact(mean, sd_, tail_shape(of_draws.T))
 
 
 def _of_log_ratios(deviation: Tensor, variance: Tensor) -> Tensor:

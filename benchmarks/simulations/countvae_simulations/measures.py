@@ -18,10 +18,10 @@ from countvae.decoder import Decoder
 from countvae.estimator import OPTIMAL_STEPS, MultinomialVAE
 from countvae.evidence import Sums, log_coefficient
 from countvae.inference import posterior_at, refine
-from countvae.metrics import common_features, covariance_error, subspace_error
+from countvae.metrics import common_features, covariance_error, subspace_error, trusted_below
 from countvae.rows import Rows
 from countvae.simulate import Simulation
-from countvae_simulations.exact import exact_posterior
+from countvae_simulations.exact import DRAWS, exact_posterior
 from countvae_simulations.methods.base import Found
 from countvae_simulations.methods.peer import call
 
@@ -30,8 +30,9 @@ PAIRS = 2000
 SAMPLES = 100
 """Samples, the first of those fitted and of those held out, whose posteriors are looked at."""
 
-EXACT_SAMPLES = 16
-EFFECTIVE = 0.05
+EXACT_SAMPLES, CHAIN_SAMPLES = 32, 16
+"""Of those held out, compared with importance sampling and with long chains."""
+
 TOLD = 0.5
 """A factor of which the data tell leaves less than this share of its prior variance, on average."""
 
@@ -58,7 +59,7 @@ def effort(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, f
     `seconds`, without the `compile_seconds` where a method says what compiling took; resident
     memory of the process before the fit (`before_mb`, with imports and data) and the largest
     during it (`peak_mb`); whether it stopped by itself rather than at its limit (`converged`, 0 or
-    1, or a share of the seeds); for MCMC the median over features of R-hat of the variance of a
+    1, or a share of the seeds); for MCMC the largest R-hat over features of the variance of their
     log-ratio (`r_hat`).
     """
     del truth, held_out
@@ -222,14 +223,14 @@ def factors(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, 
 def exact(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
     """Held-out answers against the exact posterior mean at the fitted decoder, by importance.
 
-    Of the first 16 samples, by two runs of 1,000 draws. Mean square over samples and factors, in
+    Of the first 32 samples, by two runs of 1,000 draws. Mean square over samples and factors, in
     exact posterior variances, of the error of the encoder's ẑ (`exact_excess_0`) and of that after
     two Newton steps (`exact_excess_2`), less that of the exact means by Monte Carlo
     (`exact_noise_square`), so of either sign; `exact_bias_square_0` and `exact_bias_square_2` those
     of the part of the error that is linear in the exact mean, constant included, less what chance
-    gives it; `sd_ratio` the mean of the reported over the exact standard deviation; `effective` the
-    least effective share of the draws of a sample. Where that is below a twentieth the weights are
-    too uneven for the others, which are left out.
+    gives it; `sd_ratio` the mean of the reported over the exact standard deviation; `pareto_k` the
+    largest shape of the tail of a sample's weights. Where that is not below
+    `countvae.metrics.trusted_below` the weights are too uneven for the others, which are left out.
     """
     del truth
     if found.model is None:
@@ -240,11 +241,11 @@ def exact(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, fl
     given = (counts.toarray(), found.V, model.mean_, model.noise_variance_, best, sd)
     first, second = (exact_posterior(*given, seed=seed) for seed in _seeds(counts, found.V))
     middle = (first.mean + second.mean) / 2
-    effective = float(min(first.effective.min(), second.effective.min()))
-    if effective < EFFECTIVE:
-        return {"effective": effective}
+    pareto_k = float(max(first.pareto_k.max(), second.pareto_k.max()))
+    if pareto_k >= trusted_below(DRAWS):
+        return {"pareto_k": pareto_k}
     noise = _rms((first.mean - second.mean) / 2 / first.sd) ** 2
-    said = {"effective": effective, "exact_noise_square": noise}
+    said = {"pareto_k": pareto_k, "exact_noise_square": noise}
     said["sd_ratio"] = float((sd / first.sd).mean())
     for steps in (0, 2):
         here = _posterior(found, counts, steps)[0] / scale
@@ -258,16 +259,16 @@ def exact(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, fl
 def by_mcmc(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, float]:
     """The same against long chains of NUTS at the fitted decoder, in their standard deviations.
 
-    Of the same 16 samples. Root mean square of the difference: `mcmc_error_2` of the answer after
-    two Newton steps, `mcmc_exact` of the importance-sampled mean, `mcmc_exact_noise` the
-    Monte-Carlo error of that mean; `mcmc_noise` is that of the chains' own means, which is within
-    both. `mcmc_sd_ratio` is the reported over the chains' standard deviation, `mcmc_r_hat` the
-    worst R-hat of a factor.
+    Of the first 16 samples held out. Root mean square of the difference: `mcmc_error_2` of the
+    answer after two Newton steps, `mcmc_exact` of the importance-sampled mean, `mcmc_exact_noise`
+    the Monte-Carlo error of that mean; `mcmc_noise` is that of the chains' own means, which is
+    within both. `mcmc_sd_ratio` is the reported over the chains' standard deviation, `mcmc_r_hat`
+    the worst R-hat of a factor.
     """
     del truth
     if found.model is None:
         return {}
-    counts, model = held_out.counts[:EXACT_SAMPLES], found.model
+    counts, model = held_out.counts[:CHAIN_SAMPLES], found.model
     scale = _sd_of_factors(model)
     V, mu, sigma2 = found.V, model.mean_, model.noise_variance_
     decoder = {"V": V, "mu": mu, "sigma2": np.array(sigma2)}

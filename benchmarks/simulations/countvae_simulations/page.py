@@ -9,13 +9,13 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import matplotlib
 import pandas as pd
 
-from countvae_simulations.cell import versions
+from countvae_simulations.cell import NOT_OF_RESULTS, versions
 from countvae_simulations.glossary import glossary
 from countvae_simulations.runner import TIMINGS
 from countvae_simulations.scenarios import SCENARIOS
@@ -34,16 +34,21 @@ BLANK = "\n\n"
 
 
 def checked_out() -> str:
-    """Return the commit of this suite's checkout, marked where it differs; empty without one."""
-    folder = Path(__file__).parent
+    """Return the commit that this code is checked out from, marked where it differs.
+
+    Empty where there is none, or where a repository is around code that is not its own.
+    """
+    folders = [str(Path(str(package.__file__)).parent) for package in NOT_OF_RESULTS]
 
     def told(*command: str) -> str:
-        git = ["git", "-C", str(folder), *command]
+        git = ["git", "-C", folders[1], *command]
         return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
     try:
-        changed = "-dirty" * bool(told("status", "--porcelain", "."))
-        return commit + changed if (commit := told("rev-parse", "--short", "HEAD")) else ""
+        if not told("ls-files", "--", __file__):
+            return ""
+        changed = "-dirty" * bool(told("status", "--porcelain", "--", *folders))
+        return told("rev-parse", "--short", "HEAD") + changed
     except OSError:
         return ""
 
@@ -97,8 +102,13 @@ class Ran:
 
 
 def write_results(scenario: Scenario, ran: Ran, folder: Path) -> Ran:
-    """Write the rows of a scenario and what is made of them; return the rows as written."""
+    """Write the rows of a scenario and what is made of them; return the rows as written.
+
+    Of cells that ran side by side time and memory say nothing, and are left out.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if not scenario.timed:
+        ran = replace(ran, rows=ran.rows.drop(columns=[*TIMINGS], errors="ignore"))
     ran.write(folder / f"{scenario.name}.rows.csv.gz")
     return publish(scenario, folder)
 

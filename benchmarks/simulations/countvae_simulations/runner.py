@@ -238,7 +238,7 @@ def connected(cluster: str) -> Iterator[None]:
         client = Client(cluster, set_as_default=True, timeout=20)
     except ImportError as error:
         raise MissingPackage(
-            "--cluster: needs the extra `cluster`: pip install countvae[cluster]."
+            "--cluster: needs the extra `cluster`: pip install 'countvae[cluster]'."
         ) from error
     except (OSError, ValueError) as error:
         raise ArgumentError(f"--cluster: no Dask scheduler answers at '{cluster}'.") from error

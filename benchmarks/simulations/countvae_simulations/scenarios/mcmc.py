@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -49,7 +50,7 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         for (n, d, k), some in rows.groupby(["table.n", "table.d", "k"])
         if (some["method"] == "peer").any()
     ]
-    lower, said, ratios, unreached = [], [], [], 0
+    lower, said, ratios, reached_by = [], [], [], []
     for size, some in tables:
         ours = some[some["method"] == "ours"]
         if ours.empty:
@@ -70,8 +71,9 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         first = enough.iloc[0] if len(enough) else last
         reached = "reaches that" if len(enough) else "has not reached that"
         ratios.append(first[["seconds", "whole"]] / seconds)
-        unreached += not len(enough)
-        least = " (the fewest tried)" if first.name == budgets.index[0] else ""
+        reached_by.append(bool(len(enough)))
+        fewer = budgets.index[budgets.index < first.name]
+        least = f" ({fewer[-1]:.0f} were too few)" if len(fewer) else " (the fewest tried)"
         mixed = enough[enough["r_hat"] < MIXED]
         pairs = nuts[nuts["settings.draws"] == first.name].merge(ours, on="seed")
         each = pairs["seconds_x"] / pairs["seconds_y"]
@@ -97,19 +99,33 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         f"With its largest budget NUTS has the lower error on {len(lower)} of {len(tables)} tables"
         + (f": {'; '.join(lower)}. " if lower else ". ")
     )
-    short = f" (on {unreached} of {len(tables)} tables it had not reached it)" if unreached else ""
-    bare, whole = ([float(ratio[name]) for ratio in ratios] for name in ("seconds", "whole"))
     return [
-        f"{at_best}To our covariance error it takes {min(bare):.3g} to {max(bare):.3g} times our "
-        f"time without compilation ({min(whole):.3g} to {max(whole):.3g} times with it){short}; "
-        "thousands of times "
-        + ("is what we see" if min(bare) >= THOUSANDS else "is not what we see")
-        + ". "
-        + _agreement(rows),
+        f"{at_best}{_times(pd.DataFrame(ratios), np.array(reached_by))} Tables are of "
+        f"{tables[0][0].split(',')[0]} to {tables[-1][0].split(',')[0]}. {_agreement(rows)}",
         "NUTS has priors that a fit by maximum likelihood has not (on the scale of each factor, on "
         "the centre and on sigma): on tables of few samples they may be what it is ahead by.",
         *said,
     ]
+
+
+def _times(ratios: pd.DataFrame, reached: np.ndarray) -> str:
+    """How many times our time NUTS takes to our error, where it gets there."""
+    said = []
+    if reached.any():
+        bare, whole = (ratios.loc[reached, name] for name in ("seconds", "whole"))
+        seen = "is what we see" if bare.min() >= THOUSANDS else "is not what we see"
+        said.append(
+            f"To our covariance error it takes {bare.min():.3g} to {bare.max():.3g} times our time "
+            f"without compilation ({whole.min():.3g} to {whole.max():.3g} times with it); "
+            f"thousands of times {seen}."
+        )
+    if not reached.all():
+        least = ratios.loc[~reached, "seconds"].min()
+        said.append(
+            f"On {(~reached).sum()} of {len(reached)} tables it had not reached our covariance "
+            f"error in {least:.3g} times our time."
+        )
+    return " ".join(said)
 
 
 def _posterior(size: str, ours: pd.DataFrame) -> list[str]:

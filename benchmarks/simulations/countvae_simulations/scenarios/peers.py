@@ -77,13 +77,14 @@ def conclude(rows: pd.DataFrame) -> list[str]:
     """The goal first, then where others win, then ratios of error and time to every method."""
     tables, lacking = [], []
     for (n, d, N), some in _tables(rows):
-        median = some.groupby("label")[["VV_common", "VV", "seconds"]].median()
-        if not {"ours", "oracle"} < set(median.index):
+        if not {"ours", "oracle"} < set(some["label"]):
             lacking.append(f"{n:,} x {d:,}, {N:,} reads")
             continue
-        times = median.drop(index=["ours", "oracle"]).sort_values("VV_common")
-        floor = median.loc["oracle", "VV_common"] / median.loc["ours", "VV_common"]
-        tables.append((f"{n:,} x {d:,}, {N:,} reads", times.div(median.loc["ours"]), floor))
+        each = some.pivot_table(["VV_common", "VV", "seconds"], "label", "seed", sort=False)
+        times = each.div(each.loc["ours"], axis=1).T.groupby(level=0).median().T
+        floor = times.loc["oracle", "VV_common"]
+        times = times.drop(index=["ours", "oracle"]).sort_values("VV_common")
+        tables.append((f"{n:,} x {d:,}, {N:,} reads", times, floor))
     without = f" Nothing to compare was run on {'; '.join(lacking)}." if lacking else ""
     if not tables:
         return [f"There is nothing to say.{without}"]

@@ -29,9 +29,9 @@ METHODS = (
 )
 NAMES = {
     "ours": "ours",
-    "log_ppca": "PCA of log(x+1)",
-    f"log_ppca, pseudocount={LITTLE}": f"PCA of log(x+{LITTLE})",
-    "oracle": "PCA of the true log-ratios",
+    "log_ppca": "PPCA of log(x+1)",
+    f"log_ppca, pseudocount={LITTLE}": f"PPCA of log(x+{LITTLE})",
+    "oracle": "PPCA of the true log-ratios",
 }
 COLOURS = dict(zip(NAMES, ("#08519c", "#bbbbbb", "#888888", "#444444"), strict=True))
 
@@ -58,7 +58,7 @@ def conclude(rows: pd.DataFrame) -> list[str]:
     others = subspace.loc[:, [label for label in NAMES if label.startswith("log_ppca")]]
     said = [
         f"{_ahead('PCA of log(x+1)', others['log_ppca'] / subspace['ours'])} "
-        + _ahead(f"the better of it and PCA of log(x+{LITTLE})", others.min(1) / subspace["ours"])
+        + _ahead(f"the better of it and PPCA of log(x+{LITTLE})", others.min(1) / subspace["ours"])
     ]
     for name in STEPS:
         some = along(rows, name)
@@ -72,10 +72,18 @@ def conclude(rows: pd.DataFrame) -> list[str]:
             f"From {name} = {median.index[0]:,} to {median.index[-1]:,} "
             f"({100 * filled.iloc[0]:.3g} to {100 * filled.iloc[-1]:.3g} % of the entries "
             "non-zero) the share of the factor space that is missed (common features) goes from "
-            f"{low['ours']:.3g} to {high['ours']:.3g}; for PCA of log(x+1) from "
+            f"{low['ours']:.3g} to {high['ours']:.3g}; for PPCA of log(x+1) from "
             f"{low['log_ppca']:.3g} to {high['log_ppca']:.3g}, given the true log-ratios from "
             f"{low['oracle']:.3g} to {high['oracle']:.3g}."
         )
+        if name == "n":
+            gaps = some[some["method"] == "ours"].groupby("table.n")[["gap_0", "held_gap_0"]]
+            few, many = gaps.median().iloc[0], gaps.median().iloc[-1]
+            said.append(
+                f"Over the same n the encoder's gap in sample goes from {few['gap_0']:.3g} to "
+                f"{many['gap_0']:.3g} nats, held out from {few['held_gap_0']:.3g} to "
+                f"{many['held_gap_0']:.3g}."
+            )
     return said
 
 

@@ -30,7 +30,7 @@ WRONG = {
 }
 TABLES = RIGHT | WRONG
 MANY_SEEDS = 10
-NAMES = {"ours": "ours", "log_ppca": "PCA of log(x+1)", "oracle": "PCA of the true log-ratios"}
+NAMES = {"ours": "ours", "log_ppca": "PPCA of log(x+1)", "oracle": "PPCA of the true log-ratios"}
 WORST = 3
 """Cases that the answer names."""
 
@@ -69,8 +69,8 @@ def conclude(rows: pd.DataFrame) -> list[str]:
     said = [
         "Where the model is wrong, the error is, in units of that of the table as assumed, largest "
         f"with {_cases(worse.iloc[:WORST])}; elsewhere at most {worse.iloc[WORST:].max():.3g} "
-        f"times. Intervals of 50 and 90 % are off by up to {short.iloc[WORST:].max():.2g} points "
-        f"there, for the factors of which the data tell, but for "
+        f"times. Where it is wrong, intervals of 50 and 90 % are off by up to "
+        f"{short.iloc[WORST:].max():.2g} points, for the factors of which the data tell, but for "
         f"{_cases(short.iloc[:WORST], ' points')}.",
         f"For all factors intervals are off where the model is wrong by up to "
         f"{short_all.iloc[WORST:].max():.2g} but for {_cases(short_all.iloc[:WORST], ' points')}.",

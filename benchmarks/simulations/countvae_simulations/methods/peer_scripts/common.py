@@ -49,8 +49,11 @@ def on_all_features(
     return {"loadings": V, "centre": np.nan_to_num(mu - np.nanmean(mu), nan=np.nanmin(mu))}
 
 
-def run(fit: Fit) -> None:
-    """Fit the counts of an npz, with a clock and a watch on the memory."""
+def run(fit: Fit, warm: bool = True) -> None:
+    """Fit the counts of an npz, with a clock and a watch on the memory.
+
+    A small table is fitted before, as with our own method: what a first call loads is in no clock.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("given")
     parser.add_argument("found")
@@ -60,6 +63,8 @@ def run(fit: Fit) -> None:
     threading.Thread(target=_end_with_input, daemon=True).start()
     arrays = dict(np.load(given.given))
     counts = arrays.pop("counts")
+    if warm:
+        fit(np.random.default_rng(0).poisson(50, (40, 10)), 1, 0, **arrays)
     with watched_memory() as memory:
         begun = time.perf_counter()
         found = fit(counts, given.rank, given.seed, **arrays)
