@@ -164,6 +164,15 @@ gridding = together(
         help="Of a grid: a network of transposed convolutions, or linear.",
     ),
 )
+noise_option = setting(
+    "noise",
+    type=click.Choice(["isotropic", "by-feature"]),
+    callback=lambda ctx, _, value: value.replace("-", "_"),
+    help="One noise variance, or one a feature.",
+)
+formula_option = click.option(
+    "--formula", help="Covariates, such as '~ age + C(run)', in the metadata."
+)
 drop_missing_option = click.option(
     "--drop-missing", is_flag=True, help="Leave out samples without a value of a covariate."
 )
@@ -242,15 +251,10 @@ def main() -> None:
 @setting("activation", type=click.Choice(list(ACTIVATIONS)), help="Of its hidden layers.")
 @gridding
 @setting("pseudocount", type=POSITIVE, help="In the encoder only, never in the likelihood.")
-@setting(
-    "noise",
-    type=click.Choice(["isotropic", "by-feature"]),
-    callback=lambda ctx, _, value: value.replace("-", "_"),
-    help="One noise variance, or one a feature.",
-)
+@noise_option
 @click.option("--tree", type=PATH, help="Newick file; loadings are then given in its balances.")
 @setting("basis", type=click.Choice(list(NAMED)), help="Log-ratios of the loadings.")
-@click.option("--formula", help="Covariates, such as '~ age + C(run)', in the metadata.")
+@formula_option
 @drop_missing_option
 @reading
 @filtering
@@ -429,9 +433,19 @@ def info(path: Path, layer: str | None, as_json: bool) -> None:
     metavar="COLUMN",
     help="Of the metadata, such as a subject: samples alike in it are held out together.",
 )
+@click.option(
+    "--draws",
+    type=click.IntRange(min=16),
+    default=64,
+    show_default=True,
+    help="Of the factors of each held-out sample.",
+)
 @setting("encoder_depth", type=Numbers(), help="Layers of the encoder to compare: 1,2,3.")
 @gridding
 @setting("max_epochs", type=ONE_OR_MORE, help="Passes over the table.")
+@noise_option
+@formula_option
+@drop_missing_option
 @reading
 @filtering
 @device_option
@@ -456,7 +470,7 @@ def select_command(
     """
     say = _say(options["quiet"])
     _check_grid(ctx)
-    settings = {name: options[name] for name in ("max_epochs", "device")}
+    settings = {name: options[name] for name in ("max_epochs", "device", "noise", "formula")}
     if options["grid"]:
         settings |= {"kind": ConvMultinomialVAE} | {name: options[name] for name in OF_GRID}
         if not _given(ctx, "encoder_depth"):
@@ -466,7 +480,8 @@ def select_command(
     with new_folder(output, force, replaceable=holds_only(*SELECTION)) as made:
         counts = _read((table,), options)
         say(f"{table} ({counts.source}): {size(counts)}")
-        kept = _filtered(counts, str(table), options, say)
+        kept = _with_covariates(counts, str(table), options["formula"], options, say)
+        kept = _filtered(kept, str(table), options, say)
         groups = None
         if by := options["groups"]:
             groups = columns([by], kept.sample_metadata, "--groups")[by]
@@ -477,6 +492,7 @@ def select_command(
                 options["encoder_depth"],
                 folds=options["folds"],
                 groups=groups,
+                draws=options["draws"],
                 random_state=options["seed"],
                 told=lambda row: say(TRIED.format(**row)),
                 **settings,
@@ -487,7 +503,7 @@ def select_command(
         plt.close()
     if as_json:
         rows = found.table.to_dict("records")
-        gain = {"gain": found.gain, "gain_se": found.gain_se}
+        gain = {"gain": found.gain, "gain_se": found.gain_se} if found.gain == found.gain else {}
         chosen = {"k": found.k, "encoder_depth": found.encoder_depth}
         _print_json({**chosen, "verdict": found.verdict, **gain, "table": rows})
     else:
@@ -625,7 +641,9 @@ def denoise(
 @force_option
 @quiet_option
 @debug_option
+@click.pass_context
 def generate(
+    ctx: click.Context,
     folder: Path,
     output: Path,
     n_samples: int | None,
@@ -645,6 +663,10 @@ def generate(
     The own samples of a model with covariates have these at their means: to draw samples like
     those of a study, give its metadata as the --design.
     """
+    if like is None:
+        for name in ("layer", "metadata", "transpose", "zero_fill", "min_overlap", "drop_missing"):
+            if _given(ctx, name):
+                raise click.UsageError(f"--{name.replace('_', '-')} goes with --like.")
     if design is not None and (like is not None or n_samples is not None):
         raise click.UsageError("--design says what to draw: leave out --like and --n-samples.")
     _check_outputs([output], force, folder, like, design, options["metadata"])

@@ -202,17 +202,17 @@ class ConvDecoder(Decoder):
         generator: torch.Generator | None,
     ) -> None:
         super().__init__(V, mu, sigma2)
-        self.grid, axes = grid, len(grid.shape)
+        self.grid = grid
+        self.shapes = [grid.halved(depth - 2 - i).shape for i in range(depth - 1)]
         self.small = grid.halved(depth - 1)._replace(channels=width)
         self.first = dense(V.shape[1], self.small.d, generator, V)
         layers: list[nn.Module] = [ACTIVATIONS[activation]()]
-        for _ in range(depth - 2):
-            layers.append(transposed_convolution(width, width, axes, generator, V))
+        for shape in self.shapes[:-1]:
+            layers.append(transposed_convolution(width, width, shape, generator, V))
             layers.append(ACTIVATIONS[activation]())
-        last = transposed_convolution(width, grid.channels, axes, generator, V)
+        last = transposed_convolution(width, grid.channels, grid.shape, generator, V)
         nn.init.zeros_(last.weight)
         self.hidden = nn.Sequential(*layers, last)
-        self.shapes = [grid.halved(depth - 2 - i).shape for i in range(depth - 1)]
 
     def bend(self, z: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
         """Return what the network adds to the logits."""

@@ -117,13 +117,15 @@ class Design:
                     f" {examples(levels)}."
                 )
         for name in known.columns.difference(list(self.levels)):
-            wrong = pd.to_numeric(known[name], errors="coerce").isna()
+            numbers = pd.to_numeric(known[name].astype(object), errors="coerce").astype(float)
+            wrong = ~np.isfinite(numbers)
             if wrong.any():
                 sample = known.index[wrong][0]
                 raise MetadataError(
                     f"metadata: column {name!r} has {str(known.loc[sample, name])!r} in sample"
                     f" {str(sample)!r}; the model was fitted with numbers there."
                 )
+            known = known.assign(**{name: numbers})
         raw = _matrix(self.formula, known, self.levels).to_numpy(dtype=float)
         return (raw - np.array(self.centre)) / np.array(self.scale)
 

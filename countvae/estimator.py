@@ -347,7 +347,6 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             table = open_counts(X, joined()) or X
             counts = self._counts(table, reset=True)
             self.basis_operator_ = make_basis(self.basis, self.feature_ids_)
-            self.depth_ = _depth(counts)
             begun = self._begun()
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
             self._design = None
@@ -359,6 +358,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             fitted, held_out = self._split(
                 counts, self._covariates(table), _names(table, counts), seed
             )
+            self.depth_ = _depth(fitted.counts)
             n, d = fitted.counts.shape
             k = self._feasible_components(n, d) if begun is None else begun.n_components_
             with torch.inference_mode(False), torch.enable_grad(), one_thread_an_operation():
@@ -455,8 +455,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def score_samples(self, X: Any) -> np.ndarray:
         """Bound on log p(x) of each sample in nats, multinomial coefficient included, (n,).
 
-        Of a plain autoencoder it is a bound on log p(x | z) at its code, and higher than one on
-        log p(x).
+        Behind a network an average over 64 draws of the factors. Of a plain autoencoder it is a
+        bound on log p(x | z) at its code, which may lie above log p(x) or below.
         """
         bounds = []
         for decoder, x, posterior in self._posteriors(X, self._steps):
@@ -766,10 +766,11 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Returns
         -------
         proportions : (n, d)
-            Posterior means under q; rows sum to one, and none is zero.
+            E exp(eta) under q, closed: rows sum to one, and none is zero.
         clr, clr_sd : (n, d)
             Posterior means and standard deviations of the centred log-ratios, the noise included:
-            that of a difference of two is at most the root of the sum of their squares.
+            that of a difference of two is at most their sum. Of a plain autoencoder, whose codes
+            have no variance, they are those of the noise alone.
         """
         if self._by_weight:
             entries = INTERVAL_ENTRIES // WEIGHED
@@ -1462,8 +1463,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                     begin, further = (z, torch.ones_like(z)), max(steps, WITHOUT_ENCODER)
                 else:
                     begin, further = encoder(x, f, decoder.Theta), steps
-                    if steps == 0 and self.posterior_variance == "none":
-                        begin = begin[0], torch.zeros_like(begin[1])
+                    if self.posterior_variance == "none":
+                        # codes have no variance, and the encoder learned none
+                        begin = begin[0], torch.full_like(begin[1], float(steps > 0))
+                        further = max(steps, WITHOUT_ENCODER) if steps else 0
                 posterior = posterior_at(law, x, *begin, tolerance=EXACT)
                 posterior = refine(law, x, posterior, further, tolerance=EXACT)
             yield law, x, posterior

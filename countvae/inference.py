@@ -82,10 +82,10 @@ def in_expectation(decoder: Law, x: Float[Tensor, "b d"], posterior: Posterior) 
     A linear decoder's have them. Through a network they are averages over draws, in pairs of
     opposite sign, that all samples share.
     """
-    if decoder.linear:
+    if decoder.linear or not posterior.D.any():
         return posterior
     z, noise, solved = posterior.z, posterior.noise, []
-    for draw in shared_draws(x, z.shape[1], DRAWS):
+    for draw in balanced(shared_draws(x, z.shape[1], DRAWS)):
         m0 = decoder.logits(z + posterior.D.sqrt() * draw)
         noise = solve_noise(m0, torch.zeros_like(x), x, decoder.sigma2, noise.log_scale)
         solved.append(torch.stack([noise.likelihood, noise.kl, noise.overcount]))
@@ -100,6 +100,11 @@ def shared_draws(like: Tensor, k: int, count: int) -> Float[Tensor, "s 1 k"]:
     points = qmc.Sobol(k, seed=0).random(count // 2)
     half = norm.ppf(points)[:, None]
     return torch.from_numpy(np.concatenate([half, -half])).to(like)
+
+
+def balanced(draws: Float[Tensor, "s 1 k"]) -> Float[Tensor, "s 1 k"]:
+    """Scale draws in pairs so that averages of a factor's squares are exact, as its own are."""
+    return draws / draws.square().mean(0).sqrt()
 
 
 def through(c: Float[Tensor, "b d"], J: Float[Tensor, "*b d k"]) -> Float[Tensor, "b k"]:
@@ -390,8 +395,9 @@ def proposals(
     """Draw factors by standard normal `draws` from q, and weigh them.
 
     q is normal with the whole covariance of the factors, ten per cent wider. Behind a network,
-    where the posterior may have other places than this, half of q is the prior.
+    where the posterior may have other places than this, every second draw is of the prior.
     """
+    of_prior = 0.0 if decoder.linear else (len(draws) // 2) / len(draws)
     J = decoder.jacobian(posterior.z)
     root = torch.linalg.cholesky(1.1 * factor_covariance(J, posterior.noise.w))
     log_det = root.diagonal(dim1=1, dim2=2).log().sum(1)
@@ -404,8 +410,8 @@ def proposals(
         else:
             z, away = posterior.z + (root @ standard[:, :, None])[:, :, 0], standard
         log_prior, log_q = -0.5 * z.square().sum(1), -0.5 * away.square().sum(1) - log_det
-        if not decoder.linear:
-            log_q = torch.logaddexp(log_q, log_prior) - math.log(2)
+        if of_prior:
+            log_q = torch.logaddexp(log_q + math.log1p(-of_prior), log_prior + math.log(of_prior))
         noise = solve_noise(decoder.logits(z), none, x, decoder.sigma2, noise.log_scale, TOLERANCE)
         yield Proposal(z, noise, noise.bound + noise.overcount + log_prior - log_q)
 

@@ -4,7 +4,7 @@ Layers take number format and device from a tensor they are to be `like`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -73,12 +73,13 @@ def convolution(
 
 
 def transposed_convolution(
-    inputs: int, outputs: int, axes: int, generator: torch.Generator | None, like: Tensor
+    inputs: int, outputs: int, shape: Sequence[int], generator: torch.Generator | None, like: Tensor
 ) -> nn.ConvTranspose1d | nn.ConvTranspose2d:
-    """Make a layer that doubles the positions along each axis."""
-    kind = (nn.ConvTranspose1d, nn.ConvTranspose2d)[axes - 1]
+    """Make a layer that doubles the positions along each axis, to at most `shape`."""
+    kind = (nn.ConvTranspose1d, nn.ConvTranspose2d)[len(shape) - 1]
     layer = kind(inputs, outputs, 4, 2, 1, dtype=like.dtype, device="meta")
-    return _drawn(layer, inputs * 2**axes, generator, like)
+    # along an axis of one position each output sees one input, along others two
+    return _drawn(layer, inputs * math.prod(min(2, size) for size in shape), generator, like)
 
 
 def dense(inputs: int, outputs: int, generator: torch.Generator | None, like: Tensor) -> nn.Linear:

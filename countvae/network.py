@@ -294,6 +294,8 @@ def modules(edges: pd.DataFrame, random_state: int = 0) -> pd.Series:
         raise MissingPackage("modules: need igraph; pip install 'countvae[network]'.") from error
     positive = edges[edges["weight"] > 0]
     names = pd.unique(edges[["feature_1", "feature_2"]].to_numpy().ravel())
+    if positive.empty:
+        return pd.Series(pd.NA, pd.Index(names, dtype=object), "Int64", "module")
     at = {name: i for i, name in enumerate(names)}
     G = igraph.Graph(
         len(names),

@@ -404,12 +404,13 @@ def _gap(model: MultinomialVAE, some: CountTable | CountFile, thinned: str) -> d
         ax.set_ylabel("gap of the encoder (nats)")
         ax.spines[["top", "right"]].set_visible(False)
 
+    steps = model.refinement_steps
+    newton = f" Answers take {steps} Newton steps from there." if steps else ""
     return {
         "gap": _png(by_depth, (6.0, 3.4), "Gap of the encoder by reads"),
         "gap_says": (
             f"What the encoder's own answer loses to the best one, by depth: {np.median(gap):.2g}"
-            f" nats in the median, {gap.max():.2g} at most. Newton steps remove it from every"
-            f" answer.{thinned}"
+            f" nats in the median, {gap.max():.2g} at most.{newton}{thinned}"
         ),
     }
 

@@ -59,7 +59,8 @@ def scores(
     Raises
     ------
     InputError
-        If `reference` is not a whole number of at least 100, or X is no table for the model.
+        If `reference` is not a whole number of at least 100, the model is a plain autoencoder, or
+        X is no table for it.
 
     Examples
     --------
@@ -71,6 +72,8 @@ def scores(
     """
     if not isinstance(reference, int | np.integer) or reference < 100:
         raise ArgumentError(f"reference: expected a whole number >= 100; got {reference!r}.")
+    if model.posterior_variance == "none":
+        raise ArgumentError("score: a plain autoencoder has no evidence of a sample.")
     model, X = model.match(X)
     depth, evidence = _depth(X), model.score_samples(X)
     at_least_one = np.maximum(depth, 1)
@@ -155,7 +158,7 @@ def _alike(
         yield np.arange(n), None
         return
     known = X.sample_metadata[variables(model.formula)]
-    group = known.groupby(list(known), sort=False).ngroup().to_numpy()
+    group = known.groupby(list(known), sort=False, observed=True).ngroup().to_numpy()
     for of in range(group.max() + 1):
         at = np.flatnonzero(group == of)
         yield at, known.iloc[at[:1]]

@@ -40,6 +40,9 @@ from countvae.table import CountTable
 
 __all__ = ["Selection", "answers_under", "evidence_under", "principal_law", "select"]
 
+MANY_UNTRUSTED = 0.1
+"""Share of samples of uneven weights from which the verdict says so."""
+
 NEWTON = 20
 """Steps from the origin to the posterior of a sample under a law without an encoder."""
 
@@ -58,7 +61,8 @@ class Selection:
         `chosen`.
     gain, gain_se : float
         Nats a read by which the model chosen explains held-out samples better than principal
-        components of log(x + 1), as many, put in its place; and the standard error.
+        components of log(x + 1), as many, put in its place; and the standard error. NaN with
+        covariates, which these do not know.
     """
 
     table: pd.DataFrame
@@ -95,10 +99,22 @@ class Selection:
         edge = "; more factors than were tried may do better" if most else ""
         sure = abs(self.gain) > 2 * self.gain_se
         than = ("better" if self.gain > 0 else "worse") if sure else "no better or worse"
+        against = (
+            f" Held-out samples are explained {than} than by principal components of log(x + 1)"
+            f" ({self.gain:+.2g} nats a read, ± {self.gain_se:.2g})."
+        )
+        with_baseline = against * (not np.isnan(self.gain))
+        return f"{self._called(chosen)}: {why}{edge}.{with_baseline}{self._caution}"
+
+    @property
+    def _caution(self) -> str:
+        """Say whether many samples had weights that are not to be trusted."""
+        share = self._chosen["untrusted"]
+        if share < MANY_UNTRUSTED:
+            return ""
         return (
-            f"{self._called(chosen)}: {why}{edge}. Held-out samples are explained {than} than by"
-            f" principal components of log(x + 1) ({self.gain:+.2g} nats a read,"
-            f" ± {self.gain_se:.2g})."
+            f" Of {share:.0%} of the samples the evidence is not to be trusted, for their weights"
+            " are too uneven (Pareto k): see whether more draws say the same."
         )
 
     def _called(self, row: pd.Series) -> str:
@@ -193,6 +209,8 @@ def select(
     near = table["difference"] >= -table["difference_se"]
     chosen = int(np.flatnonzero(near)[0])
     table["chosen"] = np.arange(len(tried)) == chosen
+    if settings.get("formula") is not None:
+        return Selection(table, np.nan, np.nan)
     plain = np.empty(len(depth))
     for fold in range(folds):
         held = np.flatnonzero(of == fold)

@@ -943,6 +943,10 @@ def test_select_writes_a_table_and_a_picture_and_prints_the_verdict(shared, run,
     assert found["verdict"] == told.stdout.strip()
     assert [row["k"] for row in found["table"]] == [1, 2]
     assert found["encoder_depth"] == 2
+    more = "--noise", "by-feature", "--draws", 16, "--metadata", "known.tsv", "--formula", "~ who"
+    adjusted = run(*arguments, "--max-epochs", 2, *more, "--force", "--json", "--quiet")
+    found = json.loads(adjusted.stdout)
+    assert "principal components" not in found["verdict"] and "gain" not in found
     run(*arguments, "--max-epochs", 1, "--encoder-depth", "1,2", "--force")
     table = pd.read_csv(tmp_path / "s/selection.tsv", sep="\t")
     assert table["encoder_depth"].tolist() == [1, 2, 1, 2]
@@ -1040,6 +1044,14 @@ def test_what_would_not_fit_into_memory_is_not_denoised(shared, run, monkeypatch
     given = shared / "table.biom", "--model", shared / "model"
     result = run("denoise", *given, "-o", "d.biom", "--quiet", code=3)
     refused(result, "table.biom", "denoise fewer samples")
+
+
+@pytest.mark.parametrize(
+    "option", [("--metadata", "m.tsv"), ("--layer", "X"), ("--zero-fill",), ("--transpose",)]
+)
+def test_what_is_said_of_a_table_that_is_not_there_is_refused(shared, run, option):
+    result = run("generate", "--model", shared / "model", "-o", "g.biom", *option, code=2)
+    assert f"{option[0]} goes with --like" in result.stderr
 
 
 def test_generate_draws_what_a_design_asks_for(shared, run, tmp_path):

@@ -12,6 +12,7 @@ from countvae.decoder import ConvDecoder, Decoder
 from countvae.encoder import ConvEncoder
 from countvae.evidence import solve_noise
 from countvae.inference import (
+    balanced,
     drawn_factors,
     factor_covariance,
     factors_by_weight,
@@ -22,6 +23,7 @@ from countvae.inference import (
     proportion_interval,
     proposals,
     refine,
+    shared_draws,
 )
 from countvae.layers import ACTIVATIONS, Grid
 
@@ -210,13 +212,41 @@ def test_bound_and_evidence_of_a_network_are_those_of_quadrature(size):
     normal = torch.from_numpy(np.random.default_rng(0).standard_normal((1000, *z.shape)))
     weights = torch.stack([each.log_weight for each in proposals(decoder, x, answer, normal)])
     evidence = (weights.logsumexp(0) - np.log(len(weights))).numpy()
-    np.testing.assert_allclose(evidence, [bound_by_quadrature(r, decoder) for r in x], atol=0.05)
+    exact = np.array([bound_by_quadrature(row, decoder) for row in x])
+    np.testing.assert_allclose(evidence, exact, atol=0.05)
     truth = np.array([log_evidence_by_quadrature(row, decoder) for row in x])
     averaged = in_expectation(decoder, x, answer)
     bound = (averaged.bound + averaged.noise.overcount).numpy()
-    assert (bound < evidence).all()
+    assert (bound < exact + 1e-3).all()  # an average over draws
     assert (evidence < truth).all()
     assert (truth - bound).max() < 0.7
+
+
+@pytest.mark.parametrize("draws", [16, 17])
+def test_weights_of_few_draws_are_right_on_average(draws):
+    """Of an odd number of draws one more is normal than of the prior."""
+    decoder = bent(Grid((3,)), depth=2, k=1)
+    x = torch.tensor([[9, 3, 0], [2, 30, 8]]).double()
+    z = torch.zeros(len(x), 1).double()
+    answer = refine(decoder, x, posterior_at(decoder, x, z, torch.ones_like(z)), 20)
+    rng, found = np.random.default_rng(0), []
+    for _ in range(600):
+        normal = torch.from_numpy(rng.standard_normal((draws, *z.shape)))
+        weights = [each.log_weight for each in proposals(decoder, x, answer, normal)]
+        found.append(torch.stack(weights).logsumexp(0).numpy() - np.log(draws))
+    ratio = np.exp(np.array(found) - [bound_by_quadrature(row, decoder) for row in x])
+    error = ratio.std(0) / np.sqrt(len(ratio))
+    assert (np.abs(ratio.mean(0) - 1) < 4 * error + 1e-3).all()
+    assert error.max() < 0.008
+
+
+@pytest.mark.parametrize("k", [1, 8])
+def test_averages_over_balanced_draws_are_exact_in_a_factor_and_its_square(k):
+    """Else the bound of every sample is off by as much, of which no average over samples tells."""
+    draws = balanced(shared_draws(torch.zeros(1).double(), k, 64))
+    torch.testing.assert_close(draws.square().mean(0), torch.ones(1, k).double())
+    torch.testing.assert_close(draws.mean(0), torch.zeros(1, k).double())
+    assert (draws.pow(4).mean() - 3).abs() < 0.6
 
 
 def test_of_few_counts_weighed_draws_find_what_a_normal_law_behind_a_network_misses():

@@ -57,6 +57,18 @@ def test_numbers_in_c_are_groups_in_their_order_however_they_were_read(metadata)
         design.matrix(metadata.assign(run=[2.0, 7.0, 3.0, 2.0, 10.0, 2.0]))
 
 
+def test_numbers_that_were_read_as_text_are_numbers(metadata):
+    design = Design.of("~ age", metadata)
+    expected = design.matrix(metadata)
+    for kind in (object, str, "category"):
+        new = metadata.assign(age=metadata["age"].map("{:g}".format).astype(kind))
+        np.testing.assert_allclose(design.matrix(new), expected)
+        np.testing.assert_allclose(design.matrix(new.iloc[:2]), expected[:2])
+        np.testing.assert_allclose(design.matrix(new.iloc[:1]), expected[:1])
+    with pytest.raises(InputError, match="'age' has 'inf' in sample 's0'"):
+        design.matrix(metadata.assign(age=["inf", *"12345"]))
+
+
 def test_a_name_in_backticks_is_a_name_whatever_it_looks_like(metadata):
     metadata["C(age)"] = [0.5, 1.0, 0.2, 0.1, 0.9, 0.7]
     assert Design.of("~ `C(age)`", metadata).names == ("C(age)",)

@@ -16,7 +16,9 @@ import countvae.checkpoint
 from countvae import ConvMultinomialVAE, MultinomialVAE
 from countvae.errors import ArgumentError, CountvaeWarning, FeaturesDiffer, InputError
 from countvae.evidence import log_coefficient
+from countvae.metrics import trusted_below
 from countvae.rows import Rows
+from countvae.score import scores
 from countvae.table import CountTable, write
 from countvae.training import mean_bound
 
@@ -83,9 +85,13 @@ def test_rows_do_not_influence_each_other(model, X):
 def test_the_bound_lies_below_the_evidence_by_importance_sampling(model, X):
     bound = model.score_samples(X)
     evidence, pareto_k = model.evidence(X, draws=400)
-    trusted = pareto_k < 0.7
+    trusted = pareto_k < trusted_below(400)
     if model.posterior_variance == "none":  # a bound on log p(x | z), of which p(x) is a mean
         assert (bound > evidence).mean() > 0.9
+        more, of_more = model.evidence(X, draws=4000, random_state=1)
+        both = trusted & (of_more < trusted_below(4000))
+        assert both.mean() > 0.6
+        assert np.abs(more - evidence)[both].mean() < 0.2
         return
     assert trusted.mean() > 0.9
     assert (bound[trusted] <= evidence[trusted] + 0.2).all()
@@ -262,6 +268,8 @@ def test_the_plain_autoencoder_keeps_no_variance_and_no_divergence(X):
     np.testing.assert_array_equal(free.transform(X), codes)
     with pytest.raises(ArgumentError, match="a plain autoencoder has no posterior variance"):
         plain.amortization_gap(X)
+    with pytest.raises(ArgumentError, match="a plain autoencoder has no evidence"):
+        scores(plain, X)
 
 
 def test_a_plain_autoencoder_is_watched_by_what_it_maximises(X):

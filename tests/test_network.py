@@ -4,6 +4,7 @@ import networkx as nx
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import ndtr
 from scipy.stats import false_discovery_control, norm
 
 from countvae import MultinomialVAE
@@ -160,6 +161,24 @@ def test_a_whole_number_of_a_node_stays_one_where_others_have_none():
     G = graph(frame, pd.DataFrame({"module": module}))
     assert dict(G.nodes(data=True)) == {"a": {"module": 1}, "b": {}}
     assert isinstance(G.nodes["a"]["module"], int)
+
+
+def test_standard_errors_are_of_the_samples_that_were_fitted():
+    """Those held out to watch the fit by told its loadings nothing."""
+    counts = simulate(120, 12, 2, 500, rng=np.random.default_rng(0)).counts
+    model = MultinomialVAE(2, max_epochs=5, validation_fraction=0.5).fit(counts)
+    assert len(model.depth_) == 60
+    law, sd = _law(model), model.clr_loadings_sd_
+    found = edges(model, partners=11)
+    score = _Score(law.V, sd**2, 60).pairs(np.array([0]), np.array([1]))
+    pair = found[["feature_1", "feature_2"]].astype(int).apply(set, axis=1) == {0, 1}
+    assert found["p_value"][pair].item() == pytest.approx(2 * ndtr(-score[0]))
+
+
+def test_edges_none_of_which_is_positive_make_no_module():
+    frame = pd.DataFrame({"feature_1": ["a"], "feature_2": ["b"], "weight": [-0.5]})
+    for some in (frame, frame[:0]):
+        assert modules(some).isna().all()
 
 
 def test_modules_are_the_blocks_that_were_planted():

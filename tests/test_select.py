@@ -92,11 +92,15 @@ def test_samples_of_one_group_are_held_out_together(truth):
 
 def test_the_verdict_says_why_and_whether_more_may_do_better():
     table = pd.DataFrame({"k": [2, 4], "encoder_depth": 2, "difference": [-0.01, 0.0]})
-    table = table.assign(difference_se=[0.02, 0.0], chosen=[True, False])
+    table = table.assign(difference_se=[0.02, 0.0], chosen=[True, False], untrusted=[0.05, 0.4])
     said = Selection(table, 0.001, 0.01).verdict
     assert said.startswith("k = 2: the smallest within one standard error of the best, k = 4")
     assert "more factors than were tried may do better" in said
+    assert said.endswith("than by principal components of log(x + 1) (+0.001 nats a read, ± 0.01).")
     assert "no better or worse than by principal components" in said
+    uneven = Selection(table.assign(untrusted=[0.33, 0.4]), 0.001, 0.01).verdict
+    assert "Of 33% of the samples the evidence is not to be trusted" in uneven
+    assert "principal components" not in Selection(table, np.nan, np.nan).verdict
 
 
 def test_a_deeper_encoder_must_be_worth_it(truth):

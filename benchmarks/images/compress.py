@@ -53,6 +53,13 @@ def rounded(y: np.ndarray, kind: str, most: np.ndarray) -> np.ndarray:
     return np.rint(y / most * 127).clip(-127, 127) * most / 127
 
 
+def in_float16(model: MultinomialVAE | PCA) -> None:
+    """Round the decoder to what is counted of it."""
+    decoder = model.law if isinstance(model, PCA) else model._decoder
+    for part in (*decoder.parameters(), *decoder.buffers()):
+        part.data.copy_(part.data.half())
+
+
 def measure(name: str, seed: int) -> list[dict[str, object]]:
     """Compress what was held out."""
     data, rows = pictures(name, seed), []
@@ -71,6 +78,7 @@ def measure(name: str, seed: int) -> list[dict[str, object]]:
     tell_row("PNG", png(data.held, data.shape), whole)
     for method, model in models(data.shape, seed).items():
         model.fit(data.fitted)
+        in_float16(model)
         evidence, _ = model.evidence(data.held, DRAWS)
         ideal = of_depth - evidence.mean() / math.log(2)
         tell_row(f"{method}: ideal", ideal, whole, size_of(model))

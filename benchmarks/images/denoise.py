@@ -16,7 +16,15 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.core.common import arguments, tell, write
-from benchmarks.images.scene import HERE, Pictures, distance, on_all, pictures, with_control
+from benchmarks.images.scene import (
+    HERE,
+    NETWORK,
+    Pictures,
+    distance,
+    on_all,
+    pictures,
+    with_control,
+)
 
 KEPT = (0.02, 0.05, 0.1, 0.2, 0.5)
 ADDED = (0.3, 1, 3, 10, 30, 100, 300)
@@ -85,6 +93,10 @@ def measure(name: str, seed: int) -> list[dict[str, object]]:
         for share, counts in kept.items():
             seen = counts[counts.sum(1) > 0].astype(float)
             tell_row(method, share, model.denoise(seen)[0])
+            if method == NETWORK:  # as the plain one answers, whose codes no Newton step moves
+                model.set_params(refinement_steps=0)
+                tell_row(f"{NETWORK}, encoder alone", share, model.denoise(seen)[0])
+                model.set_params(refinement_steps=2)
     return rows
 
 

@@ -173,6 +173,15 @@ SHUFFLED, DENSE_NETWORK = "network, pixels shuffled", "network of dense layers"
 PLAIN = "convolutional, plain autoencoder"
 
 
+class DenseNetwork(ConvMultinomialVAE):
+    """The encoder of the dense model, and a decoder of dense layers.
+
+    One position with a channel a pixel makes each transposed convolution a dense layer.
+    """
+
+    _new_encoder = MultinomialVAE._new_encoder
+
+
 def models(shape: tuple[int, int], seed: int, k: int = K) -> dict[str, MultinomialVAE | PCA]:
     """Make the models that are compared, unfitted."""
     return {
@@ -186,11 +195,10 @@ def models(shape: tuple[int, int], seed: int, k: int = K) -> dict[str, Multinomi
 def with_control(shape: tuple[int, int], seed: int) -> dict[str, Model]:
     """Make those models, and beside them networks that know no neighbours, and no posterior."""
     d, network = math.prod(shape), ConvMultinomialVAE(K, grid=shape, random_state=seed)
-    # one position with a channel a pixel: each convolution is a dense layer
     no_grid = {"grid": (1, 1), "channels": d, "encoder_width": DENSE_WIDTH}
     return {
         **models(shape, seed),
         SHUFFLED: Shuffled(network, d),
-        DENSE_NETWORK: clone(network).set_params(**no_grid),
+        DENSE_NETWORK: DenseNetwork(K, random_state=seed, **no_grid),
         PLAIN: clone(network).set_params(posterior_variance="none"),
     }
