@@ -595,8 +595,8 @@ def denoise(
 ) -> None:
     """Give the proportions behind the counts, as far as the model and the counts tell.
 
-    Posterior means of the proportions: no zeros, rows sum to one. An .h5ad file has those in X and
-    the centred log-ratios with their standard deviations in layers["clr"] and layers["clr_sd"].
+    Proportions that the model believes in: no zeros, rows sum to one. An .h5ad file has those in X
+    and the centred log-ratios with their standard deviations in layers["clr"] and layers["clr_sd"].
 
     The ends of the intervals are in layers["lower"] and layers["upper"], or, of a .biom or .tsv
     file, in two files beside it: OUTPUT.lower.biom and OUTPUT.upper.biom, without its own suffix.

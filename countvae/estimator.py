@@ -80,6 +80,9 @@ JACOBIAN_ENTRIES = 2**24
 INTERVAL_ENTRIES = 2**22
 """Drawn proportions that are in memory at once."""
 
+SAMPLED_ENTRIES = 2**20
+"""Logits of new samples that are in memory at once."""
+
 OPTIMAL_STEPS = 30
 """Newton steps that stand for the optimum of a sample's posterior."""
 
@@ -749,10 +752,11 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         y = np.where(np.isnan(y), prior, y)
         shifts = np.broadcast_to(shift, (n, d))
         noise_sd = np.sqrt(self.feature_noise_variance_)
-        rows = []
-        for yi, moved, N in zip(y, shifts, depths, strict=True):
-            logits = self._clr_at(yi[None])[0] + moved
-            rows.append(_multinomial(N, logits + noise_sd * rng.standard_normal(d), rng))
+        rows, at_once = [], max(1, SAMPLED_ENTRIES // d)
+        for first in range(0, n, at_once):
+            at = slice(first, first + at_once)
+            for logits, N in zip(self._clr_at(y[at]) + shifts[at], depths[at], strict=True):
+                rows.append(_multinomial(N, logits + noise_sd * rng.standard_normal(d), rng))
         return _stacked(rows, d), y
 
     def denoise(self, X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
