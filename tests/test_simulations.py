@@ -1019,8 +1019,8 @@ def test_a_gap_that_does_not_fall_is_not_said_to():
         "on flat tables and falls 5 times, from 1 to 0.2 nats on wide tables. "
     ) in answer
     assert (
-        "held out, on flat tables 1, 1 and 1.5 nats (0.67 to 0.67 times): missed; on wide tables "
-        "1, 1 and 0.2 nats (5 to 5 times): missed. in sample, on flat tables 1, 1 and 0.05 nats "
+        "Held out, on flat tables 1, 1 and 1.5 nats (0.667 to 0.667 times): missed; on wide tables "
+        "1, 1 and 0.2 nats (5 to 5 times): missed. In sample, on flat tables 1, 1 and 0.05 nats "
         "(20 to 20 times): met; on wide tables 1, 1 and 0.05 nats (20 to 20 times): met. "
     ) in goals
     not_at_all, less = (s for s in more if "gains there" in s or "fewer times than" in s)

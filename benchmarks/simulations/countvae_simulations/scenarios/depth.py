@@ -165,10 +165,10 @@ def _goals(ours: pd.DataFrame) -> list[str]:
             + ("met" if _falls_enough(fits, name) else "missed")
             for (design, gap), (_, fits) in zip(gaps[name].iterrows(), _settings(ours), strict=True)
         )
-        said.append(f"{place}, {'; '.join(each)}")
+        said.append(f"{place.capitalize()}, {'; '.join(each)}.")
     return [
         f"The gap at one layer, at the default of {DEFAULT_DEPTH} and at three, judged by the "
-        f"lower end of the interval of its fall: {'. '.join(said)}. The bias of ẑ is to fall {BAR} "
+        f"lower end of the interval of its fall. {' '.join(said)} The bias of ẑ is to fall {BAR} "
         f"times as well, by its intervals: it does {_biases_fall(ours)}."
     ]
 
@@ -462,7 +462,7 @@ def _draws_of(seeds: int) -> np.ndarray:
 
 
 def _interval(values: np.ndarray) -> str:
-    return f"{np.quantile(values, LOW):.2g} to {np.quantile(values, HIGH):.2g}"
+    return f"{np.quantile(values, LOW):.3g} to {np.quantile(values, HIGH):.3g}"
 
 
 def _bound(squares: pd.Series, quantile: float) -> float:
