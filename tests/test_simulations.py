@@ -539,11 +539,13 @@ def test_noise_shared_by_a_minibatch_is_seen_in_sigma2_and_the_covariance(monkey
     sound = measured("ours", {}, *names)
     solve = training.solve_noise
 
-    def shared(m0, Q, x, sigma2, *more):
+    def shared(m0, Q, x, sigma2, *more, sums):
         noise = solve(m0, Q, x, sigma2, *more)
         logits = m0 + (sigma2 * noise.r).mean(0)
         rate = x.sum(1, keepdim=True) * logits.softmax(1)
-        return noise._replace(r=x - rate, of_Q=-0.5 * rate / (1 + sigma2 * rate))
+        noise = noise._replace(r=x - rate, of_Q=-0.5 * rate / (1 + sigma2 * rate))
+        sums.add(noise, Q)
+        return noise
 
     monkeypatch.setattr(training, "solve_noise", shared)
     broken = measured("ours", {}, *names)

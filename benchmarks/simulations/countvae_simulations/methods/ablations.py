@@ -11,7 +11,7 @@ from torch import Tensor
 
 from countvae import training
 from countvae.decoder import Decoder
-from countvae.evidence import Noise
+from countvae.evidence import Noise, Sums
 from countvae.ppca import clr_counts, ppca
 from countvae.rows import Rows
 from countvae.simulate import Simulation
@@ -34,7 +34,9 @@ def sampled_noise() -> Iterator[None]:
     generator = torch.Generator().manual_seed(0)
     slope = curve = torch.zeros(())
 
-    def draw(m0: Tensor, Q: Tensor, x: Tensor, sigma2: Tensor, *warm_start: Any) -> Noise:
+    def draw(
+        m0: Tensor, Q: Tensor, x: Tensor, sigma2: Tensor, *warm_start: Any, sums: Sums
+    ) -> Noise:
         nonlocal slope, curve
         del warm_start
         own = sigma2.sqrt() * torch.randn(m0.shape, generator=generator)
@@ -46,7 +48,9 @@ def sampled_noise() -> Iterator[None]:
         likelihood = (x * logits).sum(1) - N * log_total
         # of the bound with respect to log sigma
         slope, curve = slope + ((x - rate) * own).sum(), curve + (rate * own.square()).sum()
-        return Noise(likelihood, none, none, x - rate, -0.5 * rate, rate, log_scale)
+        noise = Noise(likelihood, none, none, x - rate, -0.5 * rate, rate, log_scale)
+        sums.add(noise, Q)
+        return noise
 
     def follow(self: Any, decoder: Decoder, shrunk: bool) -> None:
         nonlocal slope, curve
