@@ -197,13 +197,10 @@ def _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads, sums) -> No
     b = len(x)
     of_sample = [torch.empty(b, dtype=torch.float64) for _ in range(3)]
     of_feature = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(3)]
-    settled, c = torch.ones(b, dtype=torch.bool), log_scale.double()
+    deepest = FLOAT32_DEPTH if x.dtype == torch.float32 else torch.inf
+    settled, c = x.sum(1) <= deepest, log_scale.double()
     shared = sigma2.contiguous().numpy(), sigma2.double().log().numpy()
     m, q, counts, scales = (given.contiguous().numpy() for given in (m0, Q, x, c))
-    written = [tensor.numpy() for tensor in (*of_sample, *of_feature, settled)]
-
-    if x.dtype == torch.float32:
-        settled = x.sum(1) <= FLOAT32_DEPTH
     written = [tensor.numpy() for tensor in (*of_sample, *of_feature, settled)]
 
     def solve(at: slice) -> np.ndarray:

@@ -11,6 +11,7 @@ on 300 of the fitted pictures.
 """
 
 import itertools
+from copy import copy
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -94,9 +95,8 @@ def measure(name: str, seed: int) -> list[dict[str, object]]:
             seen = counts[counts.sum(1) > 0].astype(float)
             tell_row(method, share, model.denoise(seen)[0])
             if method == NETWORK:  # as the plain one answers, whose codes no Newton step moves
-                model.set_params(refinement_steps=0)
-                tell_row(f"{NETWORK}, encoder alone", share, model.denoise(seen)[0])
-                model.set_params(refinement_steps=2)
+                alone = copy(model).set_params(refinement_steps=0)
+                tell_row(f"{NETWORK}, encoder alone", share, alone.denoise(seen)[0])
     return rows
 
 

@@ -210,11 +210,11 @@ def factors(truth: Simulation, held_out: Simulation, found: Found) -> dict[str, 
         said |= _bias(f"{name}_bias_square", away, best, by_chance=drawn is held_out)
         answers[name] = best
     told, true = _told(found.model, sd), _true_factors(held_out, found.model)
-    for steps in (0, 2) if told.any() else ():
-        here = _posterior(found, held_out.counts, steps)[0]
-        away = ((true - here) / sd)[:, told]
+    refined, _ = _posterior(found, held_out.counts, 2)
+    for steps, answer in ((0, here), (2, refined)) if told.any() else ():
+        away = ((true - answer) / sd)[:, told]
         said |= {f"true_error_{steps}": _rms(away)}
-        said |= _bias(f"true_bias_square_{steps}", away, here[:, told])
+        said |= _bias(f"true_bias_square_{steps}", away, answer[:, told])
     explained = LinearRegression().fit(answers["z"], truth.z).predict(answers["held_z"])
     left = ((held_out.z - explained) ** 2).mean() / held_out.z.var(axis=0).mean()
     return said | {"z_explained": float(1 - left)}

@@ -136,15 +136,15 @@ def _gaps(ours: pd.DataFrame, depths: tuple[int, ...] = (1, 3)) -> pd.DataFrame:
 
 def _answer(ours: pd.DataFrame) -> str:
     """What becomes of the pseudocount's pull, then whether the gap falls as it is to."""
+    gaps = _gaps(ours).xs(MIDDLE, level="table.reads")
     places = (
         f"{place} it "
         + " and ".join(
-            f"{_change(gap[1], gap[3])} on {design} tables"
-            for design, gap in _gaps(ours).xs(MIDDLE, level="table.reads")[name].iterrows()
+            f"{_change(gap[1], gap[3])} on {design} tables" for design, gap in gaps[name].iterrows()
         )
         for name, place in PLACES.items()
     )
-    met = [_falls_enough(fits, name) for _, fits in _settings(ours) for name in PLACES]
+    met = [_enough(_fall_of(fits, name)) for _, fits in _settings(ours) for name in PLACES]
     word = "met" if all(met) else "met in part" if any(met) else "missed"
     return (
         f"{_of_pseudocounts(ours)} The encoder's gap is to fall {BAR} times from one layer to "
@@ -159,11 +159,11 @@ def _goals(ours: pd.DataFrame) -> list[str]:
     gaps = _gaps(ours, (1, DEFAULT_DEPTH, 3)).xs(MIDDLE, level="table.reads")
     said = []
     for name, place in reversed(PLACES.items()):
+        falls = (_fall_of(fits, name) for _, fits in _settings(ours))
         each = (
             f"on {design} tables {gap[1]:.3g}, {gap[DEFAULT_DEPTH]:.3g} and {gap[3]:.3g} nats "
-            f"({_interval(_ratio(fits, name))} times): "
-            + ("met" if _falls_enough(fits, name) else "missed")
-            for (design, gap), (_, fits) in zip(gaps[name].iterrows(), _settings(ours), strict=True)
+            f"({_interval(fall)} times): " + ("met" if _enough(fall) else "missed")
+            for (design, gap), fall in zip(gaps[name].iterrows(), falls, strict=True)
         )
         said.append(f"{place.capitalize()}, {'; '.join(each)}.")
     return [
@@ -173,7 +173,7 @@ def _goals(ours: pd.DataFrame) -> list[str]:
     ]
 
 
-def _ratio(fits: pd.DataFrame, name: str) -> np.ndarray:
+def _fall_of(fits: pd.DataFrame, name: str) -> np.ndarray:
     """How many times a median falls from one layer to three, for draws of the seeds."""
     wide = fits[fits["settings.pseudocount"] == 1.0].pivot_table(
         name, "seed", "settings.encoder_depth"
@@ -183,8 +183,8 @@ def _ratio(fits: pd.DataFrame, name: str) -> np.ndarray:
     return middle[:, 0] / middle[:, 1]
 
 
-def _falls_enough(fits: pd.DataFrame, name: str) -> bool:
-    return bool(np.quantile(_ratio(fits, name), LOW) >= BAR)
+def _enough(falls: np.ndarray) -> bool:
+    return bool(np.quantile(falls, LOW) >= BAR)
 
 
 def _against_truth(ours: pd.DataFrame) -> list[str]:
@@ -195,18 +195,14 @@ def _against_truth(ours: pd.DataFrame) -> list[str]:
     for design, fits in _settings(ours):
         settings = fits.groupby(SETTINGS)
 
-        def went(name: str, how: str, settings: Any = settings) -> str:
-            first, third = (settings.get_group((L, 1.0))[name] for L in (1, 3))
-            word = root if how == "root" else _median
-            return f"from {word(first)} to {word(third)}"
-
-        refined = settings.get_group((DEFAULT_DEPTH, 1.0))
+        first, refined, third = (settings.get_group((L, 1.0)) for L in (1, DEFAULT_DEPTH, 3))
         said.append(
             f"{_of(design, MIDDLE)}, pseudocount 1, against the true factors of samples held out, "
             "in posterior standard deviations (factors of which the data tell; an exact posterior "
             "mean at the true decoder has error 1 and bias 0): from L = 1 to L = 3 the error of "
-            f"the encoder's ẑ goes {went('true_error_0', 'median')}, its bias "
-            f"{went('true_bias_square_0', 'root')}; after two Newton steps, at L = "
+            f"the encoder's ẑ goes from {_median(first['true_error_0'])} to "
+            f"{_median(third['true_error_0'])}, its bias from {root(first['true_bias_square_0'])} "
+            f"to {root(third['true_bias_square_0'])}; after two Newton steps, at L = "
             f"{DEFAULT_DEPTH}, the error is {_median(refined['true_error_2'])} and the bias "
             f"{root(refined['true_bias_square_2'])}, which is that of the fitted decoder."
         )
