@@ -22,7 +22,7 @@ from countvae.errors import (
 )
 from countvae.files import BEGUN, is_empty_folder
 from countvae.signals import handled
-from countvae.training import Kept, State
+from countvae.state import Kept, State
 
 __all__ = ["Checkpoint"]
 

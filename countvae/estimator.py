@@ -65,10 +65,12 @@ from countvae.memory import available_bytes
 from countvae.processes import joined
 from countvae.rows import Rows
 from countvae.start import Start, residual_start
+from countvae.state import Kept
+from countvae.steps import Schedule
 from countvae.stream import CountFile, open_counts
 from countvae.table import CountTable, check_overlap, place_features
 from countvae.threads import one_thread_an_operation
-from countvae.training import COLUMNS, Kept, Schedule, train
+from countvae.training import COLUMNS, train
 
 MAX_COVARIANCE_BYTES = 2**31
 EXACT = 1e-8

@@ -23,6 +23,7 @@ from countvae.basis import sequential
 from countvae.errors import CountvaeWarning, DamagedModel, Diverged, InputError, ProcessLost
 from countvae.evidence import log_coefficient, solve_noise
 from countvae.metrics import subspace_error
+from countvae.moments import Moments
 from countvae.ppca import clr_counts
 from countvae.simulate import simulate
 from countvae.table import CountTable
@@ -1095,7 +1096,7 @@ def test_a_fit_that_fails_leaves_the_estimator_as_it_was(X, monkeypatch):
 
 
 def test_a_covariance_that_cannot_be_factored_is_divergence_at_the_best_epoch(X, monkeypatch):
-    rescale, done = countvae.training._Moments.rescale, []
+    rescale, done = Moments.rescale, []
 
     def fail_later(self, *given, **named):
         done.append(1)
@@ -1103,7 +1104,7 @@ def test_a_covariance_that_cannot_be_factored_is_divergence_at_the_best_epoch(X,
             raise torch.linalg.LinAlgError("eigh: did not converge")
         return rescale(self, *given, **named)
 
-    monkeypatch.setattr(countvae.training._Moments, "rescale", fail_later)
+    monkeypatch.setattr(Moments, "rescale", fail_later)
     model = MultinomialVAE(2, max_epochs=9)
     with pytest.warns(CountvaeWarning, match="no covariance in epoch 3; trying again"):
         with pytest.raises(Diverged, match="no covariance in epoch 3"):
@@ -1275,7 +1276,7 @@ def test_loadings_of_any_epoch_that_is_kept_have_standard_deviations(monkeypatch
     """Of a fit that ends before its decoder settles, or whose best epoch came before that."""
     truth = simulate(150, 12, 2, 1000, rng=np.random.default_rng(0))
     falling = itertools.count(-1.0, -1.0)  # the first epoch is the best
-    for where in (countvae.training, countvae.training._Moments):
+    for where in (countvae.training, Moments):
         monkeypatch.setattr(where, "mean_bound", lambda *_, **__: next(falling))
     model = MultinomialVAE(2, max_epochs=20, shrink_loadings=shrink, **early).fit(truth.counts)
     assert model.best_epoch_ < 3

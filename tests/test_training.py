@@ -15,11 +15,13 @@ from countvae.errors import Diverged
 from countvae.evidence import noise_bound, solve_noise
 from countvae.inference import factor_precision, posterior_at, refine
 from countvae.metrics import subspace_error
+from countvae.moments import Moments
 from countvae.rows import Rows
 from countvae.shrinkage import Shrinkage
 from countvae.simulate import simulate
 from countvae.start import residual_start
-from countvae.training import Schedule, _Moments, mean_bound, train
+from countvae.steps import Schedule, step
+from countvae.training import mean_bound, train
 
 
 @pytest.fixture(name="table", scope="module")
@@ -245,7 +247,7 @@ def test_mean_bound_does_not_depend_on_the_batches(table):
 def test_sigma2_takes_the_degrees_of_freedom_of_centre_and_loadings_into_account(table):
     _, _, decoder = start_on(table.counts)
     for shrunk, n, fitted in ((True, 100, 1), (False, 100, 4), (False, 4, 2)):
-        moments = _Moments(decoder, n)
+        moments = Moments(decoder, n)
         moments.noise.squares[:], moments.noise.information[:], moments.noise.fisher[:] = (
             0.9,
             1.0,
@@ -260,7 +262,7 @@ def test_sigma2_takes_the_degrees_of_freedom_of_centre_and_loadings_into_account
 def test_features_that_tell_nothing_take_the_common_noise_and_others_their_own(table):
     _, _, decoder = start_on(table.counts, by_feature=True)
     decoder.sigma2.fill_(0.5)
-    moments = _Moments(decoder, 10**9)
+    moments = Moments(decoder, 10**9)
     moments.noise.squares[0], moments.noise.information[0], moments.noise.fisher[0] = 9e6, 8e6, 1e7
     moments.solve_sigma2(decoder, shrunk=True)
     torch.testing.assert_close(decoder.sigma2, torch.full_like(decoder.sigma2, 0.6))
@@ -287,7 +289,7 @@ def test_one_step_of_fisher_scoring_goes_most_of_the_way(reads):
             found.append(decoder.sigma2.item())
             z, D = torch.zeros(len(x), 3).double(), torch.ones(len(x), 3).double()
             z, D, noise = refine(decoder, x, posterior_at(decoder, x, z, D), 6)
-            moments = _Moments(decoder, len(x))
+            moments = Moments(decoder, len(x))
             Q = decoder(z, D)[1]
             moments.noise.add(noise, Q)
             moments.solve_sigma2(decoder, shrunk=True)
@@ -299,7 +301,7 @@ def test_one_step_of_fisher_scoring_goes_most_of_the_way(reads):
 def test_factors_are_scaled_by_their_whole_covariance(table):
     rows, encoder, decoder = start_on(table.counts, dtype=torch.float64)
     x = next(rows.in_order())
-    moments = _Moments(decoder, len(x))
+    moments = Moments(decoder, len(x))
     with torch.no_grad():
         z, D = encoder(x)
         noise = posterior_at(decoder, x, z, D).noise
@@ -317,7 +319,7 @@ def test_factors_are_scaled_by_their_whole_covariance(table):
 
 def test_the_bound_at_the_loadings_is_the_averaged_one_and_what_their_variance_cost(table):
     _, _, decoder = start_on(table.counts)
-    moments, shrinkage = _Moments(decoder, 10), Shrinkage(decoder.V.detach())
+    moments, shrinkage = Moments(decoder, 10), Shrinkage(decoder.V.detach())
     moments.bound = torch.tensor(-50.0)
     moments.of_loadings += 3.0
     shrinkage.U = torch.full_like(decoder.V, 0.2)
@@ -328,7 +330,7 @@ def test_the_bound_at_the_loadings_is_the_averaged_one_and_what_their_variance_c
 def test_an_epoch_is_the_same_in_any_number_of_threads(monkeypatch, table):
     fits = []
     for threads in (1, 2, 3):
-        for room in ("training", "decoder", "logs", "evidence"):
+        for room in ("steps", "moments", "decoder", "logs", "evidence"):
             monkeypatch.setattr(f"countvae.{room}.worth", lambda *given, t=threads: t)
         parts = start_on(table.counts)
         history = run(*parts, epochs=8, shrink_loadings=True)
@@ -346,18 +348,18 @@ def test_steps_shared_among_threads_are_those_of_one_to_the_bit(monkeypatch, kin
             return super().step(closure)
 
     def moved(threads):
-        monkeypatch.setattr("countvae.training.worth", lambda *given: threads)
+        monkeypatch.setattr("countvae.steps.worth", lambda *given: threads)
         generator = torch.Generator().manual_seed(0)
         parts = [
             torch.nn.Parameter(torch.randn(size, generator=generator)) for size in (50, 7, 90, 1)
         ]
         groups = [{"params": parts[:3], "lr": 0.1}, {"params": parts[3:], "lr": 0.01}]
         optimizer = Occupied(groups, maximize=True)
-        for step in range(4):
+        for number in range(4):
             for part in parts:
                 part.grad = torch.randn(part.shape, generator=generator)
-            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
-            countvae.training._step(optimizer)
+            optimizer.param_groups[0]["lr"] = 0.1 / (number + 1)
+            step(optimizer)
         return parts, optimizer.state_dict()["state"]
 
     alone, of_alone = moved(1)
@@ -398,5 +400,5 @@ def test_one_step_on_the_whole_table_takes_out_what_minibatches_left(monkeypatch
         return (shrinkage.U * decoder.V.grad.square()).mean().item()
 
     with_it = far_from_rest()
-    monkeypatch.setattr(_Moments, "settle", lambda *_: None)
+    monkeypatch.setattr(Moments, "settle", lambda *_: None)
     assert with_it < 0.5 * far_from_rest()

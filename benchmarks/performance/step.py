@@ -23,8 +23,9 @@ from countvae.decoder import Decoder
 from countvae.encoder import DenseEncoder
 from countvae.rows import Rows
 from countvae.start import Start, residual_start
+from countvae.steps import Schedule
 from countvae.threads import one_thread_an_operation
-from countvae.training import Schedule, train
+from countvae.training import train
 
 BATCH = 128
 LARGE_BATCH = 1024

@@ -60,14 +60,14 @@ def sampled_noise() -> Iterator[None]:
 
     with (
         patch("countvae.training.solve_noise", draw),
-        patch("countvae.training._Moments.solve_sigma2", follow),
+        patch("countvae.moments.Moments.solve_sigma2", follow),
     ):
         yield
 
 
 def without_rescaling() -> AbstractContextManager[object]:
     """Leave scale and centre of the factors to the gradient."""
-    return patch("countvae.training._Moments.rescale", lambda *given, **more: None)
+    return patch("countvae.moments.Moments.rescale", lambda *given, **more: None)
 
 
 def pca_start() -> AbstractContextManager[object]:
@@ -95,7 +95,7 @@ def random_start() -> AbstractContextManager[object]:
 
 def frozen_encoder() -> AbstractContextManager[object]:
     """Leave the encoder where it started: only rescaling touches it."""
-    build = training._optimizer
+    build = training.optimizer_for
 
     def optimizer(*given: Any) -> torch.optim.Optimizer:
         built = build(*given)
@@ -103,7 +103,7 @@ def frozen_encoder() -> AbstractContextManager[object]:
             group["rate"] = 0.0
         return built
 
-    return patch("countvae.training._optimizer", optimizer)
+    return patch("countvae.training.optimizer_for", optimizer)
 
 
 ABLATIONS = {
