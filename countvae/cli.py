@@ -330,8 +330,7 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
         _check_grid(ctx)
         if options["zero_fill"]:
             raise click.UsageError("--zero-fill goes with --init.")
-    chosen(options["device"])
-    with launched() as processes, processes.first_holds(claimed(output)):
+    with launched(chosen(options["device"])) as processes, processes.first_holds(claimed(output)):
         options["quiet"] |= processes.rank > 0
         if processes.rank > 0:
             warnings.simplefilter("ignore", CountvaeWarning)

@@ -136,10 +136,9 @@ def solve_noise(
     threads = worth(b * d, x.device, WORTH_THREADS)
     if kernel is not None and x.device.type == "cpu":
         return _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads, sums)
-    rows = max(1, min(CACHED_ENTRIES // d, -(-b // threads))) if x.device.type == "cpu" else b
+    parts = threads if x.device.type != "cpu" else max(threads, -(-b * d // CACHED_ENTRIES))
     blocks = [
-        (m0[at], Q[at], x[at], sigma2, log_scale[at], tolerance)
-        for at in (slice(i, i + rows) for i in range(0, b, rows))
+        (m0[at], Q[at], x[at], sigma2, log_scale[at], tolerance) for at in cut(b, parts)
     ]
     solved = share(lambda block: _solve_block(*block), blocks, threads)
     noise = Noise(*(torch.cat(field) for field in zip(*solved, strict=True)))
@@ -234,7 +233,7 @@ def _solve_block(m0, Q, x, sigma2, log_scale, tolerance) -> Noise:
     c = log_scale
     log_u = _start(fixed + 0.5 * (Q + sigma2) + c[:, None], Q, sigma2)
     # N - sum(lambda) cancels in samples deeper than this; sum(e / sigma2) does not.
-    deep = N > 10 * (1 / sigma2).expand_as(m0[0]).sum()
+    deep = N > 10 * (1 / sigma2).sum()
     any_deep = bool(deep.any())
     unsettled = torch.ones_like(deep)
     for _ in range(NEWTON_PASSES):
@@ -301,7 +300,7 @@ def _bracket(m0, Q, x, sigma2) -> tuple[Tensor, Tensor]:
 def _evaluate(log_u, c, prior, Q, x, N, sigma2) -> Noise:
     """The bound at l, whatever l: e is defined by it, so the bound holds before convergence too."""
     dtype, wide = x.dtype, widest(x.device)
-    if N.max() > FLOAT32_DEPTH:
+    if (N > FLOAT32_DEPTH).any():
         log_u, c, prior, Q, x, N, sigma2 = (
             part.to(wide) for part in (log_u, c, prior, Q, x, N, sigma2)
         )

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from countvae.checks import one_line
-from countvae.errors import InputError, ProcessLost
+from countvae.errors import InputError, NoSuchDevice, ProcessLost
 
 __all__ = ["ALONE", "Processes", "joined", "launched"]
 
@@ -107,14 +107,28 @@ def joined() -> Processes:
 
 
 @contextmanager
-def launched() -> Iterator[Processes]:
-    """Join the processes that ``torchrun`` started, if it did, and part when all are done."""
+def launched(device: torch.device) -> Iterator[Processes]:
+    """Join the processes that ``torchrun`` started, if it did, and part when all are done.
+
+    Those of a fit on CUDA devices have one each.
+
+    Raises
+    ------
+    InputError
+        If there is no such device for each of those on this machine.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_available():
         yield joined()
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    if device.type == "cuda":
+        own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if own >= there:
+            raise NoSuchDevice(
+                f"device: process {own + 1} of this machine has no CUDA device of its own, as there"
+                f" {'is' if there == 1 else 'are'} {there}; start no more than that, or use 'cpu'."
+            )
+        torch.cuda.set_device(own)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield joined()
         # a process that leaves while others are still busy can abort, or take them with it

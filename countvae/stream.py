@@ -275,7 +275,7 @@ class CountFile:
         return chosen
 
     def _read(self, at: Integer[np.ndarray, " rows"]) -> csr_array:
-        """Read stored samples, whose numbers rise."""
+        """Read stored samples of sorted numbers."""
         pieces = []
         part_of = np.searchsorted(self._starts, at, side="right") - 1
         for number in np.unique(part_of):
@@ -385,7 +385,7 @@ class _Part:
             self.place = place
 
     def runs(self, at: np.ndarray) -> list[np.ndarray]:
-        """Cut rising sample numbers into requests: where much lies between, or enough is asked."""
+        """Cut sorted sample numbers into requests: where much lies between, or enough is asked."""
         begin, end = (
             number * self.d if self.indptr is None else self.indptr[number]
             for number in (at, at + 1)
@@ -394,10 +394,10 @@ class _Part:
         return np.split(at, np.flatnonzero(cuts) + 1)
 
     def chosen(self, at: np.ndarray) -> csr_array:
-        """Read samples whose numbers rise, and those between them, and keep the former."""
+        """Read samples of sorted numbers, and those between them, and keep the former."""
         first, last = int(at[0]), int(at[-1])
         rows = self._rows(first, last + 1)
-        return rows if len(at) == rows.shape[0] else rows[at - first]
+        return rows if (np.diff(at) == 1).all() else rows[at - first]
 
     def _rows(self, start: int, stop: int) -> csr_array:
         """Read consecutive samples."""

@@ -45,9 +45,9 @@ def worth(entries: int, device: torch.device, least: int = WORTH_ENTRIES) -> int
 
 
 def cut(size: int, threads: int) -> list[slice]:
-    """Cut a range into a slice for each thread."""
+    """Cut a range into a slice for each thread; one of nothing into a slice of nothing."""
     step = max(1, -(-size // threads))
-    return [slice(i, min(i + step, size)) for i in range(0, size, step)]
+    return [slice(i, min(i + step, size)) for i in range(0, max(1, size), step)]
 
 
 def share(work: Callable[[Any], Any], parts: list[Any], threads: int) -> list[Any]:

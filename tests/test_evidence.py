@@ -441,6 +441,17 @@ def test_a_sample_without_reads_says_nothing(dtype):
         torch.testing.assert_close(field, torch.zeros_like(field), rtol=0, atol=1e-5)
 
 
+def test_a_batch_without_samples_has_no_noise(dtype):
+    """As one of several processes may have at the end of an epoch."""
+    m0, Q, x = (t.to(dtype)[:0] for t in draw())
+    sums = evidence.Sums(*(torch.ones(7, dtype=dtype) for _ in range(3)))
+    noise = solve_noise(m0, Q, x, torch.tensor(0.8, dtype=dtype), sums=sums)
+    alone = solve_noise(*(t.to(dtype) for t in draw()), torch.tensor(0.8, dtype=dtype))
+    for field, of_some in zip(noise, alone, strict=True):
+        assert field.shape == (0, *of_some.shape[1:]) and field.dtype == of_some.dtype
+    assert all((part == 1).all() for part in sums)
+
+
 @pytest.mark.parametrize("sigma2", [0.05, 100.0])
 def test_counts_of_a_thousand_million_give_finite_values(dtype, sigma2):
     m0, Q, x = (t.to(dtype) for t in draw(12))

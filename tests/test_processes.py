@@ -120,8 +120,12 @@ def launch(folder, *arguments, count, table="table.h5ad", program="program.py", 
 
 @pytest.mark.parametrize(
     "stream, settings",
-    [(True, []), (False, ["--validation-fraction", "0.2", "--noise", "by-feature"])],
-    ids=["on disk", "in memory"],
+    [
+        (True, []),
+        (False, ["--validation-fraction", "0.2", "--noise", "by-feature"]),
+        (False, ["--batch-size", "299"]),  # of one sample, one process has none
+    ],
+    ids=["on disk", "in memory", "a last step of one sample"],
 )
 def test_two_processes_find_what_one_finds_and_one_writes(folder, stream, settings):
     for count in (1, 2):

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.core.common import ROOT, arguments, tell
 from benchmarks.performance.common import Watched, scratch, write
@@ -24,8 +25,9 @@ BATCHES = (128, 512)
 
 def fit_as_one_of_several(table: Path, out: Path, batch_size: int) -> None:
     """Fit in this process, and write what the first process found and how long it took."""
-    os.sched_setaffinity(0, {int(os.environ.get("LOCAL_RANK", "0"))})
-    with launched() as processes:
+    own = sorted(os.sched_getaffinity(0))[int(os.environ.get("LOCAL_RANK", "0"))]
+    os.sched_setaffinity(0, {own})
+    with launched(torch.device("cpu")) as processes:
         fit = Watched(table, K, max_epochs=EPOCHS, batch_size=batch_size)
         if processes.rank == 0:
             np.savez(out, epoch=fit.epoch, bound=fit.bound[-1], axes=fit.model.components_)
