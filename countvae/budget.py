@@ -1,11 +1,16 @@
 """What a fit takes in memory."""
 
+from typing import NamedTuple
+
 from countvae.rows import GROUP_ENTRIES
 
-__all__ = ["fit_bytes"]
+__all__ = ["Needs", "fit_needs"]
 
-DENSE_BATCHES = 20
-"""Arrays of batch x features alive at once, at most: counts, logits, rates, before and after."""
+DENSE_BATCHES, DENSE_BATCHES_ON_DEVICE = 20, 36
+"""Arrays of batch x features alive at once, at most: counts, logits, rates, before and after.
+
+On an accelerator the solver has some of its own, which elsewhere are of blocks.
+"""
 
 HIDDEN_COPIES = 3
 """Arrays of batch x units of the layers over a grid: before, after the activation, a gradient."""
@@ -22,11 +27,20 @@ SLACK = 1.4
 ANSWERS = 4
 """Arrays of samples x factors alive at once, in double precision, when all samples are answered."""
 
-REST = 200 * 2**20
+REST = 350 * 2**20
 """Answers in blocks of 2^20 entries, the sample of the start, modules loaded late."""
 
 
-def fit_bytes(
+class Needs(NamedTuple):
+    """Bytes that a fit takes at its peak, above what the interpreter has after the import."""
+
+    steps: int
+    """Parameters, their gradients and batches: where the steps are taken."""
+    rest: int
+    """What is in the machine's own memory on whatever device the steps are taken."""
+
+
+def fit_needs(
     n: int,
     d: int,
     k: int,
@@ -39,8 +53,11 @@ def fit_bytes(
     processes: int = 1,
     layers: int = 0,
     hidden: int = 0,
-) -> int:
-    """Estimate the peak of a fit above what the interpreter has after the import.
+    on_device: bool = False,
+    checkpoint: bool = False,
+    cast: bool = False,
+) -> Needs:
+    """Estimate what a fit takes at its peak.
 
     Parameters
     ----------
@@ -60,18 +77,32 @@ def fit_bytes(
         Processes that share the fit; the estimate is of each.
     layers, hidden : int
         Parameters of networks over a grid, and numbers that these make of a sample.
+    on_device : bool
+        Whether the steps are taken on an accelerator.
+    checkpoint : bool
+        Whether states are left: one is held, and another made meanwhile.
+    cast : bool
+        Whether the counts are brought to double precision first.
 
     Returns
     -------
-    int
-        Bytes. What was measured beside it is on the page "Performance" of the documentation.
+    Needs
+        What was measured beside it is on the page "Performance" of the documentation.
     """
     loadings, encoder = d * k, d * (k + width) + layers
-    parameters = 5 * (loadings + encoder) + 9 * loadings + SKETCHES * d * (k + 10)
-    parameters += 3 * (loadings + encoder)  # the state of the last whole epoch
+    state = 3 * (loadings + encoder)  # of the last whole epoch
+    parameters = 5 * (loadings + encoder) + 9 * loadings + state
     if processes > 1:
         parameters += 2 * (loadings + encoder)
+    parameters = max(parameters, SKETCHES * d * (k + 10))  # before there are any
     own = -(-min(batch_size, n) // processes)
-    steps = itemsize * (parameters + own * (DENSE_BATCHES * d + HIDDEN_COPIES * hidden))
-    held = 2 * GROUP_BYTES * min(nnz, GROUP_ENTRIES) if streamed else 0
-    return int(SLACK * steps) + held + ANSWERS * 8 * n * k + REST
+    dense = DENSE_BATCHES_ON_DEVICE if on_device else DENSE_BATCHES
+    steps = parameters + own * (dense * d + HIDDEN_COPIES * hidden)
+    rest = ANSWERS * 8 * n * k + REST
+    if streamed:
+        rest += 2 * GROUP_BYTES * min(nnz, GROUP_ENTRIES)
+    elif cast:
+        rest += 8 * nnz
+    if checkpoint:
+        rest += 2 * itemsize * state
+    return Needs(int(SLACK * itemsize * steps), rest)

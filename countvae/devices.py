@@ -1,10 +1,13 @@
 """Where tensors live: on this machine's processor, or on an accelerator."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from countvae.errors import NoSuchDevice
 
-__all__ = ["DEVICES", "chosen", "free_bytes", "widest"]
+__all__ = ["DEVICES", "chosen", "factored", "free_bytes", "widest"]
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -39,3 +42,8 @@ def widest(device: torch.device) -> torch.dtype:
 def free_bytes(device: torch.device) -> int | None:
     """Free memory of an accelerator; None where it does not say, or has none of its own."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def factored(how: Callable[[Tensor], tuple[Tensor, ...]], matrix: Tensor) -> tuple[Tensor, ...]:
+    """Factor a matrix on the processor, as not every device can, and bring the factors back."""
+    return tuple(factor.to(matrix.device) for factor in how(matrix.cpu()))

@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from countvae import store
 from countvae.basis import make_basis, restore
-from countvae.budget import fit_bytes
+from countvae.budget import Needs, fit_needs
 from countvae.checkpoint import Checkpoint
 from countvae.checks import MAX_COUNT, check_counts, check_unique, examples
 from countvae.decoder import Decoder
@@ -61,9 +61,9 @@ from countvae.inference import (
     refine,
 )
 from countvae.layers import ACTIVATIONS
-from countvae.memory import available_bytes
+from countvae.memory import Room
 from countvae.processes import joined
-from countvae.rows import Rows
+from countvae.rows import Rows, bytes_on_device
 from countvae.start import Start, residual_start
 from countvae.state import Kept
 from countvae.steps import Schedule
@@ -1337,17 +1337,24 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return Start(*(part.detach().to(dtype) for part in parts))
 
     def estimate_memory(self, X: Any) -> int:
-        """Bytes that `fit` takes at its peak besides the table, estimated; see `budget.fit_bytes`.
+        """Bytes that `fit` takes at its peak besides the table, estimated; see `budget.fit_needs`.
 
         Parameters
         ----------
         X : anything with a shape, or CountTable
             The table.
+
+        Returns
+        -------
+        int
+            Of an accelerator's memory and this machine's together, where there are both.
         """
         self._check_settings()
-        counts = X.counts if isinstance(X, CountTable) else X
+        return sum(self._needs(X.counts if isinstance(X, CountTable) else X))
+
+    def _needs(self, counts: Any) -> Needs:
         n, d = counts.shape
-        return fit_bytes(
+        return fit_needs(
             n,
             d,
             min(int(self.n_components), most_components(n, d)),
@@ -1357,25 +1364,27 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             streamed=isinstance(counts, CountFile),
             itemsize=getattr(torch, self.dtype).itemsize,
             processes=joined().count,
+            on_device=chosen(self.device).type != "cpu",
+            checkpoint=self.checkpoint is not None,
+            cast=getattr(counts, "dtype", np.float64) != np.float64,
         )
 
     def _size_of_networks(self, d: int) -> dict[str, int]:
-        """What they add to a fit's memory, as `fit_bytes` takes it."""
+        """What they add to a fit's memory, as `fit_needs` takes it."""
         return {"width": int(self.encoder_width) if self.encoder_depth > 1 else 0}
 
     def _check_memory(self, counts: Any, k: int) -> None:
-        needed, device = self.estimate_memory(counts), chosen(self.device)
-        free = free_bytes(device) if device.type == "cuda" else available_bytes()
-        if free is not None and device.type != "cuda":
-            free //= joined().here
-        if free is not None and needed > free:
-            n, d = counts.shape
-            raise TooLarge(
-                f"X: a fit of {n} samples × {d} features with {k} factors takes about "
-                f"{needed / 2**30:.1f} GiB of memory besides the table, of which {free / 2**30:.1f}"
-                " are free; fewer factors, a smaller batch_size and a smaller encoder_width take"
-                " less."
-            )
+        """Refuse a fit that there is no room for, on its device or beside it."""
+        (n, d), needs, device = counts.shape, self._needs(counts), chosen(self.device)
+        what = f"X: besides the table, a fit of {n} samples × {d} features with {k} factors"
+        less = "fewer factors, a smaller batch_size and a smaller encoder_width take less"
+        here, free = Room(what, less, shared_by=joined().here), free_bytes(device)
+        if free is None:
+            here.check(sum(needs))
+            return
+        here.check(needs.rest)
+        table = bytes_on_device(counts, getattr(torch, self.dtype), free)
+        Room(f"{what} on {device.type!r}", less, free=free).check(needs.steps + table)
 
     def _batch_size(self, n: int, d: int) -> int:
         return int(self.batch_size or default_batch_size(n, d))

@@ -137,9 +137,7 @@ def solve_noise(
     if kernel is not None and x.device.type == "cpu":
         return _solve_compiled(m0, Q, x, sigma2, log_scale, tolerance, threads, sums)
     parts = threads if x.device.type != "cpu" else max(threads, -(-b * d // CACHED_ENTRIES))
-    blocks = [
-        (m0[at], Q[at], x[at], sigma2, log_scale[at], tolerance) for at in cut(b, parts)
-    ]
+    blocks = [(m0[at], Q[at], x[at], sigma2, log_scale[at], tolerance) for at in cut(b, parts)]
     solved = share(lambda block: _solve_block(*block), blocks, threads)
     noise = Noise(*(torch.cat(field) for field in zip(*solved, strict=True)))
     if sums is not None:
@@ -314,7 +312,7 @@ def _evaluate(log_u, c, prior, Q, x, N, sigma2) -> Noise:
     kl = torch.addcmul(e * e, slack * slack, Q).div_(sigma2).sub_(slack).add_(u.log1p())
     rate = rate * (N / total)[:, None].to(x.dtype)
     w = rate * rho
-    precision = (1 / sigma2).expand_as(u[0]).sum(dtype=wide)
+    precision = (1 / sigma2).sum(dtype=wide)
     informed = (slack / sigma2).sum(1, dtype=wide)
     return Noise(
         likelihood,

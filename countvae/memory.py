@@ -23,11 +23,19 @@ class Room:
         What takes memory, the subject of the sentence.
     instead : str
         What to do instead, its end.
+    shared_by : int
+        Processes of this machine that take as much each.
+    free : int, optional
+        Bytes, of another memory than this machine's own.
     """
 
-    def __init__(self, what: str, instead: str) -> None:
+    def __init__(
+        self, what: str, instead: str, *, shared_by: int = 1, free: int | None = None
+    ) -> None:
         self.what, self.instead = what, instead
-        self.free = available_bytes()
+        self.free = available_bytes() if free is None else free
+        if self.free is not None:
+            self.free //= shared_by
 
     def check(self, needed: int) -> None:
         """Refuse what takes more bytes than there were.

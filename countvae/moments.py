@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from countvae.decoder import Decoder, oriented
-from countvae.devices import widest
+from countvae.devices import factored, widest
 from countvae.encoder import Encoder
 from countvae.evidence import Noise, Sums
 from countvae.inference import factor_precision
@@ -143,11 +143,11 @@ class Moments:
         if self.ff.shape[0]:
             slope = torch.linalg.solve(self.ff, self.zf.T).T
             covariance = covariance - slope @ self.zf.T / self.n
-        variances, axes = torch.linalg.eigh(covariance)
+        variances, axes = factored(torch.linalg.eigh, covariance)
         root = (axes * variances.clamp_min(1e-6).sqrt()) @ axes.T
         if rotate:
             V = decoder.V @ root
-            _, axes = torch.linalg.eigh(V.T @ (self.noise.information[:, None] * V))
+            _, axes = factored(torch.linalg.eigh, V.T @ (self.noise.information[:, None] * V))
             root = root @ oriented(axes.flip(1))
         decoder.rescale(root, mean, slope)
         encoder.rescale(root, mean)

@@ -141,7 +141,8 @@ class Rows:
         self.streamed = not issparse(counts)
         self.waited = 0.0
         self._there = None
-        if issparse(counts) and self.device.type != "cpu" and self._fits(counts):
+        free = free_bytes(self.device)
+        if self.device.type != "cpu" and bytes_on_device(counts, dtype, free):
             self._there = _OnDevice.of(counts, dtype, self.device)
         lanes = min(LANES, batch_size, self.n) if self.streamed else 1
         self._lanes_each = -(-lanes // processes.count)
@@ -218,10 +219,6 @@ class Rows:
             shares += group.split([cuts[i + 1] - cuts[i] for i in range(first, last)])
         return shares
 
-    def _fits(self, counts: csr_array) -> bool:
-        free = free_bytes(self.device)
-        return free is None or counts.nnz * (self.dtype.itemsize + 8) < FOR_TABLE * free
-
     def _chosen(self, index: Tensor) -> csr_array | _OnDevice:
         return (self.counts if self._there is None else self._there)[index.numpy()]
 
@@ -273,6 +270,14 @@ class Rows:
         data = some.data.astype(self._numbers, copy=False)
         dense = csr_array((data, some.indices, some.indptr), shape=some.shape).toarray()
         return torch.from_numpy(dense)
+
+
+def bytes_on_device(counts: Any, dtype: torch.dtype, free: int | None) -> int:
+    """Bytes that a table takes on an accelerator; 0 if it stays here, and batches are sent."""
+    if not issparse(counts):
+        return 0
+    needed = counts.nnz * (dtype.itemsize + 8)
+    return needed if free is None or needed < FOR_TABLE * free else 0
 
 
 def _grouped(batches: Iterable[Tensor], size: int) -> list[list[Tensor]]:

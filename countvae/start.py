@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from countvae.decoder import SIGMA2_RANGE, Decoder, oriented
+from countvae.devices import factored
 from countvae.evidence import solve_noise
 from countvae.inference import best_D, posterior_at, refine
 from countvae.logs import centred_logs
@@ -146,10 +147,10 @@ def _factors_of_residuals(
     width = min(k + OVERSAMPLING, d - 1, n)
     Y = torch.randn(d, width, generator=generator, dtype=mu.dtype).to(mu)
     for _ in range(POWER_PASSES):
-        Y, _ = gram_times(torch.linalg.qr(Y)[0])
-    Y = torch.linalg.qr(Y)[0]
+        Y, _ = gram_times(factored(torch.linalg.qr, Y)[0])
+    Y = factored(torch.linalg.qr, Y)[0]
     product, energy = gram_times(Y)
-    eigenvalues, rotation = torch.linalg.eigh(Y.T @ product)
+    eigenvalues, rotation = factored(torch.linalg.eigh, Y.T @ product)
     strength = eigenvalues.flip(0)[:k].clamp_min(0)
     u = oriented((Y @ rotation).flip(1)[:, :k])
     background = ((energy - strength.sum()) / max(1, min(n, d) - k)).clamp_min(1e-6)

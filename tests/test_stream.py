@@ -62,8 +62,13 @@ def test_any_rows_are_those_of_the_table_in_the_order_asked_for(table, files, ki
         assert streamed.shape == (table.n, table.d)
         np.testing.assert_array_equal(streamed.depth, table.depth)
         assert list(streamed.sample_ids) == list(table.sample_ids)
-        for rows in (slice(0, 60), slice(7, 9), np.array([5, 59, 0, 6, 7, 5]), np.array([], int),
-                     np.array([0, 0, 2])):
+        for rows in (
+            slice(0, 60),
+            slice(7, 9),
+            np.array([5, 59, 0, 6, 7, 5]),
+            np.array([], int),
+            np.array([0, 0, 2]),
+        ):
             np.testing.assert_array_equal(streamed[rows].toarray(), table.counts[rows].toarray())
 
 

@@ -1,7 +1,7 @@
-"""Peak memory of fits of tables on disk: `python -m benchmarks.performance.memory`.
+"""Peak memory of `countvae fit --stream`: `python -m benchmarks.performance.memory`.
 
-Each fit runs in a process of its own; the peak is resident memory above that after the imports,
-the estimate is what the fit itself expects.
+Each command runs in a process of its own, checkpoint, coordinates of all samples and files written
+included; the peak is resident memory above that after the imports, the estimate is what it says.
 """
 
 import json
@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 from benchmarks.core.common import ROOT, tell
-from benchmarks.performance.common import Watched, scratch, write
+from benchmarks.performance.common import scratch, write
 from benchmarks.performance.tables import write as write_table
-from countvae import MultinomialVAE
+from countvae import MultinomialVAE, cli
 from countvae.stream import CountFile
 
 SIZES = ((2000, 5000, 0.1), (20_000, 20_000, 0.02), (100_000, 50_000, 0.01))
-K, EPOCHS, ENCODED = 32, 2, 500
+K, EPOCHS = 32, 2
 
 
 def peak_mb() -> float:
@@ -28,17 +28,17 @@ def peak_mb() -> float:
 
 
 def measure(path: Path) -> dict[str, float]:
-    """Fit a table, encode some of its samples."""
-    after_import = peak_mb()
-    fit = Watched(path, K, max_epochs=EPOCHS)
-    of_fit = peak_mb() - after_import
-    fit.model.transform(CountFile(path).select_samples(range(ENCODED)))
+    """Fit a table as a user would."""
+    after_import, out = peak_mb(), path.with_name("model")
+    fit = ["fit", path, "-o", out, "-k", K, "--max-epochs", EPOCHS, "--stream", "--quiet"]
+    cli.main([*map(str, fit)], standalone_mode=False)
+    peak = peak_mb() - after_import
+    model = MultinomialVAE(K, checkpoint=path.with_name("none"))
     return {
-        "peak_mb": of_fit,
-        "peak_with_encoding_mb": peak_mb() - after_import,
-        "estimate_mb": MultinomialVAE(K).estimate_memory(CountFile(path)) / 2**20,
+        "peak_mb": peak,
+        "estimate_mb": model.estimate_memory(CountFile(path)) / 2**20,
         "import_mb": after_import,
-        "epoch_s": fit.epoch,
+        "fit_s": json.loads((out / "run.json").read_text(encoding="utf-8"))["seconds"]["fit"],
     }
 
 
@@ -47,16 +47,14 @@ if __name__ == "__main__":
         print(json.dumps(measure(Path(sys.argv[1]))))
         raise SystemExit
     rows = []
-    with scratch() as folder:
-        for n, d, nonzero in SIZES:
+    for n, d, nonzero in SIZES:
+        with scratch() as folder:
             path = folder / "table.h5ad"
             write_table(path, n, d, 16, nonzero, 0)
             command = [sys.executable, "-m", "benchmarks.performance.memory", str(path)]
             done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
             found = json.loads(done.stdout.splitlines()[-1])
-            rows.append(
-                {"n": n, "d": d, "nonzero": nonzero, "file_mb": path.stat().st_size / 2**20}
-            )
-            rows[-1] |= found
-            tell(rows[-1])
+            file_mb = path.stat().st_size / 2**20
+        rows.append({"n": n, "d": d, "nonzero": nonzero, "file_mb": file_mb} | found)
+        tell(rows[-1])
     write("memory", rows)

@@ -159,8 +159,8 @@ def processes(rows: pd.DataFrame) -> str:
 def memory(rows: pd.DataFrame) -> str:
     """Peaks and estimates."""
     return (
-        "Peak resident memory above that after the imports, k = 32, the table on disk (for the largest "
-        f"{goal(rows['peak_with_encoding_mb'].iloc[-1], 1500, ' MB')}), and what the fit expected.\n\n"
+        "Peak resident memory of `countvae fit --stream -k 32`, of two epochs, above that after the imports (for the largest "
+        f"{goal(rows['peak_mb'].iloc[-1], 1500, ' MB')}), and what the command expected.\n\n"
         + table(rows)
     )
 
