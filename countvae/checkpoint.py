@@ -4,7 +4,6 @@ import functools
 import os
 import re
 import shutil
-import signal
 import time
 import warnings
 from collections.abc import Callable
@@ -14,20 +13,20 @@ from typing import Any
 
 from countvae import store
 from countvae.errors import (
+    CannotRead,
     CheckpointOfAnother,
     CountvaeWarning,
     DamagedModel,
     InputError,
     NotAModel,
 )
-from countvae.files import BEGUN, is_empty_folder
-from countvae.signals import handled
+from countvae.files import BEGUN, is_empty_folder, sync
+from countvae.signals import IGNORED, handled
 from countvae.state import Kept, State
 
 __all__ = ["Checkpoint"]
 
 SECONDS_BETWEEN = 30.0
-IGNORED = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}
 
 STATE = r"(\d)-(\d{6,})"
 UNFINISHED = BEGUN + STATE
@@ -72,7 +71,7 @@ class Checkpoint:
         for i, path in enumerate(states):
             try:
                 kept, theirs, attempt = _read(path)
-            except (DamagedModel, NotAModel) as error:
+            except (DamagedModel, NotAModel, CannotRead) as error:
                 if i + 1 == len(states):
                     raise
                 warnings.warn(
@@ -131,8 +130,12 @@ class Checkpoint:
         attempt, kept = self._latest
         epoch = len(kept.settings["history"])
         self.folder.mkdir(exist_ok=True)
+        sync(self.folder.absolute().parent)
         settings = {"fit": self.this_fit(), "attempt": attempt, "state": kept.settings}
-        store.save(self.folder / f"{attempt}-{epoch:06}", kept.arrays, settings, force=True)
+        place = self.folder / f"{attempt}-{epoch:06}"
+        if not store.is_model(place):  # damaged: nothing to be replaced by what is whole
+            shutil.rmtree(place, ignore_errors=True)
+        store.save(place, kept.arrays, settings, force=True)
         last = self._states()[:KEPT]
         for path in self._ours():
             if path not in last:

@@ -72,6 +72,7 @@ from countvae.files import (
 from countvae.layers import ACTIVATIONS
 from countvae.memory import Room
 from countvae.processes import ALONE, GOES_ON, Processes, launched
+from countvae.signals import IGNORED, handled
 from countvae.simulate import Design, Simulation, simulate
 from countvae.stream import CountFile
 from countvae.table import (
@@ -80,6 +81,7 @@ from countvae.table import (
     check_suffix,
     read,
     read_metadata,
+    read_whole,
     write,
     write_frame,
 )
@@ -334,12 +336,14 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
         options["quiet"] |= processes.rank > 0
         if processes.rank > 0:
             warnings.simplefilter("ignore", CountvaeWarning)
-        model, kept, run = _fitted(ctx, tables, output, options, processes)
-        mean, sd = _encoded(model, kept, processes, run["seconds"])
-        if processes.rank == 0:
-            beside = ordination.files(model, kept.sample_ids, mean, sd, kept.feature_metadata)
-            beside["run.json"] = lambda path: _write_json(run, path)
-            model.save(output, force=options["force"], extra_files=beside)
+        with _saying_how_to_go_on(_beside(output), processes):
+            model, kept, run = _fitted(ctx, tables, output, options, processes)
+            mean, sd = _encoded(model, kept, processes, run["seconds"])
+            if processes.rank == 0:
+                beside = ordination.files(model, kept.sample_ids, mean, sd, kept.feature_metadata)
+                beside["run.json"] = lambda path: _write_json(run, path)
+                with handled(IGNORED):  # a signal must not come between a model and what is said
+                    model.save(output, force=options["force"], extra_files=beside)
     if processes.rank > 0:
         return
     if options["as_json"]:
@@ -921,7 +925,10 @@ def _fitted(
     begun = _going_on(ctx, options) if options["init"] else None
     with timed(seconds, "read"):
         counts = _read(tables, options, processes)
-        digests = [sha256(path) for path in tables] if first else None
+        digests = None
+        if first:
+            streamed = isinstance(counts, CountFile)
+            digests = counts.digests if streamed else [sha256(path) for path in tables]
         of_metadata = sha256(options["metadata"]) if first and options["metadata"] else None
         say(f"{table} ({counts.source}): {size(counts)}")
         kept = _with_covariates(counts, table, options["formula"], options, say)
@@ -940,18 +947,11 @@ def _fitted(
     basis = options["tree"] or options["basis"]
     model = kind(**settings, basis=basis, checkpoint=checkpoint)
     say(f"memory: about {model.estimate_memory(kept) / 2**20:.0f} MiB besides the table")
+    if first and options["force"] and not options["resume"]:
+        # only now: a mistake in what is to be fitted must not cost what was left to go on with
+        MultinomialVAE.forget(checkpoint)
     with renamed({"X:": f"{table}:", "basis:": f"{basis}:"}), timed(seconds, "fit"):
-        try:
-            _with_progress(options["quiet"], model, kept)
-        except KeyboardInterrupt:
-            if processes.count > 1:
-                raise KeyboardInterrupt(f"interrupted; {GOES_ON}.") from None
-            if not Checkpoint(checkpoint, dict).holds_a_state():
-                raise
-            again = sys.argv[1:] + ["--resume"] * ("--resume" not in sys.argv)
-            raise KeyboardInterrupt(
-                f"interrupted; it goes on by: {shlex.join(['countvae', *again])}"
-            ) from None
+        _with_progress(options["quiet"], model, kept)
     arguments = ctx.params | {name: getattr(model, name) for name in OF_KIND}
     run = {
         "command": "fit",
@@ -1034,16 +1034,30 @@ def _beside(output: Path) -> Path:
 
 
 def _settle(checkpoint: Path, options: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Refuse, remove or announce the state that a fit has left."""
+    """Refuse or announce the state that a fit has left."""
     there = Checkpoint(checkpoint, dict).holds_a_state()
     if options["resume"]:
         said = "going on from there" if there else "no state was left there; beginning anew"
         say(f"{checkpoint}: {said}")
-    elif checkpoint.exists():
-        if not options["force"]:
-            goes_on = "--resume goes on with it, --force" if there else "it left no state; --force"
-            raise Unfinished(f"{checkpoint}: a fit was broken off here; {goes_on} begins anew.")
-        MultinomialVAE.forget(checkpoint)
+    elif checkpoint.exists() and not options["force"]:
+        goes_on = "--resume goes on with it, --force" if there else "it left no state; --force"
+        raise Unfinished(f"{checkpoint}: a fit was broken off here; {goes_on} begins anew.")
+
+
+@contextmanager
+def _saying_how_to_go_on(checkpoint: Path, processes: Processes) -> Iterator[None]:
+    """Add to an interrupt the command that goes on, if a state is left to go on from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if processes.count > 1:
+            raise KeyboardInterrupt(f"interrupted; {GOES_ON}.") from None
+        if not Checkpoint(checkpoint, dict).holds_a_state():
+            raise
+        again = sys.argv[1:] + ["--resume"] * ("--resume" not in sys.argv)
+        raise KeyboardInterrupt(
+            f"interrupted; it goes on by: {shlex.join(['countvae', *again])}"
+        ) from None
 
 
 def _check_outputs(
@@ -1404,7 +1418,7 @@ def _as_anndata(table: CountTable, path: Path, scratch: Path) -> anndata.AnnData
     if not table.source.startswith(("X", "layers[")):
         write(table, scratch, force=True)
         return anndata.read_h5ad(scratch)
-    adata = anndata.read_h5ad(path)
+    adata = read_whole(path)
     if table.source.endswith("transposed"):
         adata = adata.T
     return adata[np.isin(adata.obs_names.to_numpy(str), table.sample_ids.astype(str))]

@@ -88,9 +88,6 @@ SAMPLED_ENTRIES = 2**20
 OPTIMAL_STEPS = 30
 """Newton steps that stand for the optimum of a sample's posterior."""
 
-PROBED = 64
-"""Samples of a table on disk by which a checkpoint knows it again, besides the depth of all."""
-
 RETRIES = 1
 SMALLER = 10
 """A fit that diverged is tried again with a learning rate so many times smaller."""
@@ -1215,7 +1212,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             return self._settings() | {
                 "seed": seed,
                 "shape": [n, d],
-                "counts": _digest(self.depth_, *_some_of(counts)),
+                "counts": _digest(self.depth_, *_content(counts)),
                 "samples": _digest(fitted.names.astype(str), fitted.covariates),
                 "features": _digest(np.array(self.feature_ids_)),
                 "init": begun and _digest(*(part.numpy() for part in parts)),
@@ -1582,12 +1579,11 @@ def _digest(*arrays: np.ndarray) -> str:
     return found.hexdigest()
 
 
-def _some_of(counts: sp.csr_array | CountFile) -> tuple[np.ndarray, ...]:
-    """Return what tells a table from others: its counts, or those of some samples on disk."""
-    n = counts.shape[0]
-    at = np.unique(np.linspace(0, n - 1, PROBED).astype(int))
-    some = counts[at] if isinstance(counts, CountFile) else counts
-    return some.indptr, some.indices, some.data
+def _content(counts: sp.csr_array | CountFile) -> tuple[np.ndarray, ...]:
+    """Return what tells a table from others: its counts, or the files that it is read from."""
+    if isinstance(counts, CountFile):
+        return (np.array(counts.digests),)
+    return counts.indptr, counts.indices, counts.data
 
 
 def _names(table: Any, counts: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -33,6 +33,7 @@ __all__ = [
     "new_file",
     "new_folder",
     "sha256",
+    "sync",
 ]
 
 BEGUN = r"\.[0-9a-f]{8}-"
@@ -40,6 +41,10 @@ BEGUN = r"\.[0-9a-f]{8}-"
 
 ASIDE = ".before"
 """How names end of what is put aside while something takes its place."""
+
+
+_held: set[Path] = set()
+"""Places that this process has claimed."""
 
 
 def check_writable(path: str | os.PathLike[str], force: bool) -> None:
@@ -91,7 +96,8 @@ def _same(path: Path, other: Path) -> bool:
 def claimed(path: str | os.PathLike[str]) -> Iterator[None]:
     """Let nobody else claim a place meanwhile; remove what a killed run left unfinished there.
 
-    The claim ends with the process, however that ends. It binds only those who claim.
+    The claim ends with the process, however that ends. It binds only those who claim, as all do
+    who write here, unless they write within a claim of their own.
 
     Parameters
     ----------
@@ -115,12 +121,18 @@ def claimed(path: str | os.PathLike[str]) -> Iterator[None]:
         except Timeout as error:
             raise InUse(f"{path}: another run is writing to it.") from error
     try:
+        _held.add(place)
         _tidy(place)
         yield
     finally:
+        _held.remove(place)
         # while it is held: a process that waits for this file sees that it is gone
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+
+
+def _claimed_once(path: Path) -> AbstractContextManager[None]:
+    return nullcontext() if path.resolve() in _held else claimed(path)
 
 
 @contextmanager
@@ -159,16 +171,17 @@ def new_file(path: str | os.PathLike[str], force: bool = False) -> Iterator[Path
     if path.is_dir():
         raise NotReplaced(f"{path}: is a folder; expected a file.")
     beside = _beside(path)
-    try:
-        with _writing(path, beside):
-            beside.touch(exist_ok=False)
-            yield beside
-            _sync(beside)
-            check_writable(path, force)
-            os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    _sync(path.absolute().parent)
+    with _claimed_once(path):
+        try:
+            with _writing(path, beside):
+                beside.touch(exist_ok=False)
+                yield beside
+                sync(beside)
+                check_writable(path, force)
+                os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+        sync(path.absolute().parent)
 
 
 @contextmanager
@@ -207,22 +220,23 @@ def new_folder(
     _check_replaceable(path, replaceable)
     place = path.resolve()
     beside = _beside(place)
-    try:
-        with _writing(path, beside):
-            beside.mkdir()
-            yield beside
-            for file in beside.rglob("*"):
-                _sync(file)
-            _sync(beside)
-            check_writable(path, force)
-            _check_replaceable(path, replaceable)
-            if place.exists():
-                _exchange(beside, place)
-            else:
-                os.rename(beside, place)
-        _sync(place.parent)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with _claimed_once(path):
+        try:
+            with _writing(path, beside):
+                beside.mkdir()
+                yield beside
+                for file in beside.rglob("*"):
+                    sync(file)
+                sync(beside)
+                check_writable(path, force)
+                _check_replaceable(path, replaceable)
+                if place.exists():
+                    _exchange(beside, place)
+                else:
+                    os.rename(beside, place)
+            sync(place.parent)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -331,7 +345,7 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Put a file, or a folder's list of names, on the disk before going on."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -16,12 +16,12 @@ from pathlib import Path
 import h5py
 
 from countvae.errors import DamagedFile
-from countvae.memory import Room
+from countvae.memory import Room, limit_growth
 
-__all__ = ["check_unchanged", "checked", "state_of", "unchanged"]
+__all__ = ["check_unchanged", "checked", "claimed_bytes", "state_of", "unchanged"]
 
 NO_CLAIM = 2**26
-"""Bytes that any file may claim to hold."""
+"""Bytes that any file may claim to hold, all members together, beyond what its own can give."""
 
 EXPANSION = 2**11
 """Bytes that come from one of a file at most; deflate ends at 1032."""
@@ -33,7 +33,13 @@ SECONDS_BLOCKED = 120
 """By the clock, which a slow disk may need: of a process that waits for what never comes."""
 
 TRIED = 2**25
-"""Bytes of a member that is tried, at most, and of all members together."""
+"""Bytes of a member that is tried, at most, and of all members together as they are stored."""
+
+INFLATING = 2**4
+"""Bytes made of packed ones that take as long as to read one."""
+
+GROWTH = 2**31
+"""Bytes by which the process that tries a file out may grow."""
 
 ALLOCATION = "memory allocation failed"
 """What the library says where it gets no memory; the system's own refusal has a number instead."""
@@ -84,11 +90,12 @@ def _try_out(path: Path) -> None:
         sys.unraisablehook = lambda unraisable: None
         end = WELL
         try:
+            limit_growth(GROWTH)
             with h5py.File(path) as file:
                 _check_claims(file, path)
-                file.visititems(_Reading())
+                _read_small(file)
         except BaseException as error:
-            end = GREEDY if ALLOCATION in str(error) else WELL
+            end = GREEDY if _greedy(error) else WELL
         os.write(says, end)
         os._exit(0)
     os.close(says)
@@ -105,22 +112,40 @@ def _try_out(path: Path) -> None:
         raise DamagedFile(f"{path}: cannot be read as HDF5: the library {what}.")
 
 
-class _Reading:
-    """Read one member after another, as long as they are small."""
-
-    def __init__(self) -> None:
-        self.left = TRIED
-
-    def __call__(self, name: str, member: h5py.Group | h5py.Dataset) -> None:
+def _read_small(file: h5py.File) -> None:
+    """Read one member after another, the smallest first, as long as they are small."""
+    members: list[h5py.Group | h5py.Dataset] = [file["/"]]
+    file.visititems(lambda name, member: members.append(member))
+    for member in members:
         for key in member.attrs:
             with _unless_greedy():
                 member.attrs[key]
-        if isinstance(member, h5py.Dataset):
-            size = (member.size or 0) * member.dtype.itemsize
-            if size <= self.left:
-                self.left -= size
-                with _unless_greedy():
-                    member[()]
+    left, datasets = TRIED, [member for member in members if isinstance(member, h5py.Dataset)]
+    for dataset in sorted(datasets, key=_bytes):
+        stored = dataset.id.get_storage_size()
+        left -= max(stored, _bytes(dataset) // INFLATING if stored else 0)
+        if _bytes(dataset) > TRIED or left < 0:
+            return
+        with _unless_greedy():
+            dataset[()]
+
+
+def _bytes(dataset: h5py.Dataset) -> int:
+    return (dataset.size or 0) * dataset.dtype.itemsize
+
+
+def claimed_bytes(file: h5py.File) -> int:
+    """Add up what the members of a file say they hold."""
+    sizes = []
+    file.visititems(
+        lambda name, member: sizes.append(_bytes(member) if hasattr(member, "dtype") else 0)
+    )
+    return sum(sizes)
+
+
+def _greedy(error: BaseException) -> bool:
+    """Whether it is of memory; what the library says of it has no other mark."""
+    return isinstance(error, MemoryError) or ALLOCATION in str(error)
 
 
 @contextmanager
@@ -129,13 +154,14 @@ def _unless_greedy() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if ALLOCATION in str(error):
+        if _greedy(error):
             raise
 
 
 def _check_claims(file: h5py.File, path: Path) -> None:
     """Refuse links out of a file, and sizes that its bytes cannot hold, before anything is read."""
-    seen, groups = set(), [file["/"]]
+    root, beyond = file["/"], 0
+    seen, groups = {h5py.h5o.get_info(root.id).addr}, [root]
     while groups:
         group = groups.pop()
         for name in group:
@@ -145,7 +171,7 @@ def _check_claims(file: h5py.File, path: Path) -> None:
             member = group[name]
             key = h5py.h5o.get_info(member.id).addr
             if key in seen:
-                continue
+                raise DamagedFile(f"{path}: {where!r} has another name too; it is not read.")
             seen.add(key)
             if isinstance(member, h5py.Group):
                 groups.append(member)
@@ -158,11 +184,12 @@ def _check_claims(file: h5py.File, path: Path) -> None:
                         f"{path}: reading a chunk of {where!r}", "write it in smaller chunks"
                     )
                     room.check(math.prod(member.chunks) * member.dtype.itemsize)
-                size, stored = member.size or 0, member.id.get_storage_size()
-                if size * member.dtype.itemsize > max(NO_CLAIM, EXPANSION * stored):
+                stored = member.id.get_storage_size()
+                beyond += max(0, _bytes(member) - EXPANSION * stored)
+                if beyond > NO_CLAIM:
                     raise DamagedFile(
-                        f"{path}: {where!r} claims {size:,} values, and {stored:,} bytes of the"
-                        " file are theirs."
+                        f"{path}: {where!r} claims {member.size:,} values, and {stored:,} bytes of"
+                        " the file are theirs."
                     )
 
 

@@ -9,7 +9,7 @@ try:
 except ImportError:  # as on Windows
     resource = None
 
-__all__ = ["Room", "available_bytes"]
+__all__ = ["Room", "available_bytes", "limit_growth"]
 
 GROUPS = "/sys/fs/cgroup"
 
@@ -96,13 +96,27 @@ def _left_by_group(folder: str, most: str, used: str, cached: str) -> int | None
 
 
 def _left_by_limit() -> int | None:
-    if resource is None:
+    size = _size()
+    if resource is None or size is None:
         return None
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if most == resource.RLIM_INFINITY else most - size
+
+
+def limit_growth(most: int) -> None:
+    """Let this process grow by so many bytes, where the system can see to it."""
+    size = _size()
+    if resource is None or size is None:
+        return
+    now, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if now == resource.RLIM_INFINITY or now > size + most:
+        resource.setrlimit(resource.RLIMIT_AS, (size + most, hard))
+
+
+def _size() -> int | None:
+    """Return the size of this process's address space."""
     size = next(iter(_lines("/proc/self/statm")), "")
-    if most == resource.RLIM_INFINITY or not size:
-        return None
-    return most - int(size.split()[0]) * resource.getpagesize()
+    return int(size.split()[0]) * resource.getpagesize() if size and resource else None
 
 
 def _lines(path: str) -> list[str]:

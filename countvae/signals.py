@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["handled"]
+__all__ = ["IGNORED", "handled"]
+
+IGNORED = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}
+"""What ends a program by Ctrl-C or a cluster's order does nothing for a while."""
 
 
 @contextmanager

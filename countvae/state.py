@@ -147,6 +147,7 @@ class State:
         now = _parts(self.encoder, self.decoder)
         _check_alike(room("now."), now)
         _put(room("now."), self.encoder, self.decoder)
+        self.whole = _parts(self.encoder, self.decoder)
         if best := room("best."):
             _check_alike(best, now)
             self.best = best

@@ -29,6 +29,7 @@ from countvae.errors import (
     out_of_memory,
 )
 from countvae.files import new_folder, sha256
+from countvae.memory import Room
 
 __all__ = ["CONFIG", "MODEL", "SCHEMA_VERSION", "files_of", "is_model", "load", "save"]
 
@@ -244,14 +245,19 @@ def _strings(file: Path, name: str, tensor: np.ndarray) -> np.ndarray:
 
 
 def _size(file: Path) -> int:
-    if not file.is_file():
+    try:
+        size = file.stat().st_size if file.is_file() else None
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    if size is None:
         if file.name == CONFIG:
             raise NotAModel(f"{file}: is missing, and without it the folder is no model.")
         raise DamagedModel(f"{file}: is missing, though {CONFIG} speaks of it.")
-    return file.stat().st_size
+    return size
 
 
 def _read(file: Path) -> bytes:
+    Room(f"{file}: reading it", "read it where there is more memory").check(2 * _size(file))
     try:
         return file.read_bytes()
     except OSError as error:
@@ -278,8 +284,9 @@ def _check_file(file: Path, digest: str) -> None:
 def _read_config(file: Path) -> dict[str, Any]:
     if (size := _size(file)) > MAX_CONFIG_BYTES:
         raise DamagedModel(f"{file}: {size} bytes is too large for a model's configuration.")
+    content = _read(file)
     try:
-        config = json.loads(_read(file))
+        config = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise DamagedModel(f"{file}: is not JSON, so it is truncated or not a model's.") from error
     schema = config.get("schema_version") if isinstance(config, dict) else None
@@ -312,8 +319,9 @@ def _well_formed(config: Mapping[str, Any]) -> bool:
             for described in arrays.values()
         )
         and isinstance(files, dict)
-        and all(name == Path(name).name for name in files)
+        and all(name == Path(name).name and name not in ("", "..") for name in files)
         and isinstance(config.get("settings"), dict)
+        and isinstance(config.get("versions"), dict)
     )
 
 

@@ -1,6 +1,7 @@
 """CountFile: a count table that stays on disk and is read a few samples at a time."""
 
 import copy
+import functools
 import os
 import warnings
 from collections.abc import Iterator
@@ -31,12 +32,14 @@ from countvae.errors import (
     NoSuchLayer,
     NotStreamable,
 )
+from countvae.files import sha256
 from countvae.hdf5 import check_unchanged, state_of
 from countvae.processes import ALONE, Processes
 from countvae.table import (
     Overlap,
     Parsed,
     canonical,
+    check_indptr,
     format_of,
     place_features,
     qualifying,
@@ -200,6 +203,11 @@ class CountFile:
         """Rows that hold about so many non-zeros, at least one."""
         return max(1, int(entries * self._starts[-1] / max(1, self.nnz)))
 
+    @property
+    def digests(self) -> list[str]:
+        """SHA-256 of each file, in hexadecimal; found once."""
+        return [part.digest for part in self._parts]
+
     def select_samples(self, which: Shaped[np.ndarray, " chosen"]) -> "CountFile":
         """Keep samples, in the order given: a mask over them, or positions."""
         at = np.arange(self.n)[which]
@@ -323,6 +331,10 @@ class CountFile:
 class _Part:
     """One file: rows of a CSR group, or of a dense dataset."""
 
+    @functools.cached_property
+    def digest(self) -> str:
+        return sha256(self.path)
+
     def __init__(self, path: Path, layer: str | None) -> None:
         self.path = path
         form = format_of(path)
@@ -359,11 +371,11 @@ class _Part:
                 f"{self.path}: {self.stored.source} is stored as {kind}, whose samples cannot be"
                 " read one by one; write it as CSR first, or read all of it."
             )
+        check_indptr(self.matrix, (self.n, self.d))
         self.indptr = self.matrix["indptr"][()].astype(np.int64)
-        self.nnz = int(self.indptr[-1]) if len(self.indptr) else 0
+        self.nnz = int(self.indptr[-1])
         if (
-            len(self.indptr) != self.n + 1
-            or self.indptr[0] != 0
+            self.indptr[0] != 0
             or (np.diff(self.indptr) < 0).any()
             or len(self.matrix["data"]) < self.nnz
             or len(self.matrix["indices"]) < self.nnz

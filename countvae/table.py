@@ -57,7 +57,7 @@ from countvae.errors import (
     refused_by_system,
 )
 from countvae.files import check_writable, new_file
-from countvae.hdf5 import checked, unchanged
+from countvae.hdf5 import checked, claimed_bytes, unchanged
 from countvae.memory import Room
 
 __all__ = ["CountTable", "Overlap", "read", "write", "write_frame"]
@@ -70,12 +70,15 @@ _BLOCK = 2**22
 _LONGEST_LINE = 2**27
 """Characters; a line of half a million features has some ten millions."""
 
+_MOST_IDLE = 10**6
+"""Lines without cells that a table may have."""
+
 # Bytes in memory, about, until a table is made of what is read.
 ENTRY_BYTES = 48  # of a non-zero: its value and place, three times
 TEXT_BYTES = 100  # of a name
 CELL_BYTES = 16  # of a character of a line of cells
 JSON_BYTES = 24  # of a character of lists of lists
-METADATA_BYTES = 32  # of a character of metadata
+METADATA_BYTES = 64  # of a character of metadata
 
 
 @dataclass(frozen=True)
@@ -847,6 +850,10 @@ def stored_h5ad(file: h5py.File, path: Path, layer: str | None) -> Parsed:
                 f"{path}: is not in the format of anndata 0.7 or later; write it anew with a"
                 " current anndata."
             )
+    for axis in (file["obs"], file["var"]):
+        for name in (axis.attrs.get("_index", ""), *axis.attrs.get("column-order", ())):
+            if str(name).startswith("/"):
+                raise DamagedFile(f"{path}: a column of {axis.name!r} is outside of it, {name!r}.")
     _check_names(file["obs"], file["var"])
     frames = [cast(pd.DataFrame, anndata.io.read_elem(file[axis])) for axis in ("obs", "var")]
     obs, var = (frame.set_axis(_ids(frame.index), axis="index") for frame in frames)
@@ -862,6 +869,20 @@ def stored_h5ad(file: h5py.File, path: Path, layer: str | None) -> Parsed:
     )
 
 
+def read_whole(path: Path) -> anndata.AnnData:
+    """Read all that an ``.h5ad`` file holds, not the counts alone.
+
+    Raises
+    ------
+    InputError
+        If a part of it cannot be read, or the memory would not hold them all.
+    """
+    with reading(path, "h5ad"), checked(path) as file:
+        room = Room(f"{path}: reading all parts of it", "write the coordinates as a .tsv")
+        room.check(claimed_bytes(file))
+        return anndata.read_h5ad(path)
+
+
 def _read_matrix(matrix: Any, shape: tuple[int, int], room: Room) -> csr_array:
     """Read a sparse group, or a dense dataset a block of rows at a time."""
     if isinstance(matrix, h5py.Dataset):
@@ -873,6 +894,7 @@ def _read_matrix(matrix: Any, shape: tuple[int, int], room: Room) -> csr_array:
             room.check(ENTRY_BYTES * entries)
         return canonical(vstack(blocks, format="csr") if blocks else csr_array(matrix.shape))
     room.check(ENTRY_BYTES * max(matrix[part].size for part in ("data", "indices")))
+    check_indptr(matrix, shape)
     if "encoding-type" in matrix.attrs:
         _check_shape(matrix.attrs.get("shape"), shape)
         counts = anndata.io.read_elem(matrix)
@@ -886,17 +908,28 @@ def _read_matrix(matrix: Any, shape: tuple[int, int], room: Room) -> csr_array:
     return canonical(counts)
 
 
+def check_indptr(matrix: h5py.Group, shape: tuple[int, int]) -> None:
+    """Refuse a sparse group of other rows than there are names, before its pointers are read."""
+    columnwise = matrix.attrs.get("encoding-type") == "csc_matrix"
+    if matrix["indptr"].size != shape[columnwise] + 1:
+        raise ValueError("the matrix does not fit the ids")
+
+
 def _corner(line: str) -> str:
     """Return the first cell of a line, without case and punctuation."""
     return re.sub(r"[^a-z0-9]", "", re.split(r"[\t,]", line)[0].lower())
 
 
 def _lines(file: io.TextIOBase, room: Room) -> Iterator[str]:
-    """Read line by line, but for one that would fill the memory, as a packed one may."""
+    """Read line by line, but for what would fill the memory or never end, as a packed one may."""
+    idle = 0
     while line := file.readline(_LONGEST_LINE):
         if len(line) == _LONGEST_LINE:
             raise ValueError(f"a line is longer than {_LONGEST_LINE:,} characters")
         room.check(CELL_BYTES * len(line))
+        idle += not line.strip() or line.startswith("#")
+        if idle > _MOST_IDLE:
+            raise ValueError(f"more than {_MOST_IDLE:,} lines are empty or comments")
         yield line
 
 

@@ -38,10 +38,13 @@ def sentences() -> dict[str, list[str]]:
     found: dict[str, dict[str, None]] = defaultdict(dict)
     for file in sorted((ROOT / "countvae").glob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
-                text = _text(node.args[0])
-                if node.func.id in errors.__all__ and text:
-                    found[node.func.id][text] = None
+            if not (isinstance(node, ast.Call) and node.args):
+                continue
+            text, called = _text(node.args[0]), getattr(node.func, "id", None)
+            if isinstance(node.func, ast.Attribute) and node.func.attr == "diverged":
+                called = "Diverged"
+            if called in errors.__all__ and text:
+                found[called][text] = None
     return {name: list(texts) for name, texts in found.items()}
 
 

@@ -1,9 +1,11 @@
 """MultinomialVAE: scikit-learn's manners, the identities of its attributes, and what it refuses."""
 
+import errno
 import itertools
 import json
 import pickle
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -999,7 +1001,7 @@ def test_a_checkpoint_of_another_fit_or_of_none_is_refused_and_kept(X, tmp_path,
     assert (tmp_path / "model").is_dir()
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "altered"])
+@pytest.mark.parametrize("damage", ["cut", "gone", "altered", "empty", "unreadable"])
 def test_of_a_damaged_state_the_one_before_is_taken(X, tmp_path, monkeypatch, damage):
     monkeypatch.setattr(countvae.checkpoint, "SECONDS_BETWEEN", 0.0)
     settings = {"n_components": 2, "max_epochs": 7}
@@ -1012,6 +1014,17 @@ def test_of_a_damaged_state_the_one_before_is_taken(X, tmp_path, monkeypatch, da
     file = states[1] / "model.safetensors"
     if damage == "gone":
         file.unlink()
+    elif damage == "empty":  # as a loss of power may leave it
+        (states[1] / "config.json").write_bytes(b"")
+    elif damage == "unreadable":
+        read = Path.read_bytes
+
+        def fails(path):
+            if path == file:
+                raise OSError(errno.EIO, "Input/output error")
+            return read(path)
+
+        monkeypatch.setattr(Path, "read_bytes", fails)
     else:
         content = file.read_bytes()
         file.write_bytes(content[:99] if damage == "cut" else content[:-1] + b"?")
@@ -1019,6 +1032,26 @@ def test_of_a_damaged_state_the_one_before_is_taken(X, tmp_path, monkeypatch, da
     with pytest.warns(CountvaeWarning, match="going on from the state before"):
         resumed.fit(X)
     np.testing.assert_array_equal(resumed.transform(X), whole.transform(X))
+    assert store.is_model(sorted((tmp_path / "state").iterdir())[-1])
+
+
+def test_a_resumed_fit_that_diverges_at_once_ends_at_the_state_it_went_on_from(
+    X, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(countvae.checkpoint, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(countvae.estimator, "RETRIES", 0)
+    model = MultinomialVAE(2, max_epochs=6, checkpoint=tmp_path / "state")
+    with pytest.raises(BrokenOff):
+        model.set_params(progress=broken_off_after(4)).fit(X)
+
+    def fail(*_, **__):
+        raise torch.linalg.LinAlgError("eigh: did not converge")
+
+    monkeypatch.setattr(Moments, "rescale", fail)
+    with pytest.raises(Diverged, match="no covariance in epoch 5"):
+        model.set_params(progress=None).fit(X)
+    assert model.n_iter_ == 4
+    assert np.isfinite(model.transform(X)).all()
 
 
 def changed(state, change):

@@ -1,6 +1,8 @@
 import hashlib
+import multiprocessing
 import os
 import threading
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -176,6 +178,33 @@ def test_a_place_is_claimed_by_one_and_free_when_that_ends(tmp_path):
     with claimed(tmp_path / "m"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_written_claims_its_place_and_tidies_it(tmp_path):
+    path = tmp_path / "a.tsv"
+    left = [tmp_path / ".01234567-a.tsv", tmp_path / ".89abcdef-b.tsv"]
+    for file in left:
+        file.write_text("half")
+    with new_file(path) as beside:
+        assert not left[0].exists() and left[1].exists()
+        with pytest.raises(InUse):
+            _claim_elsewhere(path)
+        beside.write_text("whole")
+    assert sorted(tmp_path.iterdir()) == [left[1], path]
+    folder = tmp_path / "folder"
+    with claimed(folder), new_folder(folder), pytest.raises(InUse):
+        _claim_elsewhere(folder)
+
+
+def _claim_elsewhere(path):
+    """Claim a place in another process, and raise what that raised."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(_claim, path).result()
+
+
+def _claim(path):
+    with claimed(path):
+        pass
 
 
 def test_a_claim_removes_what_a_killed_run_began_there_and_nothing_else(tmp_path):

@@ -1,12 +1,15 @@
 """What is put in the way of it: small runs of `make reliability` and `make fuzz`."""
 
 import contextlib
+import gzip
 import multiprocessing as mp
 import os
 import shutil
 import time
 import warnings
 
+import h5py
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 from benchmarks.reliability import faults, hostile, kills, models, page, repeats, scene
 from countvae.errors import DamagedFile, InputError
 from countvae.store import SCHEMA_VERSION, load
+from countvae.table import read
 
 
 def test_nothing_is_lost_however_often_a_fit_is_stopped():
@@ -165,6 +169,89 @@ def test_a_link_out_of_a_file_is_not_followed(corpus, tmp_path):
     for reader in hostile.READERS[".biom"]:
         with pytest.raises(InputError, match="'/sample/ids' is a link, which is not followed"):
             reader(path)
+
+
+def copied(corpus, tmp_path, name):
+    path = tmp_path / f"altered {name}"
+    shutil.copy(next(p for p in corpus if p.name == name), path)
+    return path
+
+
+def refused_by_all(path, sentence):
+    for reader in hostile.READERS[path.suffix]:
+        with pytest.raises(InputError, match=sentence):
+            reader(path)
+
+
+def test_a_member_of_two_names_is_not_read_twice(corpus, tmp_path):
+    """Ten thousand names of one column would be ten thousand columns."""
+    path = copied(corpus, tmp_path, "a.biom")
+    with h5py.File(path, "r+") as file:
+        file["sample/metadata/same"] = file["sample/ids"]
+    refused_by_all(path, "has another name too")
+    path = copied(corpus, tmp_path, "a.h5ad")
+    with h5py.File(path, "r+") as file:
+        file["uns/round"] = file["/"]
+    refused_by_all(path, "'/uns/round' has another name too")
+
+
+def test_many_members_may_claim_no_more_than_one(corpus, tmp_path):
+    path = copied(corpus, tmp_path, "a.biom")
+    with h5py.File(path, "r+") as file:
+        for i in range(3):
+            file.create_dataset(f"sample/metadata/{i}", (2**25 // 8,), "f8")
+    refused_by_all(path, "'/sample/metadata/2' claims 4,194,304 values, and 0 bytes")
+
+
+def test_a_column_lies_in_its_own_frame(corpus, tmp_path):
+    path = copied(corpus, tmp_path, "a.h5ad")
+    with h5py.File(path, "r+") as file:
+        file["obs"].attrs["column-order"] = np.array(["/X/data"], dtype=object)
+    refused_by_all(path, "a column of '/obs' is outside of it, '/X/data'")
+
+
+@pytest.mark.parametrize("name", ["a.h5ad", "a.biom"])
+def test_pointers_to_rows_are_as_many_as_these_before_they_are_read(corpus, tmp_path, name):
+    path = copied(corpus, tmp_path, name)
+    with h5py.File(path, "r+") as file:
+        matrix = file["X" if name == "a.h5ad" else "sample/matrix"]
+        del matrix["indptr"]
+        matrix.create_dataset("indptr", (10**6,), "i8", chunks=True, compression="gzip")[:] = 0
+    refused_by_all(path, "the matrix does not fit the ids")
+
+
+def test_names_that_share_their_bytes_are_tried_where_memory_is_limited(corpus, tmp_path):
+    """A hundred thousand names of a megabyte each, in a file of a few."""
+    path = copied(corpus, tmp_path, "a.biom")
+    long, count = "a" * 2**20, 100_000
+    with h5py.File(path, "r+") as file:
+        text = h5py.string_dtype()
+        names = file.create_dataset("sample/metadata/x", (count,), text)
+        names[:] = ["a"] * count
+        names[0] = long
+        file.flush()
+        start = names.id.get_offset()
+    with path.open("r+b") as file:
+        file.seek(start)
+        first = file.read(16)
+        file.seek(start)
+        file.write(first * count)
+    with h5py.File(path) as file:
+        assert len(file["sample/metadata/x"][count - 1]) == 2**20
+    refused_by_all(path, "asks for more memory than there is")
+
+
+def test_a_text_that_goes_on_without_cells_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("countvae.table._MOST_IDLE", 1000)
+    path = tmp_path / "t.tsv.gz"
+    for idle in ("\n", "# nothing\n"):
+        with gzip.open(path, "wt") as file:
+            file.write("id\ta\tb\n" + idle * 999 + "s\t1\t2\nt\t3\t4\n")
+        assert read(path).n == 2
+        with gzip.open(path, "wt") as file:
+            file.write("id\ta\tb\n" + idle * 1001 + "s\t1\t2\n")
+        with pytest.raises(InputError, match="more than 1,000 lines are empty or comments"):
+            read(path)
 
 
 def test_models_that_were_kept_give_the_numbers_that_they_gave():

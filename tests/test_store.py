@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from countvae import store
-from countvae.errors import InputError
+from countvae.errors import InputError, TooLarge
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -249,6 +249,25 @@ def test_nan_in_the_configuration_is_refused(folder):
 def test_a_configuration_without_a_part_is_refused(folder, changes):
     seal(folder, **changes)
     refuses(folder, "config.json: lacks a part")
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b"])
+def test_names_that_are_no_files_of_the_folder_are_refused(folder, name):
+    seal(folder, files={name: "0" * 64})
+    with pytest.raises(InputError):
+        store.load(folder)
+    assert not store.is_model(folder)
+
+
+def test_a_name_that_no_disk_has_is_refused(folder):
+    seal(folder, files={"a" * 5000: "0" * 64})
+    refuses(folder, "cannot be read")
+
+
+def test_a_state_that_memory_would_not_hold_is_not_read(folder, monkeypatch):
+    monkeypatch.setattr("countvae.memory.available_bytes", lambda: 100)
+    with pytest.raises(TooLarge, match="reading it takes"):
+        store.load(folder)
 
 
 def test_arrays_that_are_not_described_are_refused(folder):

@@ -43,6 +43,17 @@ FAULTS = {
     "damaged_checkpoint": "the last state damaged on the disk",
 }
 
+CODES = {
+    "full_disk": {0, 3},
+    "no_memory": {0, 3, 5},
+    "one_writer": {3, 130},
+    "cannot_be_written": {2, 3},
+    "vanished_input": {3},
+    "not_finite": {4},
+    "damaged_checkpoint": {130},
+}
+"""Exit codes that each may end in."""
+
 ENDLESS = ("fit", "table.h5ad", "-k", "2", "--max-epochs", "3000")
 LONG = ("fit", "moving.h5ad", "-k", "2", "--max-epochs", "4000", "--stream", "--seed", "1")
 
@@ -72,6 +83,9 @@ def measure(commands: dict[str, tuple[str, ...]] | None = None) -> pd.DataFrame:
             *(not_finite, damaged_checkpoint),
         ):
             rows += [{"fault": fault.__name__, **row} for row in fault(warm, folder)]
+    for row in rows:
+        if row["code"] not in CODES[row["fault"]]:
+            row["outcome"] = f"exit code {row['code']}"
     return pd.DataFrame(rows)
 
 
@@ -109,7 +123,13 @@ def one_writer(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
     os.kill(first, signal.SIGTERM)
     done = warm.wait(first)
     shutil.rmtree(folder / f"{MODEL}.checkpoint", ignore_errors=True)
-    yield {"output": MODEL, "outcome": done.outcome, "said": last(done), "lost": 0}
+    yield {
+        "output": MODEL,
+        "code": done.code,
+        "outcome": done.outcome,
+        "said": last(done),
+        "lost": 0,
+    }
 
 
 def cannot_be_written(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
@@ -119,7 +139,13 @@ def cannot_be_written(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
             path = place + Path(output).suffix
             done = warm.run(*command, "-o", path)
             lost = bool(left_over(folder))
-            yield {"output": path, "outcome": done.outcome, "said": last(done), "lost": lost}
+            yield {
+                "output": path,
+                "code": done.code,
+                "outcome": done.outcome,
+                "said": last(done),
+                "lost": lost,
+            }
 
 
 def vanished_input(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
@@ -139,7 +165,13 @@ def vanished_input(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
         done = warm.wait(pid)
         shutil.rmtree(folder / f"{MODEL}.checkpoint", ignore_errors=True)
         lost = before != content(folder / MODEL)
-        yield {"output": what, "outcome": done.outcome, "said": last(done), "lost": lost}
+        yield {
+            "output": what,
+            "code": done.code,
+            "outcome": done.outcome,
+            "said": last(done),
+            "lost": lost,
+        }
 
 
 def _write_wide(path: Path) -> None:
@@ -178,8 +210,7 @@ def damaged_checkpoint(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
         shutil.rmtree(states)
         yield {
             "output": damage,
-            "outcome": done.outcome if went_on else "not gone on with",
-            "said": last(done),
+            **(ended(done) | ({} if went_on else {"outcome": "not gone on with"})),
             "lost": not went_on,
         }
 
@@ -200,7 +231,18 @@ def tried(
     kept = kept if done.code else all(map(loads, written))
     left = [name for name in left_over(folder) if not name.endswith(ignored)]
     lost = not kept or bool(left)
-    return {"output": output, "outcome": done.outcome, "said": last(done), "lost": lost}
+    return {
+        "output": output,
+        "code": done.code,
+        "outcome": done.outcome,
+        "said": last(done),
+        "lost": lost,
+    }
+
+
+def ended(done: Done) -> dict[str, Any]:
+    """Return how a process ended."""
+    return {"code": done.code, "outcome": done.outcome, "said": last(done)}
 
 
 def last(done: Done) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import tempfile
 import time
@@ -71,10 +72,10 @@ def stopped_and_resumed(
     """Stop a fit that replaces a model, again and again, until it gets to its end."""
     stopped = writing = lost = last = 0
     before, checkpoint = content(folder / MODEL), folder / f"{MODEL}.checkpoint"
-    said = ""
+    first = (*FIT, "-o", MODEL, "--force")
+    command, said = first, ""
     while True:
-        resume = ("--resume",) if stopped else ()
-        pid = warm.start(*FIT, "-o", MODEL, "--force", *resume, often=True)
+        pid = warm.start(*command, often=True)
         time.sleep(takes * rng.uniform(0.1, 1.0))
         if how is signal.SIGKILL and rng.random() < 0.5:
             _wait_for_a_write(folder, checkpoint)
@@ -89,8 +90,9 @@ def stopped_and_resumed(
         last = max(last, reached)
         places = [place for place in (folder, checkpoint) if place.exists()]
         writing += any(re.match(BEGUN, name) for place in places for name in os.listdir(place))
-        wrong = how is not signal.SIGKILL and done.outcome != "refused"
-        lost += wrong
+        lost += how is not signal.SIGKILL and (done.outcome, done.code) != ("refused", 130)
+        _, says_how, again = done.said.rstrip().rpartition("it goes on by: countvae ")
+        command = tuple(shlex.split(again)) if says_how else (*first, "--resume")
         said = done.said or said
         if stopped > 50:
             raise SystemExit(f"no end after 50 stops; the last said: {said}")

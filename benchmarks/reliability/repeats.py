@@ -23,7 +23,9 @@ COVARIANCE, NATS = 0.05, 0.05
 Another order makes other minibatches, so that this is the noise of optimisation, not of rounding.
 """
 
-THREADS = (1, 2, 3)
+THREADS, THREADS_COVARIANCE = (1, 2, 3), 1e-4
+"""Numbers of threads, and the tolerance of VV' to another number than one, relative."""
+
 REPEATS = 2
 """Fits after the first of each kind, which are compared with it."""
 
@@ -138,4 +140,7 @@ if __name__ == "__main__":
     near = list(tolerances(seeds))
     print(summary(near).to_string())
     write("tolerances", pd.DataFrame(near), HERE)
+    found = summary(near).drop(index="another seed")
     end(identical[identical["identical"] < identical["repeats"]])
+    end(identical[identical["from_one_thread"] > THREADS_COVARIANCE])
+    end(found[(found["covariance"] > COVARIANCE) | (found["bound"] > NATS)])
