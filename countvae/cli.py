@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -951,7 +951,9 @@ def _fitted(
         # only now: a mistake in what is to be fitted must not cost what was left to go on with
         MultinomialVAE.forget(checkpoint)
     with renamed({"X:": f"{table}:", "basis:": f"{basis}:"}), timed(seconds, "fit"):
-        _with_progress(options["quiet"], model, kept)
+        waited = _with_progress(options["quiet"], model, kept)
+    if isinstance(kept, CountFile):
+        seconds["waiting for the disk"] = round(waited, 3)
     arguments = ctx.params | {name: getattr(model, name) for name in OF_KIND}
     run = {
         "command": "fit",
@@ -1274,12 +1276,19 @@ def _check_kept(table: Table, argument: str) -> None:
     check_depth(table.depth, table.sample_ids, "error", argument)
 
 
-def _with_progress(quiet: bool, model: MultinomialVAE, table: Table) -> None:
-    if quiet:
-        model.fit(table)
-        return
-    with Progress(sys.stderr) as progress:
-        model.set_params(progress=progress).fit(table)
+def _with_progress(quiet: bool, model: MultinomialVAE, table: Table) -> float:
+    """Fit, and return the seconds in which a table on disk had yet to be read."""
+    waited = 0.0
+    with nullcontext() if quiet else Progress(sys.stderr) as progress:
+
+        def tell(row: dict[str, Any]) -> None:
+            nonlocal waited
+            waited = row["waited"]
+            if progress is not None:
+                progress(row)
+
+        model.set_params(progress=tell).fit(table)
+    return waited
 
 
 def _shape(table: Table) -> dict[str, int | float]:

@@ -334,7 +334,7 @@ class _Logits(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z, D, V, mu, U):
-        ctx.save_for_backward(z, D, V, U)
+        ctx.save_for_backward(z, V, U)
         (b, k), d = z.shape, len(V)
         threads = worth(b * d, z.device)
         parts = 1 if U is None else 2
@@ -358,17 +358,21 @@ class _Logits(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, of_m0, of_Q):  # pyright: ignore[reportIncompatibleMethodOverride]
-        z, D, V, U = ctx.saved_tensors
+        z, V, U = ctx.saved_tensors
         of_z, of_moments = torch.empty_like(z), torch.empty_like(ctx.moments)
-        of_V, of_mu = torch.empty_like(V), V.new_empty(len(V))
+        of_V, of_mu, k = torch.empty_like(V), V.new_empty(len(V)), V.shape[1]
+        of_squares = torch.empty_like(ctx.squares)
+        of_U = None if U is None else torch.empty_like(U)
 
         def of_samples(at: slice) -> None:
             torch.mm(of_m0[at], V, out=of_z[at])
             torch.mm(of_Q[at], ctx.squares, out=of_moments[at])
 
         def of_features(at: slice) -> None:
-            torch.mm(of_Q[:, at].T, D, out=of_V[at])
-            of_V[at] *= V[at]
+            torch.mm(of_Q[:, at].T, ctx.moments, out=of_squares[at])
+            torch.mul(of_squares[at, :k], V[at], out=of_V[at])
+            if of_U is not None:
+                torch.add(of_squares[at, :k], of_squares[at, k:], out=of_U[at])
             torch.addmm(of_V[at], of_m0[:, at].T, z, beta=2, out=of_V[at])
             torch.sum(of_m0[:, at], 0, out=of_mu[at])
 
@@ -377,7 +381,7 @@ class _Logits(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             tasks += [(of_features, at) for at in cut(len(V), threads)]
         share(lambda task: task[0](task[1]), tasks, threads)
-        of_D, of_squared_z = of_moments[:, : D.shape[1]], of_moments[:, D.shape[1] :]
+        of_D, of_squared_z = of_moments[:, :k], of_moments[:, k:]
         if U is not None:
             of_z.addcmul_(z, of_squared_z, value=2)
-        return of_z, of_D, of_V, of_mu, None
+        return of_z, of_D, of_V, of_mu, of_U

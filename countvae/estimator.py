@@ -4,7 +4,7 @@ import copy
 import hashlib
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +68,7 @@ from countvae.start import Start, residual_start
 from countvae.state import Kept
 from countvae.steps import Schedule
 from countvae.stream import CountFile, open_counts
-from countvae.table import CountTable, check_overlap, place_features
+from countvae.table import ENTRY_BYTES, CountTable, check_overlap, place_features
 from countvae.threads import one_thread_an_operation
 from countvae.training import COLUMNS, train
 
@@ -751,12 +751,15 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         y = np.where(np.isnan(y), prior, y)
         shifts = np.broadcast_to(shift, (n, d))
         noise_sd = np.sqrt(self.feature_noise_variance_)
-        rows, at_once = [], max(1, SAMPLED_ENTRIES // d)
-        for first in range(0, n, at_once):
-            at = slice(first, first + at_once)
-            for logits, N in zip(self._clr_at(y[at]) + shifts[at], depths[at], strict=True):
-                rows.append(_multinomial(N, logits + noise_sd * rng.standard_normal(d), rng))
-        return _stacked(rows, d), y
+        at_once = max(1, SAMPLED_ENTRIES // d)
+
+        def rows() -> Iterator[Counted]:
+            for first in range(0, n, at_once):
+                at = slice(first, first + at_once)
+                for logits, N in zip(self._clr_at(y[at]) + shifts[at], depths[at], strict=True):
+                    yield _multinomial(N, logits + noise_sd * rng.standard_normal(d), rng)
+
+        return _stacked(rows(), d), y
 
     def denoise(self, X: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         r"""What the proportions behind the counts are believed to be.
@@ -866,14 +869,18 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         _, table = self.match(X, whole=True)
         own = _depth(self._counts(table, reset=False))
         depths = iter(self._depths(len(own), np.rint(own) if depth is None else depth, rng))
-        rows, factors = [], []
-        for decoder, x, posterior in self._posteriors(table, self._steps):
-            z = self._drawn_factors(decoder, x, posterior, 1, rng)[0]
-            law = logits_given(decoder, x, posterior)
-            logits = drawn_logits(decoder, posterior, law, z, rng)
-            factors.append(z.cpu().numpy() @ self._rotation)
-            rows += [_multinomial(next(depths), row, rng) for row in logits.cpu().numpy()]
-        return _stacked(rows, self.n_features_in_), np.concatenate(factors) * self._scale
+        factors = []
+
+        def rows() -> Iterator[Counted]:
+            for decoder, x, posterior in self._posteriors(table, self._steps):
+                z = self._drawn_factors(decoder, x, posterior, 1, rng)[0]
+                law = logits_given(decoder, x, posterior)
+                logits = drawn_logits(decoder, posterior, law, z, rng)
+                factors.append(z.cpu().numpy() @ self._rotation)
+                yield from (_multinomial(next(depths), row, rng) for row in logits.cpu().numpy())
+
+        counts = _stacked(rows(), self.n_features_in_)
+        return counts, np.concatenate(factors) * self._scale
 
     def _depths(self, n_samples: int, depth: Any, rng: np.random.RandomState) -> np.ndarray:
         typical = np.rint(rng.choice(self.depth_, n_samples))
@@ -1243,7 +1250,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                         frozen=self.freeze,
                         validation=validation,
                         refinement_steps=int(self.refinement_steps),
-                        progress=self._report(max_epochs, rows),
+                        progress=self._report(max_epochs, rows, validation),
                         keep=writer and writer.keep(attempt),
                         kept=kept,
                     )
@@ -1387,12 +1394,17 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return int(self.batch_size or default_batch_size(n, d))
 
     def _report(
-        self, max_epochs: int, rows: Rows
+        self, max_epochs: int, rows: Rows, validation: Rows | None
     ) -> Callable[[dict[str, float | int]], None] | None:
         progress = self.progress
         if progress is None:
             return None
-        return lambda row: progress({**row, "max_epochs": max_epochs, "waited": rows.waited})
+        read = [rows] if validation is None else [rows, validation]
+
+        def tell(row: dict[str, float | int]) -> None:
+            progress({**row, "max_epochs": max_epochs, "waited": sum(some.waited for some in read)})
+
+        return tell
 
     def _new_encoder(self, A, b, log_D, centre, generator: torch.Generator | None) -> Encoder:
         return DenseEncoder(A, b, log_D, centre, **self._of_encoder, generator=generator)
@@ -1517,13 +1529,19 @@ def _multinomial(N: int | np.integer, logits: np.ndarray, rng: np.random.RandomS
     return at, counts[at]
 
 
-def _stacked(rows: list[Counted], d: int) -> sp.csr_array:
-    """Put samples that were drawn into a table."""
-    where, counts = zip(*rows, strict=True)
+def _stacked(rows: Iterable[Counted], d: int) -> sp.csr_array:
+    """Put samples into a table as they are drawn, as long as the memory holds it."""
+    room = Room("n_samples: a table of so many, of this depth,", "draw fewer at once")
+    where, counts, entries = [], [], 0
+    for at, of_sample in rows:
+        where.append(at)
+        counts.append(of_sample)
+        entries += len(at)
+        room.check(ENTRY_BYTES * entries)
     ends = np.cumsum([0, *map(len, where)])
     index = np.int32 if max(ends[-1], d) <= np.iinfo(np.int32).max else np.int64
     at = np.concatenate(where).astype(index), ends.astype(index)
-    return sp.csr_array((np.concatenate(counts), *at), (len(rows), d))
+    return sp.csr_array((np.concatenate(counts), *at), (len(where), d))
 
 
 def axis_names(k: int) -> list[str]:

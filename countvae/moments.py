@@ -6,11 +6,10 @@ from torch import Tensor
 from countvae.decoder import Decoder, oriented
 from countvae.devices import factored, widest
 from countvae.encoder import Encoder
-from countvae.evidence import Noise, Sums
+from countvae.evidence import Sums
 from countvae.inference import factor_precision
 from countvae.rows import Rows
 from countvae.shrinkage import Shrinkage
-from countvae.threads import cut, share, worth
 
 FEATURE_NOISE_SHRINKAGE = 50
 """Samples' worth of information by which a feature's own sigma2 is held to the common one."""
@@ -31,24 +30,14 @@ class Moments:
         self.gradient, self.gradient_mu = zeros(0), zeros(0)
 
     @torch.no_grad()
-    def add(
-        self, z: Tensor, D: Tensor, f: Tensor, noise: Noise, bound: Tensor, of_loadings: bool
-    ) -> None:
-        """Add a batch; with `of_loadings` what the variances of the loadings need."""
+    def add(self, z: Tensor, D: Tensor, f: Tensor, bound: Tensor) -> None:
+        """Add a batch's factors, covariates and bound; what is of the noise, the solver adds."""
         self.bound += bound.sum()
         self.z += z.sum(0)
         self.zz += z.T @ z + torch.diag(D.sum(0))
         if f.shape[1]:
             self.zf += z.T @ f
             self.ff += f.T @ f
-        if of_loadings:
-            square = torch.cat([z.square() + D, f.square()], 1)
-            threads = worth(noise.r.numel(), square.device)
-
-            def of_features(at: slice) -> None:
-                self.of_loadings[at].addmm_(noise.of_Q[:, at].T, square, alpha=-2)
-
-            share(of_features, cut(len(self.of_loadings), threads), threads)
 
     @torch.no_grad()
     def add_correlations(
@@ -100,8 +89,10 @@ class Moments:
         """Posterior variances of loadings that no prior holds: as if that were N(0, 1)."""
         return 1 / (self.of_loadings + 1)
 
-    def total(self, rows: Rows) -> None:
-        """Add up over all processes."""
+    def total(self, rows: Rows, of_U: Tensor | None) -> None:
+        """Take in the gradient in U, which is -sum(w (z^2 + D)) / 2, and add up all processes."""
+        if of_U is not None:
+            self.of_loadings = -2 * of_U
         own = (part for part in vars(self).values() if isinstance(part, Tensor))
         rows.processes.total(*own, *self.noise)
 

@@ -111,7 +111,10 @@ def train(
             if finishing:
                 state.shrinkage = None
                 decoder.requires_grad_(False)
-            shrinkage = state.shrinkage
+            shrinkage, U = state.shrinkage, None
+            if decoder.linear and not finishing:
+                variances = torch.zeros_like(decoder.loadings) if shrinkage is None else shrinkage.U
+                U = variances.detach().requires_grad_()
             moments = Moments(decoder, rows.n)
             log_scale = torch.zeros_like(state.log_scale)
             draws = None
@@ -125,7 +128,6 @@ def train(
                 z, D = encoder(x, f, decoder.Theta.detach())
                 if points:
                     D = torch.zeros_like(D)
-                U = None if shrinkage is None else shrinkage.U
                 m0, Q = decoder(z, D, U, f, None if draws is None else draws[index])
                 warm = state.log_scale[index] if epoch else None
                 noise = solve_noise(
@@ -145,7 +147,7 @@ def train(
                 if not torch.isfinite(total):
                     at_fault = index[~bound.isfinite().cpu()].tolist()
                     raise state.diverged(f"the bound is not finite in epoch {epoch + 1}", at_fault)
-                moments.add(z, D, f, noise, bound, decoder.linear and not finishing)
+                moments.add(z, D, f, bound)
                 if i == 0 and not finishing:
                     # chosen by their numbers: the same ones however many processes share the step
                     chosen = index % max(1, size // FOR_CORRELATIONS) == 0
@@ -158,7 +160,7 @@ def train(
                 log_scale[index] = noise.log_scale
                 if not finishing:
                     decoder.centre()
-            moments.total(rows)
+            moments.total(rows, None if U is None else U.grad)
             rows.processes.total(log_scale)
             if not moments.finite:
                 raise state.diverged(f"the factors are not finite after epoch {epoch + 1}")

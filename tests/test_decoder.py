@@ -144,7 +144,8 @@ def test_logits_and_their_gradients_are_those_of_autograd_in_any_number_of_threa
     Q = D @ V_.square().T + (0 if U is None else (z.square() + D) @ U.T)
     for mine, theirs in zip(found, (m0, Q), strict=True):
         torch.testing.assert_close(mine, theirs)
-    variables = (z, D, V_, mu_)
+    variables = (z, D, V_, mu_) if U is None else (z, D, V_, mu_, U.requires_grad_())
+    found, Q = decoder(z, D, U), Q if U is None else D @ V_.square().T + (z.square() + D) @ U.T
     mine = torch.autograd.grad(found, variables, tuple(upstream))
     theirs = torch.autograd.grad((m0, Q), variables, tuple(upstream))
     for one, other in zip(mine, theirs, strict=True):

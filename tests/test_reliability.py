@@ -47,17 +47,22 @@ def test_of_broken_and_hostile_files_only_our_error_comes_out():
     assert len(found) == 3000 and wrong.empty, wrong.to_string()
     assert (found["outcome"] == "read").sum() > 100
     assert (found["outcome"] == "refused").sum() > 1000
+    assert (hostile.by_kind(found).query("kind != '?'")["sentences"] > 2).all()
 
 
 def test_what_fuzzing_finds_ends_it_with_one(tmp_path, corpus, monkeypatch):
     def outcome(reader):
         monkeypatch.setitem(hostile.READERS, ".tsv", (reader,))
-        return hostile.attempt(0, 0, [tsv], tmp_path)
+        return hostile.attempt(0, 0, [tsv], folder)[:2]
 
+    folder = tmp_path / "cases"
+    folder.mkdir()
     tsv = next(path for path in corpus if path.name == "a.tsv")
     assert outcome(lambda path: {}["x"]) == ("tsv", "escaped: KeyError: 'x'")
     assert outcome(lambda path: (tmp_path / "out").touch()) == ("tsv", "escaped: wrote ['out']")
     (tmp_path / "out").unlink()
+    assert outcome(lambda path: (folder / "in").touch()) == ("tsv", "escaped: wrote ['in']")
+    (folder / "in").unlink()
     assert outcome(lambda path: None) == ("tsv", "read")
     rows = pd.DataFrame({"case": [7, 8], "outcome": ["read", "escaped: KeyError"]})
     scene.end(rows[rows["outcome"] == "none"])
@@ -73,7 +78,7 @@ def test_a_reader_that_is_blocked_is_ended_with_all_that_it_started(tmp_path, co
     worker.start()
     theirs.close()
     number, rows = hostile._watched(worker, ours, seconds=0.5)
-    assert (number, rows) == (3, [(3, "?", "hung")])
+    assert (number, rows) == (3, [(3, "?", "hung", "")])
     assert not worker.is_alive()
 
 

@@ -55,7 +55,7 @@ def fitted(at: int, truth: Simulation, k: int, seed: int) -> Found:
     warm_up()
     found = timed(fit, truth, k, seed, **settings)
     grown = found.peak_mb - found.before_mb
-    return Found(found.V, found.mu, seconds=found.seconds, peak_mb=grown)
+    return Found(found.V, found.mu, converged=found.converged, seconds=found.seconds, peak_mb=grown)
 
 
 def measure(size: tuple[int, int, int, int], seed: int) -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ def measure(size: tuple[int, int, int, int], seed: int) -> list[dict[str, Any]]:
             print(error)
             continue
         here = {"n": n, "d": d, "k": k, "seed": seed, "method": name}
-        here |= {"seconds": found.seconds, "peak_mb": found.peak_mb}
+        here |= {"seconds": found.seconds, "peak_mb": found.peak_mb, "converged": found.converged}
         if not np.isnan(found.V).any():
             here |= {
                 "VV": covariance_error(truth.V, found.V),

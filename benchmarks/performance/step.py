@@ -29,7 +29,7 @@ from countvae.training import train
 
 BATCH = 128
 LARGE_BATCH = 1024
-SAMPLES = 64 * BATCH
+STEPS = 64
 EPOCHS = 8
 WITH_PRIOR = slice(2, 7)
 """Epochs in which the loadings are shrunk: the most costly ones, and most of a fit."""
@@ -121,11 +121,11 @@ def measure(device: torch.device) -> list[dict[str, float]]:
     rows = []
     batches = (BATCH,) if device.type == "cpu" else (BATCH, LARGE_BATCH)
     for d in FEATURES:
-        counts = sparse_table(SAMPLES, d, NONZERO, 0)
+        counts = sparse_table(STEPS * max(batches), d, NONZERO, 0)
         for k, batch in itertools.product(FACTORS, batches):
             rate = rates(batch, d, k, device)
             floor = PRODUCTS * rate["product"] + EXPONENTIALS * rate["exponential"]
-            took = steps(counts, batch, k, 0, device)
+            took = steps(counts[: STEPS * batch], batch, k, 0, device)
             row = {
                 "d": d,
                 "k": k,

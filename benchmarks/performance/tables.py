@@ -15,8 +15,8 @@ ROWS = 500
 def blocks(n: int, d: int, k: int, nonzero: float, rng: np.random.Generator) -> Iterator[csr_array]:
     """Draw rows of a table of which about a share is not zero.
 
-    Which features occur in a sample, and how often, follows k factors, a centre of great range
-    and noise, as in the model; drawing is O(nnz).
+    How often a feature is counted follows k factors, a centre of great range and noise, as in the
+    model; which features occur in a sample does not, so that drawing is O(nnz).
     """
     centre = rng.normal(0, 2, d)
     V = rng.normal(0, 1, (d, k)) / k**0.5
@@ -36,7 +36,9 @@ def blocks(n: int, d: int, k: int, nonzero: float, rng: np.random.Generator) -> 
         )
 
 
-def write(path: Path, n: int, d: int, k: int, nonzero: float, seed: int) -> None:
+def write(
+    path: Path, n: int, d: int, k: int, nonzero: float, seed: int, compression: str | None = None
+) -> None:
     """Write such a table as .h5ad, its rows in blocks."""
     rng = np.random.default_rng(seed)
     with h5py.File(path, "w") as file:
@@ -47,7 +49,7 @@ def write(path: Path, n: int, d: int, k: int, nonzero: float, seed: int) -> None
         X.attrs.update(
             {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [n, d]}
         )
-        growing = {"maxshape": (None,), "chunks": (1 << 16,)}
+        growing = {"maxshape": (None,), "chunks": (1 << 16,), "compression": compression}
         data = X.create_dataset("data", (0,), "f4", **growing)
         indices = X.create_dataset("indices", (0,), "i4", **growing)
         ends = [0]

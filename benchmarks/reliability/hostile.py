@@ -15,6 +15,7 @@ import hashlib
 import json
 import multiprocessing as mp
 import os
+import re
 import resource
 import shutil
 import signal
@@ -43,7 +44,7 @@ from countvae.files import sha256
 from countvae.ordination import axis_names
 from countvae.store import _digest
 from countvae.stream import CountFile
-from countvae.table import CountTable, read, read_metadata
+from countvae.table import CountTable, read, read_metadata, read_whole
 from countvae.table import write as write_table
 
 SECONDS, BYTES = 10, 2 * 2**30
@@ -53,6 +54,9 @@ WELL = ["read", "refused"]
 OUTCOMES = [*WELL, "escaped", "crashed", "hung", "memory"]
 
 Reader = Callable[[Path], object]
+Row = tuple[int, str, str, str]
+"""Of a case: its number, what was read, how that ended, what was said."""
+
 IDS = [f"f{j}" for j in range(12)]
 
 
@@ -88,14 +92,14 @@ def _begun(path: Path, **settings: Any) -> MultinomialVAE:
 TABLE: tuple[Reader, ...] = (_read, _streamed)
 READERS: dict[str, tuple[Reader, ...]] = {
     ".biom": TABLE,
-    ".h5ad": TABLE,
+    ".h5ad": (*TABLE, read_whole),
     ".json": (_read,),
     ".tsv": (_read,),
     ".csv": (_read,),
     ".gz": (_read,),
     ".metadata": (read_metadata,),
     ".nwk": (lambda path: make_basis(path, IDS),),
-    ".model": (MultinomialVAE.load, _report),
+    ".model": (MultinomialVAE.load, _report, cli._about_model),
     ".checkpoint": (_state,),
 }
 
@@ -224,6 +228,11 @@ def altered(given: Path, folder: Path, others: list[Path], rng: np.random.Genera
         path.write_text(json.dumps(content))
     elif given.suffix in (".tsv", ".csv", ".metadata", ".nwk") and rng.random() < 0.7:
         path.write_bytes(_alter_text(path.read_bytes(), rng))
+    elif given.suffix == ".gz" and rng.random() < 0.7:
+        # packed bytes that are altered are found out by their checksum, before they are text
+        content, alter = gzip.decompress(path.read_bytes()), rng.random() < 0.7
+        how = _alter_text(content, rng) if alter else _alter_bytes(content, others, rng)
+        path.write_bytes(gzip.compress(how))
     else:
         path.write_bytes(_alter_bytes(path.read_bytes(), others, rng))
     return path
@@ -426,25 +435,26 @@ def _alter_arrays(config: Path, arrays: Path, rng: np.random.Generator) -> None:
 # ---- cases
 
 
-def attempt(number: int, seed: int, files: list[Path], folder: Path) -> tuple[str, str]:
-    """Alter and read; return what was read, and how that ended."""
+def attempt(number: int, seed: int, files: list[Path], folder: Path) -> tuple[str, str, str]:
+    """Alter and read; return what was read, how that ended, and what was said, names left out."""
     rng = np.random.default_rng([seed, number])
     given = files[rng.integers(len(files))]
     path = altered(given, folder, files, rng)
     readers = READERS[path.suffix]
     reader = readers[rng.integers(len(readers))]
     kind = given.suffix.lstrip(".") + (", streamed" if reader is _streamed else "")
-    ended = "read"
+    ended, said = "read", ""
     try:
         reader(path)
-    except (InputError, Diverged):
-        ended = "refused"
+    except (InputError, Diverged) as error:
+        ended, said = "refused", re.sub(r"'[^']*'|\S*/\S*|[\d.,]+", "…", str(error))
     except MemoryError:
         ended = "memory"
     except Exception as error:
         ended = f"escaped: {type(error).__name__}: {error}"[:200]
     written = [name for name in os.listdir(folder) if not name.startswith("case.")]
-    return kind, f"escaped: wrote {written}" if written else ended
+    written += [name for name in os.listdir(folder.parent) if name != folder.name]
+    return kind, f"escaped: wrote {written}" if written else ended, said
 
 
 def _worker(pipe: Any, numbers: range, seed: int, corpus_folder: str) -> None:
@@ -453,12 +463,14 @@ def _worker(pipe: Any, numbers: range, seed: int, corpus_folder: str) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # HDF5 prints its stack of errors
     files = sorted(Path(corpus_folder).iterdir())
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + BYTES,) * 2)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as outside:
+        folder = Path(outside, "cases")
+        folder.mkdir()
         _small_table()
-        _begun(Path(folder, "compiles")).fit(_small_table())
+        _begun(folder / "compiles").fit(_small_table())
         for number in numbers:
             pipe.send(("begins", number))
-            pipe.send((number, *attempt(number, seed, files, Path(folder))))
+            pipe.send((number, *attempt(number, seed, files, folder)))
     pipe.send(("ends", -1))
 
 
@@ -468,18 +480,18 @@ def fuzz(tries: int, seed: int = 0, jobs: int = 1, seconds: float = SECONDS) -> 
     Returns
     -------
     DataFrame
-        A row a case: its number, what was read and how that ended, "read", "refused", "escaped",
-        "memory", "crashed" or "hung".
+        A row a case: its number, what was read, how that ended ("read", "refused", "escaped",
+        "memory", "crashed" or "hung"), and what was said.
     """
     shares = [range(tries * i // jobs, tries * (i + 1) // jobs) for i in range(jobs)]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as threads:
         corpus(Path(folder))
         found = threads.map(lambda numbers: _all_of(numbers, seed, folder, seconds), shares)
         rows = [row for some in found for row in some]
-    return pd.DataFrame(rows, columns=["case", "kind", "outcome"])
+    return pd.DataFrame(rows, columns=["case", "kind", "outcome", "said"])
 
 
-def _all_of(numbers: range, seed: int, folder: str, seconds: float) -> list[tuple[int, str, str]]:
+def _all_of(numbers: range, seed: int, folder: str, seconds: float) -> list[Row]:
     """Read these cases, in a new process after each that did not survive one."""
     found, number = [], numbers.start
     while 0 <= number < numbers.stop:
@@ -499,10 +511,13 @@ def by_kind(rows: pd.DataFrame) -> pd.DataFrame:
     ended = rows["outcome"].str.partition(":")[0]
     table = pd.crosstab(rows["kind"], ended).reindex(columns=OUTCOMES, fill_value=0)
     table.insert(0, "tried", table.sum(axis=1))
+    refused = rows[rows["outcome"] == "refused"]
+    table["sentences"] = refused.groupby("kind")["said"].nunique().reindex(table.index).fillna(0)
+    table["sentences"] = table["sentences"].astype(int)
     return table.reset_index()
 
 
-def _watched(worker: Any, pipe: Any, seconds: float) -> tuple[int, list[tuple[int, str, str]]]:
+def _watched(worker: Any, pipe: Any, seconds: float) -> tuple[int, list[Row]]:
     """Collect what a worker says until it ends, or has to be ended; return its last case."""
     rows, at, first = [], -1, True
     while True:
@@ -511,12 +526,12 @@ def _watched(worker: Any, pipe: Any, seconds: float) -> tuple[int, list[tuple[in
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(worker.pid, signal.SIGKILL)
             worker.join()
-            return at, [*rows, (at, "?", "hung")]
+            return at, [*rows, (at, "?", "hung", "")]
         try:
             message = pipe.recv()
         except EOFError:
             worker.join()
-            return at, [*rows, (at, "?", f"crashed: {worker.exitcode}")]
+            return at, [*rows, (at, "?", f"crashed: {worker.exitcode}", "")]
         first = False
         if message[0] == "ends":
             worker.join()
