@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -92,13 +93,11 @@ def train(
         If the state to go on from is not one of such a fit.
     """
     optimizer = optimizer_for(rows, encoder, decoder, schedule)
-    steps_an_epoch = math.ceil(rows.n / rows.batch_size)
     state = State(encoder, decoder, optimizer, generator, rows)
     if going_on and shrink_loadings:
         loadings = decoder.loadings.detach().clone()
         state.shrinkage = Shrinkage(loadings, around=loadings)
     encoder.requires_grad_(frozen != "encoder")
-    of_decoder = schedule.max_epochs * (1 if frozen == "encoder" else FINISH_FROM)
     if kept is not None:
         columns = {*COLUMNS} if validation is None else {*COLUMNS, "validation_bound"}
         state.restore(kept, columns)
@@ -106,83 +105,17 @@ def train(
         for epoch in range(len(state.history), schedule.max_epochs):
             if state.stopped:
                 break
-            finishing = frozen == "decoder" or epoch >= of_decoder
-            settling = decoder.linear and not finishing and epoch + 1 >= of_decoder
-            if finishing:
+            phase = _phase(epoch, schedule.max_epochs, frozen)
+            begins = phase.prior_begins and shrink_loadings and not going_on
+            if phase.decoder_rests:
                 state.shrinkage = None
                 decoder.requires_grad_(False)
-            shrinkage, U = state.shrinkage, None
-            if decoder.linear and not finishing:
-                variances = torch.zeros_like(decoder.loadings) if shrinkage is None else shrinkage.U
-                U = variances.detach().requires_grad_()
-            moments = Moments(decoder, rows.n)
-            log_scale = torch.zeros_like(state.log_scale)
-            draws = None
-            if not decoder.linear:
-                draws = torch.randn(rows.n, decoder.V.shape[1], generator=generator).to(decoder.V)
-            for i, (index, x, f, size) in enumerate(rows.shuffled(generator)):
-                number = epoch * steps_an_epoch + i
-                done = number / (schedule.max_epochs * steps_an_epoch)
-                for group in optimizer.param_groups:
-                    group["lr"] = group["rate"] * schedule.factor(done, number, group["end"])
-                z, D = encoder(x, f, decoder.Theta.detach())
-                if points:
-                    D = torch.zeros_like(D)
-                m0, Q = decoder(z, D, U, f, None if draws is None else draws[index])
-                warm = state.log_scale[index] if epoch else None
-                noise = solve_noise(
-                    m0.detach(), Q.detach(), x, decoder.sigma2, warm, sums=moments.noise
-                )
-                bound = noise_bound(m0, Q, noise)
-                if not points:
-                    bound = bound - factor_kl(z, D)
-                total = bound.sum()
-                total.backward()
-                if shrinkage is not None:
-                    # these samples' share of the prior, which all samples have once
-                    _add_prior(shrinkage, decoder, len(x) / rows.n)
-                if settling:
-                    moments.add_gradients(decoder)
-                _total_gradients(total, encoder, decoder, rows)
-                if not torch.isfinite(total):
-                    at_fault = index[~bound.isfinite().cpu()].tolist()
-                    raise state.diverged(f"the bound is not finite in epoch {epoch + 1}", at_fault)
-                moments.add(z, D, f, bound)
-                if i == 0 and not finishing:
-                    # chosen by their numbers: the same ones however many processes share the step
-                    chosen = index % max(1, size // FOR_CORRELATIONS) == 0
-                    slopes = decoder.jacobian(z[chosen].detach())
-                    moments.add_correlations(slopes, D[chosen], noise.w[chosen], shrinkage)
-                if schedule.optimizer == "sgd":
-                    clip(optimizer, size)
-                step(optimizer)
-                optimizer.zero_grad()
-                log_scale[index] = noise.log_scale
-                if not finishing:
-                    decoder.centre()
-            moments.total(rows, None if U is None else U.grad)
-            rows.processes.total(log_scale)
-            if not moments.finite:
-                raise state.diverged(f"the factors are not finite after epoch {epoch + 1}")
-            reached = moments.mean_bound(shrinkage)
-            early = epoch < PRIOR_FROM * schedule.max_epochs
-            begins = epoch + 1 >= PRIOR_FROM * schedule.max_epochs
-            begins = begins and early and shrink_loadings and not going_on
-            if not finishing:
-                if settling:
-                    moments.settle(decoder, shrinkage)
-                if shrinkage is not None:
-                    shrinkage.update(decoder.loadings.detach(), moments.of_loadings)
-                if decoder.linear:
-                    # in every epoch, as any may be the one that is kept
-                    decoder.keep_variances(moments.free if shrinkage is None else shrinkage.U)
-                moments.solve_sigma2(decoder, shrunk=shrinkage is not None)
-                root = moments.rescale(encoder, decoder, rotate=early and not going_on)
-                if shrinkage is not None:
-                    shrinkage.rescale(root)
+            moments = _epoch(epoch, phase, state, rows, schedule, points)
+            reached = moments.mean_bound(state.shrinkage)
+            if not phase.decoder_rests:
+                _update(phase, state, moments, rotate=phase.early and not going_on)
                 if begins:
                     state.shrinkage = Shrinkage(decoder.loadings.detach())
-            state.log_scale = log_scale
             parts = *encoder.state_dict().values(), *decoder.state_dict().values()
             rows.processes.agree(*parts)
             if not all(part.isfinite().all() for part in parts):
@@ -207,6 +140,109 @@ def train(
                 keep(state)
     state.return_to_best()
     return state.history
+
+
+class _Phase(NamedTuple):
+    """What an epoch is for."""
+
+    early: bool
+    """Loadings have no prior yet, and factors are turned to the axes of the information."""
+    prior_begins: bool
+    """The prior begins after this epoch."""
+    decoder_settles: bool
+    """It is the decoder's last: a step of Newton's takes out what the noise of batches left."""
+    decoder_rests: bool
+    """The encoder goes on alone."""
+
+
+def _phase(epoch: int, max_epochs: int, frozen: str | None) -> _Phase:
+    early, later = (number < PRIOR_FROM * max_epochs for number in (epoch, epoch + 1))
+    of_decoder = max_epochs * (1 if frozen == "encoder" else FINISH_FROM)
+    rests = frozen == "decoder" or epoch >= of_decoder
+    settles = not rests and epoch + 1 >= of_decoder
+    return _Phase(early, early and not later, settles, rests)
+
+
+def _epoch(
+    epoch: int, phase: _Phase, state: State, rows: Rows, schedule: Schedule, points: bool
+) -> Moments:
+    """Take a step for each batch; return what the batches add up to.
+
+    Raises
+    ------
+    Diverged
+    """
+    encoder, decoder, optimizer = state.encoder, state.decoder, state.optimizer
+    shrinkage, moments = state.shrinkage, Moments(decoder, rows.n)
+    U, draws = None, None
+    if not decoder.linear:
+        k = decoder.V.shape[1]
+        draws = torch.randn(rows.n, k, generator=state.generator).to(decoder.V)
+    elif not phase.decoder_rests:
+        variances = torch.zeros_like(decoder.loadings) if shrinkage is None else shrinkage.U
+        U = variances.detach().requires_grad_()
+    log_scale = torch.zeros_like(state.log_scale)
+    steps = math.ceil(rows.n / rows.batch_size)
+    for i, (index, x, f, size) in enumerate(rows.shuffled(state.generator)):
+        number = epoch * steps + i
+        done = number / (schedule.max_epochs * steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["rate"] * schedule.factor(done, number, group["end"])
+        z, D = encoder(x, f, decoder.Theta.detach())
+        if points:
+            D = torch.zeros_like(D)
+        m0, Q = decoder(z, D, U, f, None if draws is None else draws[index])
+        warm = state.log_scale[index] if epoch else None
+        noise = solve_noise(m0.detach(), Q.detach(), x, decoder.sigma2, warm, sums=moments.noise)
+        bound = noise_bound(m0, Q, noise)
+        if not points:
+            bound = bound - factor_kl(z, D)
+        total = bound.sum()
+        total.backward()
+        if shrinkage is not None:
+            # these samples' share of the prior, which all samples have once
+            _add_prior(shrinkage, decoder, len(x) / rows.n)
+        if phase.decoder_settles and decoder.linear:
+            moments.add_gradients(decoder)
+        _total_gradients(total, encoder, decoder, rows)
+        if not torch.isfinite(total):
+            at_fault = index[~bound.isfinite().cpu()].tolist()
+            raise state.diverged(f"the bound is not finite in epoch {epoch + 1}", at_fault)
+        moments.add(z, D, f, bound)
+        if i == 0 and not phase.decoder_rests:
+            # chosen by their numbers: the same ones however many processes share the step
+            chosen = index % max(1, size // FOR_CORRELATIONS) == 0
+            slopes = decoder.jacobian(z[chosen].detach())
+            moments.add_correlations(slopes, D[chosen], noise.w[chosen], shrinkage)
+        if schedule.optimizer == "sgd":
+            clip(optimizer, size)
+        step(optimizer)
+        optimizer.zero_grad()
+        log_scale[index] = noise.log_scale
+        if not phase.decoder_rests:
+            decoder.centre()
+    moments.total(rows, None if U is None else U.grad)
+    rows.processes.total(log_scale)
+    state.log_scale = log_scale
+    if not moments.finite:
+        raise state.diverged(f"the factors are not finite after epoch {epoch + 1}")
+    return moments
+
+
+def _update(phase: _Phase, state: State, moments: Moments, rotate: bool) -> None:
+    """Do with the sums of an epoch what no gradient does: variances, sigma2, scale and axes."""
+    decoder, shrinkage = state.decoder, state.shrinkage
+    if phase.decoder_settles and decoder.linear:
+        moments.settle(decoder, shrinkage)
+    if shrinkage is not None:
+        shrinkage.update(decoder.loadings.detach(), moments.of_loadings)
+    if decoder.linear:
+        # in every epoch, as any may be the one that is kept
+        decoder.keep_variances(moments.free if shrinkage is None else shrinkage.U)
+    moments.solve_sigma2(decoder, shrunk=shrinkage is not None)
+    root = moments.rescale(state.encoder, decoder, rotate=rotate)
+    if shrinkage is not None:
+        shrinkage.rescale(root)
 
 
 @torch.no_grad()

@@ -185,7 +185,8 @@ for the one before.
 Tables in every format, metadata, trees and models, from a real table, altered at random by the case's number:
 bytes flipped, cut, doubled, spliced; members of HDF5 removed, replaced, linked or inflated; values of JSON and
 cells of text replaced by nasty ones; hashes of models made right again, as their author could. Each is read in a
-process that may take ten seconds and 2 GB. "read" are those that still hold a table, or a model.
+process that may take ten seconds and 2 GB. "read" are those that still hold a table, or a model; "sentences" counts
+the different ones by which a kind was refused, names and numbers left out.
 
 {markdown(found["hostile"])}
 
