@@ -64,6 +64,7 @@ from countvae.layers import ACTIVATIONS
 from countvae.memory import Room
 from countvae.processes import joined
 from countvae.rows import Rows, bytes_on_device
+from countvae.signals import noted
 from countvae.start import Start, residual_start
 from countvae.state import Kept
 from countvae.steps import Schedule
@@ -1236,24 +1237,27 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 generator = torch.Generator().manual_seed(seed)
                 rate = float(self.learning_rate) / SMALLER**attempt
                 encoder, decoder = self._begin(rows, k, generator, begun, kept)
+                shrink = self.shrink_loadings and decoder.linear and not points
                 try:
                     diverged = None
-                    history = train(
-                        rows,
-                        encoder.to(device),
-                        decoder.to(device),
-                        Schedule(max_epochs, rate, self.optimizer, self.patience),
-                        shrink_loadings=self.shrink_loadings and decoder.linear and not points,
-                        generator=generator,
-                        points=points,
-                        going_on=begun is not None,
-                        frozen=self.freeze,
-                        validation=validation,
-                        refinement_steps=int(self.refinement_steps),
-                        progress=self._report(max_epochs, rows, validation),
-                        keep=writer and writer.keep(attempt),
-                        kept=kept,
-                    )
+                    with noted() if processes.count == 1 else nullcontext(lambda: False) as stop:
+                        history = train(
+                            rows,
+                            encoder.to(device),
+                            decoder.to(device),
+                            Schedule(max_epochs, rate, self.optimizer, self.patience),
+                            shrink_loadings=shrink,
+                            generator=generator,
+                            points=points,
+                            going_on=begun is not None,
+                            frozen=self.freeze,
+                            validation=validation,
+                            refinement_steps=int(self.refinement_steps),
+                            progress=self._report(max_epochs, rows, validation),
+                            keep=writer and writer.keep(attempt),
+                            kept=kept,
+                            stop=stop,
+                        )
                     break
                 except Diverged as error:
                     diverged, kept = _naming(error, fitted.names), None
@@ -1271,7 +1275,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                     left = writer and _is_no_fault(error) and writer.leave_at_last()
                     if left and checkpoint and isinstance(error, KeyboardInterrupt):
                         raise KeyboardInterrupt(
-                            f"interrupted; {checkpoint.folder} has the last whole epoch."
+                            f"interrupted; {checkpoint.folder} has what was done."
                         ) from None
                     raise
             if writer:

@@ -1,5 +1,7 @@
 """What an epoch adds up of the factors and of the noise, and what follows for the next."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -89,12 +91,36 @@ class Moments:
         """Posterior variances of loadings that no prior holds: as if that were N(0, 1)."""
         return 1 / (self.of_loadings + 1)
 
+    def parts(self) -> dict[str, Tensor]:
+        """Return all sums, by name."""
+        own = {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
+        return own | {f"noise.{name}": part for name, part in self.noise._asdict().items()}
+
+    def restore(self, parts: Mapping[str, Tensor]) -> None:
+        """Go on from what `parts` gave.
+
+        Raises
+        ------
+        ValueError
+            If names or shapes are not those of these sums.
+        """
+        expected = self.parts()
+        lazy = {"gradient": self.of_loadings.shape, "gradient_mu": self.noise.squares.shape}
+        if parts.keys() != expected.keys() or any(
+            part.shape not in (expected[name].shape, lazy.get(name)) for name, part in parts.items()
+        ):
+            raise ValueError("names or shapes differ")
+        for name, part in parts.items():
+            if name.startswith("noise."):
+                expected[name].copy_(part)
+            else:
+                setattr(self, name, part.to(expected[name]))
+
     def total(self, rows: Rows, of_U: Tensor | None) -> None:
         """Take in the gradient in U, which is -sum(w (z^2 + D)) / 2, and add up all processes."""
         if of_U is not None:
             self.of_loadings = -2 * of_U
-        own = (part for part in vars(self).values() if isinstance(part, Tensor))
-        rows.processes.total(*own, *self.noise)
+        rows.processes.total(*self.parts().values())
 
     def mean_bound(self, shrinkage: Shrinkage | None) -> float:
         """Mean bound at V itself: to first order in U, from below as the bound is convex in Q."""

@@ -176,11 +176,11 @@ class Rows:
         low, high = self.processes.share(self.n)
         yield from self.covariates[low:high].split(self.batch_size)
 
-    def shuffled(self, generator: torch.Generator) -> Iterator[Batch]:
-        """Yield all rows of this process once in random order."""
-        steps = self._steps(generator)
-        first = self.processes.rank * self._lanes_each
-        own = [torch.cat(lanes[first : first + self._lanes_each]) for lanes in steps]
+    def shuffled(self, generator: torch.Generator, first: int = 0) -> Iterator[Batch]:
+        """Yield all rows of this process once in random order, from the batch of this number on."""
+        steps = self._steps(generator)[first:]
+        lane = self.processes.rank * self._lanes_each
+        own = [torch.cat(lanes[lane : lane + self._lanes_each]) for lanes in steps]
         sizes = iter([sum(map(len, lanes)) for lanes in steps])
         for index, some in self._read(_grouped(own, self._batches_a_group)):
             f = self.covariates[index.to(self.device)]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from countvae.decoder import Decoder
 from countvae.encoder import Encoder
 from countvae.errors import DamagedModel, Diverged, out_of_memory
+from countvae.moments import Moments
 from countvae.rows import Rows
 from countvae.shrinkage import Shrinkage
 from countvae.steps import OF_OPTIMIZER
@@ -25,6 +26,17 @@ class Kept:
     arrays: Mapping[str, np.ndarray]
     settings: Mapping[str, Any]
     name: str = "kept"
+
+
+class Within(NamedTuple):
+    """An epoch as it is after some of its steps."""
+
+    steps: int
+    begun: Tensor
+    """The generator as the epoch began."""
+    moments: Moments
+    of_U: Tensor | None
+    log_scale: Tensor
 
 
 class State:
@@ -45,6 +57,8 @@ class State:
         Whether patience has run out.
     whole
         Encoder and decoder of the last epoch that was done.
+    within : Within or None
+        What was done of the next epoch, if that was begun and broken off.
     """
 
     def __init__(
@@ -64,6 +78,8 @@ class State:
         self.best: dict[str, Tensor] | None = None
         self.stopped = False
         self.whole: dict[str, Tensor] | None = None
+        self.within: Within | None = None
+        self.n, self.steps = rows.n, math.ceil(rows.n / rows.batch_size)
 
     def add(self, row: dict[str, float | int], patience: int | None) -> None:
         """Take in an epoch that was done; what is watched is the validation bound if it has one."""
@@ -114,6 +130,11 @@ class State:
             "stopped": self.stopped,
             "rates": [group["rate"] for group in self.optimizer.param_groups],
         }
+        if (within := self.within) is not None:
+            tensors |= {f"within.moments.{name}": t for name, t in within.moments.parts().items()}
+            tensors |= {"within.log_scale": within.log_scale, "within.begun": within.begun}
+            tensors |= {} if within.of_U is None else {"within.of_U": within.of_U}
+            settings["steps"] = within.steps
         arrays = {name: t.detach().cpu().numpy().copy() for name, t in tensors.items()}
         return Kept(arrays, settings)
 
@@ -177,10 +198,26 @@ class State:
             numbers = all(isinstance(value, int | float) for value in row.values())
             if not numbers or row.keys() != columns or row["epoch"] != i + 1:
                 raise ValueError(f"row {i} of the history is none")
+        if steps := kept.settings.get("steps"):
+            self._restore_within(int(steps), room("within."))
         best = kept.settings["best_bound"]
         self.best_bound = -math.inf if best is None else float(best)
         self.best_epoch = int(kept.settings["best_epoch"])
         self.stopped = bool(kept.settings["stopped"])
+
+    def _restore_within(self, steps: int, parts: dict[str, Tensor]) -> None:
+        """Become one whose next epoch was broken off."""
+        if not 0 < steps < self.steps:
+            raise ValueError(f"an epoch has {self.steps} steps")
+        moments, of_U = Moments(self.decoder, self.n), parts.get("of_U")
+        moments.restore({n.removeprefix("moments."): t for n, t in parts.items() if "." in n})
+        _check_alike({"log_scale": parts["log_scale"]}, {"log_scale": self.log_scale})
+        if of_U is not None:
+            _check_alike({"of_U": of_U}, {"of_U": self.decoder.loadings})
+            of_U = of_U.to(self.decoder.V)
+        torch.Generator().set_state(parts["begun"])  # which fails if it is none
+        log_scale = parts["log_scale"].to(self.log_scale)
+        self.within = Within(steps, parts["begun"], moments, of_U, log_scale)
 
 
 def _parts(encoder: Encoder, decoder: Decoder) -> dict[str, Tensor]:

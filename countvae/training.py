@@ -15,7 +15,7 @@ from countvae.inference import in_expectation, posterior_at, refine
 from countvae.moments import Moments
 from countvae.rows import Rows
 from countvae.shrinkage import Shrinkage
-from countvae.state import Kept, State
+from countvae.state import Kept, State, Within
 from countvae.steps import Schedule, clip, optimizer_for, step
 
 FOR_CORRELATIONS = 48
@@ -47,6 +47,7 @@ def train(
     progress: Callable[[dict[str, float | int]], None] | None = None,
     keep: Callable[[State], None] | None = None,
     kept: Kept | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, float | int]]:
     """Maximise the mean bound over the rows; encoder and decoder are changed in place.
 
@@ -74,9 +75,12 @@ def train(
     progress : callable, optional
         Called with the row of the history after each epoch.
     keep : callable, optional
-        Called with the state that an epoch leaves to the next; `State.kept` is a copy to store.
+        Called with the state that an epoch leaves to the next, or with that within an epoch before
+        the fit is stopped there; `State.kept` is a copy to store.
     kept : Kept, optional
         A state to go on from; encoder and decoder then only have to be of the same shape.
+    stop : callable, optional
+        Asked after each step whether to stop there.
 
     Returns
     -------
@@ -91,6 +95,8 @@ def train(
         error has its history, and the rows at fault.
     DamagedModel
         If the state to go on from is not one of such a fit.
+    KeyboardInterrupt
+        If it was told to stop.
     """
     optimizer = optimizer_for(rows, encoder, decoder, schedule)
     state = State(encoder, decoder, optimizer, generator, rows)
@@ -110,7 +116,11 @@ def train(
             if phase.decoder_rests:
                 state.shrinkage = None
                 decoder.requires_grad_(False)
-            moments = _epoch(epoch, phase, state, rows, schedule, points)
+            moments = _epoch(epoch, phase, state, rows, schedule, points, stop)
+            if moments is None:
+                if keep is not None:
+                    keep(state)
+                raise KeyboardInterrupt
             reached = moments.mean_bound(state.shrinkage)
             if not phase.decoder_rests:
                 _update(phase, state, moments, rotate=phase.early and not going_on)
@@ -138,6 +148,8 @@ def train(
                 progress(row)
             if keep is not None:
                 keep(state)
+            if stop():
+                raise KeyboardInterrupt
     state.return_to_best()
     return state.history
 
@@ -164,28 +176,41 @@ def _phase(epoch: int, max_epochs: int, frozen: str | None) -> _Phase:
 
 
 def _epoch(
-    epoch: int, phase: _Phase, state: State, rows: Rows, schedule: Schedule, points: bool
-) -> Moments:
-    """Take a step for each batch; return what the batches add up to.
+    epoch: int,
+    phase: _Phase,
+    state: State,
+    rows: Rows,
+    schedule: Schedule,
+    points: bool,
+    stop: Callable[[], bool],
+) -> Moments | None:
+    """Take a step for each batch; return what the batches add up to, None if stopped within.
 
     Raises
     ------
     Diverged
     """
     encoder, decoder, optimizer = state.encoder, state.decoder, state.optimizer
-    shrinkage, moments = state.shrinkage, Moments(decoder, rows.n)
-    U, draws = None, None
+    shrinkage, U, draws = state.shrinkage, None, None
+    first, begun, moments, of_U, log_scale = state.within or Within(
+        0,
+        state.generator.get_state(),
+        Moments(decoder, rows.n),
+        None,
+        torch.zeros_like(state.log_scale),
+    )
+    state.within = None
+    state.generator.set_state(begun)
     if not decoder.linear:
         k = decoder.V.shape[1]
         draws = torch.randn(rows.n, k, generator=state.generator).to(decoder.V)
     elif not phase.decoder_rests:
         variances = torch.zeros_like(decoder.loadings) if shrinkage is None else shrinkage.U
         U = variances.detach().requires_grad_()
-    log_scale = torch.zeros_like(state.log_scale)
-    steps = math.ceil(rows.n / rows.batch_size)
-    for i, (index, x, f, size) in enumerate(rows.shuffled(state.generator)):
-        number = epoch * steps + i
-        done = number / (schedule.max_epochs * steps)
+        U.grad = of_U
+    for i, (index, x, f, size) in enumerate(rows.shuffled(state.generator, first), first):
+        number = epoch * state.steps + i
+        done = number / (schedule.max_epochs * state.steps)
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * schedule.factor(done, number, group["end"])
         z, D = encoder(x, f, decoder.Theta.detach())
@@ -221,6 +246,10 @@ def _epoch(
         log_scale[index] = noise.log_scale
         if not phase.decoder_rests:
             decoder.centre()
+        if i + 1 < state.steps and stop():
+            of_U = None if U is None else U.grad
+            state.within = Within(i + 1, begun, moments, of_U, log_scale)
+            return None
     moments.total(rows, None if U is None else U.grad)
     rows.processes.total(log_scale)
     state.log_scale = log_scale

@@ -29,7 +29,7 @@ exception of the class named here; those of bad input are all an `errors.InputEr
 | 4 | did not converge, or not finite |
 | 5 | out of memory: as `TooLarge` below, noticed too late to say how much is missing |
 | 6 | another process of the fit ended |
-| 130 | interrupted: once an epoch of a fit is done, the sentence has the command that goes on |
+| 130 | interrupted: once a step of a fit is done, the sentence has the command that goes on |
 """
 
 

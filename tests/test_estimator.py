@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import pickle
+import signal
 import warnings
 from pathlib import Path
 
@@ -20,13 +21,14 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import countvae.checkpoint
 import countvae.estimator
 import countvae.training
-from countvae import MultinomialVAE, store
+from countvae import ConvMultinomialVAE, MultinomialVAE, store
 from countvae.basis import sequential
 from countvae.errors import CountvaeWarning, DamagedModel, Diverged, InputError, ProcessLost
 from countvae.evidence import log_coefficient, solve_noise
 from countvae.metrics import subspace_error
 from countvae.moments import Moments
 from countvae.ppca import clr_counts
+from countvae.signals import noted
 from countvae.simulate import simulate
 from countvae.table import CountTable
 
@@ -979,6 +981,55 @@ def test_a_fit_that_was_broken_off_ends_as_if_it_had_not_been(
     np.testing.assert_array_equal(resumed.transform(X), whole.transform(X))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"optimizer": "sgd", "noise": "by_feature"},
+        {"validation_fraction": 0.2},
+        {"grid": (3, 3)},
+    ],
+)
+@pytest.mark.parametrize("after", [1, 5, 17, 29, 30, 32])
+def test_a_fit_that_is_told_to_stop_ends_its_step_and_goes_on_with_the_next(
+    X, tmp_path, monkeypatch, settings, after
+):
+    """At any place: the first epoch, with the prior, as the decoder settles, and after that."""
+    kind = ConvMultinomialVAE if "grid" in settings else MultinomialVAE
+    more = {"decoder": "network"} if "grid" in settings else {}
+    X, n = X[:, :9], round(len(X) * (1 - settings.get("validation_fraction", 0)))
+    settings = {"n_components": 2, "max_epochs": 11, "batch_size": -(-n // 3)} | settings | more
+    whole = kind(**settings).fit(X)
+    taken, take = [], countvae.training.step
+
+    def counted(optimizer):
+        take(optimizer)
+        taken.append(1)
+        if len(taken) == after:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(countvae.training, "step", counted)
+    model = kind(**settings, checkpoint=tmp_path / "state")
+    with pytest.raises(KeyboardInterrupt, match="has what was done"):
+        model.fit(X)
+    assert len(taken) == after
+    model.fit(X)
+    assert len(taken) == 33
+    pd.testing.assert_frame_equal(model.history_, whole.history_)
+    np.testing.assert_array_equal(model.transform(X), whole.transform(X))
+
+
+def test_a_second_signal_does_not_wait():
+    with noted() as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGINT)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
 def test_a_checkpoint_of_another_fit_or_of_none_is_refused_and_kept(X, tmp_path, monkeypatch):
     monkeypatch.setattr(countvae.checkpoint, "SECONDS_BETWEEN", 0.0)
     state = tmp_path / "state"
@@ -1081,6 +1132,7 @@ def changed(state, change):
         lambda arrays, settings: arrays.update({"optimizer.0.exp_avg": np.zeros((1, 2))}),
         lambda arrays, settings: arrays.update({"optimizer.99.step": np.zeros(())}),
         lambda arrays, settings: arrays.update({"shrinkage.tau2": np.ones(3)}),
+        lambda arrays, settings: settings["state"].update(steps=1),
     ],
 )
 def test_a_state_that_was_altered_and_sealed_again_is_refused(X, tmp_path, monkeypatch, change):
