@@ -40,7 +40,8 @@ class Decoder(nn.Module):
     Theta : (d, p), optional
         What covariates of the samples do to the logits; none by default.
     V_var, Theta_var : (d, k) and (d, p), optional
-        Posterior variances of both, which a fit leaves; zeros until then.
+        Posterior variances of both, which a fit leaves; zeros until then. Each is that of a column
+        alone, the factors known.
     """
 
     linear = True
@@ -79,9 +80,11 @@ class Decoder(nn.Module):
         chosen = (part.detach()[at] if part.ndim else part for part in parts)
         return Decoder(*chosen).requires_grad_(False)
 
-    def given(self, f: Float[Tensor, "b p"]) -> "Decoder | Given":
-        """Return the law of samples with these covariates."""
-        return Given(self, f) if self.Theta.shape[1] else self
+    def given(
+        self, f: Float[Tensor, "b p"], shared: Float[Tensor, "p p"] | None = None
+    ) -> "Decoder | Given":
+        """Return the law of samples with these covariates, n (F'F)^-1 of which were fitted."""
+        return Given(self, f, shared) if self.Theta.shape[1] else self
 
     def logits(self, z: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
         """Return the noiseless logits at some factors."""
@@ -122,17 +125,6 @@ class Decoder(nn.Module):
         k = self.V.shape[1]
         self.V_var.copy_(of_loadings[:, :k])
         self.Theta_var.copy_(of_loadings[:, k:])
-
-    @torch.no_grad()
-    def widen(self, n: int, chance: Float[Tensor, " p"]) -> None:
-        """Add to the variances of Theta what covariates share, with each other and by chance.
-
-        `keep_variances` took each covariate to be alone, and the factors to be known. Among n
-        samples a factor leans on f by chance, with variance (F'F)^-1_aa, and Theta takes up V times
-        that; beside other covariates the noise counts n (F'F)^-1_aa times.
-        """
-        self.Theta_var.mul_(n * chance)
-        self.Theta_var.add_(self.V.square().sum(1, keepdim=True) * chance)
 
     @torch.no_grad()
     def unsure(self, z: Float[Tensor, "b k"], D: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
@@ -300,13 +292,17 @@ class Given:
         The law of all.
     f : (b, p)
         Covariates of these samples.
+    shared : (p, p), optional
+        n (F'F)^-1 of the samples fitted, the identity where covariates have nothing in common.
     """
 
     linear = True
 
-    def __init__(self, decoder: Decoder, f: Float[Tensor, "b p"]) -> None:
+    def __init__(
+        self, decoder: Decoder, f: Float[Tensor, "b p"], shared: Float[Tensor, "p p"] | None = None
+    ) -> None:
         self.sigma2 = decoder.sigma2
-        self.decoder, self.f = decoder, f
+        self.decoder, self.f, self.shared = decoder, f, shared
         self.shift = f @ decoder.Theta.detach().T
 
     def logits(self, z: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
@@ -325,8 +321,23 @@ class Given:
         return m0 + self.shift, Q
 
     def unsure(self, z: Float[Tensor, "b k"], D: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
-        """Variance of the logits that comes from that of the loadings, Theta's included."""
-        return self.decoder.unsure(z, D) + self.f.square() @ self.decoder.Theta_var.T
+        """Variance of the logits that comes from that of the loadings, Theta's included.
+
+        Theta_j has the covariance s_ja s_jb n (F'F)^-1_ab of its noise, s_j^2 being `Theta_var`.
+        What it takes up of V as factors lean on covariates by chance, z gives back.
+        """
+        s = self.decoder.Theta_var.sqrt()
+        root = torch.eye(s.shape[1]).to(s) if self.shared is None else _root(self.shared)
+        variance = self.decoder.unsure(z, D)
+        for column in root.T:
+            variance += ((self.f * column) @ s.T).square()
+        return variance
+
+
+def _root(S: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
+    """Return R with R R' = S, which may have no inverse."""
+    variances, axes = torch.linalg.eigh(S)
+    return axes * variances.clamp_min(0).sqrt()
 
 
 class _Logits(torch.autograd.Function):

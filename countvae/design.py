@@ -38,9 +38,9 @@ class Design:
         Columns of the regression, (p,).
     centre, scale : tuple of float
         Mean and standard deviation of each over the samples fitted: `matrix` has them standard.
-    chance : tuple of float
-        Diagonal of (F'F)^-1 over the samples fitted: with what variance a factor leans on each
-        column by chance. Empty until they were `seen`.
+    chance : tuple of tuple of float
+        (F'F)^-1 over the samples fitted, (p, p): with what covariance a factor leans on the columns
+        by chance. Empty until they were `seen`.
     """
 
     formula: str
@@ -48,7 +48,7 @@ class Design:
     names: tuple[str, ...]
     centre: tuple[float, ...]
     scale: tuple[float, ...]
-    chance: tuple[float, ...] = ()
+    chance: tuple[tuple[float, ...], ...] = ()
 
     @classmethod
     def of(cls, formula: Any, metadata: pd.DataFrame | None) -> "Design":
@@ -131,8 +131,8 @@ class Design:
 
     def seen(self, F: Float[np.ndarray, "n p"]) -> "Design":
         """Return this design with what chance does among the samples that were fitted."""
-        chance = np.linalg.pinv(F.T @ F).diagonal()
-        return replace(self, chance=tuple(chance.tolist()))
+        chance = np.linalg.pinv(F.T @ F)
+        return replace(self, chance=tuple(map(tuple, chance.tolist())))
 
     def settings(self) -> dict[str, Any]:
         """Return plain JSON, from which `restore` makes the same."""
@@ -142,15 +142,16 @@ class Design:
             "names": list(self.names),
             "centre": list(self.centre),
             "scale": list(self.scale),
-            "chance": list(self.chance),
+            "chance": [list(row) for row in self.chance],
         }
 
     @classmethod
     def restore(cls, settings: Mapping[str, Any]) -> "Design":
         """Make a design of what `settings` gave."""
         variables(settings["formula"])
-        lists = (tuple(settings.get(name, ())) for name in ("names", "centre", "scale", "chance"))
-        return cls(settings["formula"], dict(settings["levels"]), *lists)
+        names, centre, scale = (tuple(settings[name]) for name in ("names", "centre", "scale"))
+        chance = tuple(map(tuple, settings.get("chance", ())))
+        return cls(settings["formula"], dict(settings["levels"]), names, centre, scale, chance)
 
 
 def variables(formula: Any) -> list[str]:

@@ -375,8 +375,6 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             decoder.centre()
             if self._design is not None and self.freeze != "decoder":
                 self._design = self._design.seen(fitted.covariates)
-                chance = torch.tensor(self._design.chance, dtype=torch.float64)
-                decoder.widen(len(fitted.covariates), chance)
             self._identify(encoder, decoder)
         if diverged is not None:
             raise diverged
@@ -1441,6 +1439,14 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.n_components_ = len(s)
         self._describe(mu, beyond)
 
+    @property
+    def _chance(self) -> np.ndarray:
+        """(F'F)^-1 of the samples fitted; if that was not kept, of covariates sharing nothing."""
+        assert self._design is not None
+        if self._design.chance:
+            return np.array(self._design.chance)
+        return np.eye(len(self._design.names)) / len(self.depth_)
+
     def _describe(self, mu: torch.Tensor, beyond: float = 0.0) -> None:
         """Read the rest off the decoder, given centre and axes, and the variance beyond them."""
         self.mean_ = mu.numpy().copy()
@@ -1455,9 +1461,12 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             scale = np.array(self._design.scale)
             self.coefficient_names_ = np.array(self._design.names, dtype=object)
             self.coefficients_ = (self._decoder.Theta.numpy() / scale).T
-            self.coefficients_sd_ = (self._decoder.Theta_var.sqrt().numpy() / scale).T
-            # a model of before it was kept: that of covariates which have nothing in common
-            chance = self._design.chance or np.full(len(scale), 1 / len(self.depth_))
+            n, chance = len(self.depth_), self._chance.diagonal()
+            # beside other covariates the noise counts n (F'F)^-1_aa times; and what factors lean
+            # on a covariate by chance, Theta takes up of V
+            variances = n * chance * self._decoder.Theta_var.numpy()
+            variances += chance * self._decoder.V.square().sum(1, keepdim=True).numpy()
+            self.coefficients_sd_ = (np.sqrt(variances) / scale).T
             self.coefficients_chance_ = chance / scale**2
         self.clr_loadings_sd_ = np.sqrt(self._decoder.V_var.numpy() @ self._rotation**2)
         if not self._decoder.linear:
@@ -1481,10 +1490,13 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             device = torch.device("cpu")
         if not model._decoder.linear:  # slopes of each sample, of all channels
             entries = min(entries, JACOBIAN_ENTRIES // (self.n_components_ * self.encoder_width))
+        shared = None
+        if model._design is not None:
+            shared = torch.from_numpy(len(model.depth_) * model._chance).to(device)
         batch_size = max(1, entries // counts.shape[1])
         rows = Rows(counts, batch_size, torch.float64, device, covariates=covariates)
         for x, f in zip(rows.in_order(), rows.covariates_in_order(), strict=True):
-            law = decoder.given(f)
+            law = decoder.given(f, shared)
             with one_thread_an_operation():
                 if encoder is None:
                     z = x.new_zeros(len(x), self.n_components_)

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 from scipy.sparse import csr_array
 from scipy.spatial.distance import pdist, squareform
@@ -112,6 +113,31 @@ def test_what_chance_does_is_that_of_the_samples_fitted(drawn, adjusted):
     F = F - F.mean(0)
     expected = np.linalg.inv(F.T @ F).diagonal()
     np.testing.assert_allclose(adjusted.coefficients_chance_, expected)
+
+
+def test_a_copy_of_a_covariate_makes_no_sample_less_sure(drawn):
+    """Of two that are nearly one the sum is known as well as the one, though neither is."""
+    table, _, _ = drawn
+    age = table.sample_metadata["age"]
+    alike = age + np.random.default_rng(0).normal(0, 0.3, N)
+    twice = CountTable(
+        *(table.counts, table.sample_ids, table.feature_ids), age.to_frame().assign(alike=alike)
+    )
+    unsure, sd = {}, {}
+    for formula in ("~ age", "~ age + alike"):
+        model = MultinomialVAE(K, max_epochs=10, formula=formula).fit(twice)
+        law, _, posterior = next(model._posteriors(twice, 2))
+        zero = torch.zeros_like(posterior.z)
+        unsure[formula] = law.unsure(zero, zero)  # what comes from the effects alone
+        sd[formula] = np.median(model.coefficients_sd_[0])
+        F = model._covariates(twice)
+        s = model._decoder.Theta_var.sqrt().numpy()
+        for j in (0, D - 1):
+            covariance = N * np.linalg.inv(F.T @ F) * np.outer(s[j], s[j])
+            expected = np.einsum("ia,ab,ib->i", F, covariance, F)
+            np.testing.assert_allclose(unsure[formula][:, j], expected, rtol=1e-6)
+    assert 0.7 < (unsure["~ age + alike"] / unsure["~ age"]).median() < 2.5
+    assert sd["~ age + alike"] > 5 * sd["~ age"]
 
 
 def test_distances_between_all_log_ratios_are_adjusted_ones(drawn, adjusted, tmp_path):
