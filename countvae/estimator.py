@@ -410,7 +410,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
         After Newton steps the deviations are those of the whole covariance of the factors at the
         answer; with ``refinement_steps=0`` those of the encoder's diagonal D; of a plain
-        autoencoder zero.
+        autoencoder zero. Behind a network they are those of the normal law at the maximum, which is
+        too narrow where counts are few.
         """
         means, sds = [], []
         for decoder, _, posterior in self._posteriors(X, self._steps):
