@@ -88,7 +88,7 @@ def exists(folder):
 
 def unfinished(folder):
     write(named(X), folder / "t.h5ad")
-    (folder / "m.checkpoint").mkdir()
+    left_by_a_fit(folder / "m.checkpoint")
     main.commands["fit"].main(
         [str(folder / "t.h5ad"), "-o", str(folder / "m")], standalone_mode=False
     )
