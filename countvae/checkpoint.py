@@ -124,9 +124,9 @@ class Checkpoint:
             return False
 
     def leave(self) -> bool:
-        """Write the state held last, and say whether there was one."""
+        """Write the state held last, if it is not written yet; say whether one is there."""
         if self._latest is None:
-            return False
+            return self.holds_a_state()
         attempt, kept = self._latest
         epoch = len(kept.settings["history"])
         self.folder.mkdir(exist_ok=True)
@@ -140,7 +140,7 @@ class Checkpoint:
         for path in self._ours():
             if path not in last:
                 shutil.rmtree(path, ignore_errors=True)
-        self._written = time.monotonic()
+        self._written, self._latest = time.monotonic(), None
         return True
 
     def leave_at_last(self) -> bool:

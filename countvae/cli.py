@@ -336,7 +336,7 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
         options["quiet"] |= processes.rank > 0
         if processes.rank > 0:
             warnings.simplefilter("ignore", CountvaeWarning)
-        with _saying_how_to_go_on(_beside(output), processes):
+        with _saying_how_to_go_on(ctx, _beside(output), processes):
             model, kept, run = _fitted(ctx, tables, output, options, processes)
             mean, sd = _encoded(model, kept, processes, run["seconds"])
             if processes.rank == 0:
@@ -928,7 +928,7 @@ def _fitted(
         digests = None
         if first:
             streamed = isinstance(counts, CountFile)
-            digests = counts.digests if streamed else [sha256(path) for path in tables]
+            digests = counts.digests() if streamed else [sha256(path) for path in tables]
         of_metadata = sha256(options["metadata"]) if first and options["metadata"] else None
         say(f"{table} ({counts.source}): {size(counts)}")
         kept = _with_covariates(counts, table, options["formula"], options, say)
@@ -947,9 +947,11 @@ def _fitted(
     basis = options["tree"] or options["basis"]
     model = kind(**settings, basis=basis, checkpoint=checkpoint)
     say(f"memory: about {model.estimate_memory(kept) / 2**20:.0f} MiB besides the table")
-    if first and options["force"] and not options["resume"]:
-        # only now: a mistake in what is to be fitted must not cost what was left to go on with
-        MultinomialVAE.forget(checkpoint)
+    with processes.in_step():
+        if first and options["force"] and not options["resume"]:
+            # only now: a mistake in what is read must not cost what was left to go on with
+            MultinomialVAE.forget(checkpoint)
+    ctx.meta["begun"] = True
     with renamed({"X:": f"{table}:", "basis:": f"{basis}:"}), timed(seconds, "fit"):
         waited = _with_progress(options["quiet"], model, kept)
     if isinstance(kept, CountFile):
@@ -1047,14 +1049,16 @@ def _settle(checkpoint: Path, options: dict[str, Any], say: Callable[[str], None
 
 
 @contextmanager
-def _saying_how_to_go_on(checkpoint: Path, processes: Processes) -> Iterator[None]:
-    """Add to an interrupt the command that goes on, if a state is left to go on from."""
+def _saying_how_to_go_on(
+    ctx: click.Context, checkpoint: Path, processes: Processes
+) -> Iterator[None]:
+    """Add to an interrupt the command that goes on, if this fit has left a state to go on from."""
     try:
         yield
     except KeyboardInterrupt:
         if processes.count > 1:
             raise KeyboardInterrupt(f"interrupted; {GOES_ON}.") from None
-        if not Checkpoint(checkpoint, dict).holds_a_state():
+        if "begun" not in ctx.meta or not Checkpoint(checkpoint, dict).holds_a_state():
             raise
         again = sys.argv[1:] + ["--resume"] * ("--resume" not in sys.argv)
         raise KeyboardInterrupt(

@@ -41,6 +41,8 @@ class Design:
     chance : tuple of tuple of float
         (F'F)^-1 over the samples fitted, (p, p): with what covariance a factor leans on the columns
         by chance. Empty until they were `seen`.
+    samples : int
+        How many these were.
     """
 
     formula: str
@@ -49,6 +51,7 @@ class Design:
     centre: tuple[float, ...]
     scale: tuple[float, ...]
     chance: tuple[tuple[float, ...], ...] = ()
+    samples: int = 0
 
     @classmethod
     def of(cls, formula: Any, metadata: pd.DataFrame | None) -> "Design":
@@ -132,7 +135,7 @@ class Design:
     def seen(self, F: Float[np.ndarray, "n p"]) -> "Design":
         """Return this design with what chance does among the samples that were fitted."""
         chance = np.linalg.pinv(F.T @ F)
-        return replace(self, chance=tuple(map(tuple, chance.tolist())))
+        return replace(self, chance=tuple(map(tuple, chance.tolist())), samples=len(F))
 
     def settings(self) -> dict[str, Any]:
         """Return plain JSON, from which `restore` makes the same."""
@@ -143,6 +146,7 @@ class Design:
             "centre": list(self.centre),
             "scale": list(self.scale),
             "chance": [list(row) for row in self.chance],
+            "samples": self.samples,
         }
 
     @classmethod
@@ -151,7 +155,8 @@ class Design:
         variables(settings["formula"])
         names, centre, scale = (tuple(settings[name]) for name in ("names", "centre", "scale"))
         chance = tuple(map(tuple, settings.get("chance", ())))
-        return cls(settings["formula"], dict(settings["levels"]), names, centre, scale, chance)
+        known = cls(settings["formula"], dict(settings["levels"]), names, centre, scale)
+        return replace(known, chance=chance, samples=int(settings.get("samples", 0)))
 
 
 def variables(formula: Any) -> list[str]:

@@ -30,6 +30,7 @@ from countvae.devices import DEVICES, chosen, free_bytes
 from countvae.encoder import DenseEncoder, Encoder
 from countvae.errors import (
     ArgumentError,
+    CheckpointOfAnother,
     CountvaeWarning,
     Diverged,
     EmptySamples,
@@ -1205,7 +1206,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         size = self._batch_size(n, d)
         dtype, device, processes = getattr(torch, self.dtype), chosen(self.device), joined()
         with processes.in_step():
-            self._check_memory(counts, k)
+            self._check_memory(counts, k, None if held_out is None else held_out.counts)
         where = size, dtype, device, processes
         rows = Rows(counts, *where, fitted.covariates)
         validation = (
@@ -1232,14 +1233,20 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             writer = checkpoint if processes.rank == 0 else None
             points = self.posterior_variance == "none"
             kept, attempt = (None, 0) if checkpoint is None else checkpoint.found()
+            if kept is not None and kept.settings.get("steps") and processes.count > 1:
+                raise CheckpointOfAnother(
+                    f"{kept.name}: one process left it within an epoch; go on by one."
+                )
+            if writer is not None and isinstance(counts, CountFile):
+                counts.digests()  # now: a state that is left in haste must not wait for them
             while True:
                 generator = torch.Generator().manual_seed(seed)
                 rate = float(self.learning_rate) / SMALLER**attempt
                 encoder, decoder = self._begin(rows, k, generator, begun, kept)
                 shrink = self.shrink_loadings and decoder.linear and not points
-                try:
-                    diverged = None
-                    with noted() if processes.count == 1 else nullcontext(lambda: False) as stop:
+                with noted() if processes.count == 1 else nullcontext(lambda: False) as stop:
+                    try:
+                        diverged = None
                         history = train(
                             rows,
                             encoder.to(device),
@@ -1257,26 +1264,26 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                             kept=kept,
                             stop=stop,
                         )
-                    break
-                except Diverged as error:
-                    diverged, kept = _naming(error, fitted.names), None
-                    history = diverged.history
-                    if attempt >= RETRIES:
                         break
-                    attempt += 1
-                    warnings.warn(
-                        f"{str(diverged).rstrip('.')}; trying again with a learning rate of"
-                        f" {rate / SMALLER:g}.",
-                        CountvaeWarning,
-                        stacklevel=3,
-                    )
-                except BaseException as error:
-                    left = writer and _is_no_fault(error) and writer.leave_at_last()
-                    if left and checkpoint and isinstance(error, KeyboardInterrupt):
-                        raise KeyboardInterrupt(
-                            f"interrupted; {checkpoint.folder} has what was done."
-                        ) from None
-                    raise
+                    except Diverged as error:
+                        diverged, kept = _naming(error, fitted.names), None
+                        history = diverged.history
+                        if attempt >= RETRIES or stop():
+                            break
+                        attempt += 1
+                        warnings.warn(
+                            f"{str(diverged).rstrip('.')}; trying again with a learning rate of"
+                            f" {rate / SMALLER:g}.",
+                            CountvaeWarning,
+                            stacklevel=3,
+                        )
+                    except BaseException as error:
+                        left = writer and _is_no_fault(error) and writer.leave_at_last()
+                        if left and checkpoint and isinstance(error, KeyboardInterrupt):
+                            raise KeyboardInterrupt(
+                                f"interrupted; {checkpoint.folder} has what was done."
+                            ) from None
+                        raise
             if writer:
                 (writer.finish if diverged is None else writer.forget)()
         if diverged is not None and not history:
@@ -1380,7 +1387,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """What they add to a fit's memory, as `fit_needs` takes it."""
         return {"width": int(self.encoder_width) if self.encoder_depth > 1 else 0}
 
-    def _check_memory(self, counts: Any, k: int) -> None:
+    def _check_memory(self, counts: Any, k: int, held_out: Any = None) -> None:
         """Refuse a fit that there is no room for, on its device or beside it."""
         (n, d), needs, device = counts.shape, self._needs(counts), chosen(self.device)
         what = f"X: besides the table, a fit of {n} samples × {d} features with {k} factors"
@@ -1390,8 +1397,10 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             here.check(sum(needs))
             return
         here.check(needs.rest)
-        table = bytes_on_device(counts, getattr(torch, self.dtype), free)
-        Room(f"{what} on {device.type!r}", less, free=free).check(needs.steps + table)
+        dtype, there = getattr(torch, self.dtype), needs.steps
+        for table in (counts, held_out):
+            there += bytes_on_device(table, dtype, free)
+        Room(f"{what} on {device.type!r}", less, free=free).check(there)
 
     def _batch_size(self, n: int, d: int) -> int:
         return int(self.batch_size or default_batch_size(n, d))
@@ -1441,12 +1450,16 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self._describe(mu, beyond)
 
     @property
-    def _chance(self) -> np.ndarray:
-        """(F'F)^-1 of the samples fitted; if that was not kept, of covariates sharing nothing."""
+    def _by_chance(self) -> tuple[int, np.ndarray]:
+        """How many samples gave the effects, and their (F'F)^-1.
+
+        If that was not kept, it is that of covariates which share nothing.
+        """
         assert self._design is not None
         if self._design.chance:
-            return np.array(self._design.chance)
-        return np.eye(len(self._design.names)) / len(self.depth_)
+            return self._design.samples, np.array(self._design.chance)
+        n = len(self.depth_)
+        return n, np.eye(len(self._design.names)) / n
 
     def _describe(self, mu: torch.Tensor, beyond: float = 0.0) -> None:
         """Read the rest off the decoder, given centre and axes, and the variance beyond them."""
@@ -1462,7 +1475,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             scale = np.array(self._design.scale)
             self.coefficient_names_ = np.array(self._design.names, dtype=object)
             self.coefficients_ = (self._decoder.Theta.numpy() / scale).T
-            n, chance = len(self.depth_), self._chance.diagonal()
+            n, chance = self._by_chance
+            chance = chance.diagonal()
             # beside other covariates the noise counts n (F'F)^-1_aa times; and what factors lean
             # on a covariate by chance, Theta takes up of V
             variances = n * chance * self._decoder.Theta_var.numpy()
@@ -1493,7 +1507,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             entries = min(entries, JACOBIAN_ENTRIES // (self.n_components_ * self.encoder_width))
         shared = None
         if model._design is not None:
-            shared = torch.from_numpy(len(model.depth_) * model._chance).to(device)
+            n, chance = model._by_chance
+            shared = torch.from_numpy(n * chance).to(device)
         batch_size = max(1, entries // counts.shape[1])
         rows = Rows(counts, batch_size, torch.float64, device, covariates=covariates)
         for x, f in zip(rows.in_order(), rows.covariates_in_order(), strict=True):
@@ -1548,7 +1563,7 @@ def _multinomial(N: int | np.integer, logits: np.ndarray, rng: np.random.RandomS
 
 def _stacked(rows: Iterable[Counted], d: int) -> sp.csr_array:
     """Put samples into a table as they are drawn, as long as the memory holds it."""
-    room = Room("n_samples: a table of so many, of this depth,", "draw fewer at once")
+    room = Room("the table that is drawn", "draw fewer samples at once")
     where, counts, entries = [], [], 0
     for at, of_sample in rows:
         where.append(at)
@@ -1617,7 +1632,7 @@ def _digest(*arrays: np.ndarray) -> str:
 def _content(counts: sp.csr_array | CountFile) -> tuple[np.ndarray, ...]:
     """Return what tells a table from others: its counts, or the files that it is read from."""
     if isinstance(counts, CountFile):
-        return (np.array(counts.digests),)
+        return (np.array(counts.digests()),)
     return counts.indptr, counts.indices, counts.data
 
 

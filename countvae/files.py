@@ -97,7 +97,7 @@ def claimed(path: str | os.PathLike[str]) -> Iterator[None]:
     """Let nobody else claim a place meanwhile; remove what a killed run left unfinished there.
 
     The claim ends with the process, however that ends. It binds only those who claim, as all do
-    who write here, unless they write within a claim of their own.
+    who write here, unless the place, or a folder that it is in, is claimed by them already.
 
     Parameters
     ----------
@@ -132,7 +132,9 @@ def claimed(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _claimed_once(path: Path) -> AbstractContextManager[None]:
-    return nullcontext() if path.resolve() in _held else claimed(path)
+    place = path.resolve()
+    held = any(above in _held for above in (place, *place.parents))
+    return nullcontext() if held else claimed(path)
 
 
 @contextmanager

@@ -132,6 +132,7 @@ class State:
         }
         if (within := self.within) is not None:
             tensors |= {f"within.moments.{name}": t for name, t in within.moments.parts().items()}
+            tensors |= {f"whole.{name}": t for name, t in (self.whole or {}).items()}
             tensors |= {"within.log_scale": within.log_scale, "within.begun": within.begun}
             tensors |= {} if within.of_U is None else {"within.of_U": within.of_U}
             settings["steps"] = within.steps
@@ -165,10 +166,9 @@ class State:
                 if name.startswith(prefix)
             }
 
-        now = _parts(self.encoder, self.decoder)
-        _check_alike(room("now."), now)
-        _put(room("now."), self.encoder, self.decoder)
-        self.whole = _parts(self.encoder, self.decoder)
+        now = room("now.")
+        _check_alike(now, _parts(self.encoder, self.decoder))
+        _put(now, self.encoder, self.decoder)
         if best := room("best."):
             _check_alike(best, now)
             self.best = best
@@ -198,8 +198,12 @@ class State:
             numbers = all(isinstance(value, int | float) for value in row.values())
             if not numbers or row.keys() != columns or row["epoch"] != i + 1:
                 raise ValueError(f"row {i} of the history is none")
+        self.whole = now if self.history else None
         if steps := kept.settings.get("steps"):
             self._restore_within(int(steps), room("within."))
+            if whole := room("whole."):
+                _check_alike(whole, now)
+                self.whole = whole
         best = kept.settings["best_bound"]
         self.best_bound = -math.inf if best is None else float(best)
         self.best_epoch = int(kept.settings["best_epoch"])
@@ -207,7 +211,7 @@ class State:
 
     def _restore_within(self, steps: int, parts: dict[str, Tensor]) -> None:
         """Become one whose next epoch was broken off."""
-        if not 0 < steps < self.steps:
+        if not 0 < steps <= self.steps:
             raise ValueError(f"an epoch has {self.steps} steps")
         moments, of_U = Moments(self.decoder, self.n), parts.get("of_U")
         moments.restore({n.removeprefix("moments."): t for n, t in parts.items() if "." in n})

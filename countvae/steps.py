@@ -33,6 +33,10 @@ class Schedule:
     optimizer: str
     patience: int | None
 
+    def rate(self, group: dict[str, Any], number: int, of_all: int) -> float:
+        """Return the learning rate of some parameters in a step of all those of the fit."""
+        return group["rate"] * self.factor(number / of_all, number, group["end"])
+
     def factor(self, progress: float, step: int, end: float) -> float:
         """Warm up over ten steps, stay, and anneal to zero at `end` along a cosine."""
         anneal = min(1.0, max(0.0, (progress - ANNEAL_FROM) / (end - ANNEAL_FROM)))

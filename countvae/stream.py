@@ -203,9 +203,8 @@ class CountFile:
         """Rows that hold about so many non-zeros, at least one."""
         return max(1, int(entries * self._starts[-1] / max(1, self.nnz)))
 
-    @property
     def digests(self) -> list[str]:
-        """SHA-256 of each file, in hexadecimal; found once."""
+        """Return the SHA-256 of each file, in hexadecimal; found once."""
         return [part.digest for part in self._parts]
 
     def select_samples(self, which: Shaped[np.ndarray, " chosen"]) -> "CountFile":

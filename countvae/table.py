@@ -852,7 +852,7 @@ def stored_h5ad(file: h5py.File, path: Path, layer: str | None) -> Parsed:
             )
     for axis in (file["obs"], file["var"]):
         for name in (axis.attrs.get("_index", ""), *axis.attrs.get("column-order", ())):
-            if str(name).startswith("/"):
+            if _text(name).startswith("/"):
                 raise DamagedFile(f"{path}: a column of {axis.name!r} is outside of it, {name!r}.")
     _check_names(file["obs"], file["var"])
     frames = [cast(pd.DataFrame, anndata.io.read_elem(file[axis])) for axis in ("obs", "var")]

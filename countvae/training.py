@@ -134,7 +134,11 @@ def train(
                 "epoch": epoch + 1,
                 "bound": reached,
                 "sigma2": decoder.sigma2.mean().item(),
-                "learning_rate": optimizer.param_groups[0]["lr"],
+                "learning_rate": schedule.rate(
+                    optimizer.param_groups[0],
+                    (epoch + 1) * state.steps - 1,
+                    schedule.max_epochs * state.steps,
+                ),
             }
             if validation is not None:
                 row["validation_bound"] = mean_bound(
@@ -208,11 +212,10 @@ def _epoch(
         variances = torch.zeros_like(decoder.loadings) if shrinkage is None else shrinkage.U
         U = variances.detach().requires_grad_()
         U.grad = of_U
+    of_all = schedule.max_epochs * state.steps
     for i, (index, x, f, size) in enumerate(rows.shuffled(state.generator, first), first):
-        number = epoch * state.steps + i
-        done = number / (schedule.max_epochs * state.steps)
         for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * schedule.factor(done, number, group["end"])
+            group["lr"] = schedule.rate(group, epoch * state.steps + i, of_all)
         z, D = encoder(x, f, decoder.Theta.detach())
         if points:
             D = torch.zeros_like(D)
@@ -246,7 +249,7 @@ def _epoch(
         log_scale[index] = noise.log_scale
         if not phase.decoder_rests:
             decoder.centre()
-        if i + 1 < state.steps and stop():
+        if stop():
             of_U = None if U is None else U.grad
             state.within = Within(i + 1, begun, moments, of_U, log_scale)
             return None

@@ -28,6 +28,7 @@ from countvae.evidence import log_coefficient, solve_noise
 from countvae.metrics import subspace_error
 from countvae.moments import Moments
 from countvae.ppca import clr_counts
+from countvae.processes import Processes
 from countvae.signals import noted
 from countvae.simulate import simulate
 from countvae.table import CountTable
@@ -988,6 +989,8 @@ def test_a_fit_that_was_broken_off_ends_as_if_it_had_not_been(
         {"optimizer": "sgd", "noise": "by_feature"},
         {"validation_fraction": 0.2},
         {"grid": (3, 3)},
+        {"posterior_variance": "none"},
+        {"formula": "~ age"},
     ],
 )
 @pytest.mark.parametrize("after", [1, 5, 17, 29, 30, 32])
@@ -998,6 +1001,10 @@ def test_a_fit_that_is_told_to_stop_ends_its_step_and_goes_on_with_the_next(
     kind = ConvMultinomialVAE if "grid" in settings else MultinomialVAE
     more = {"decoder": "network"} if "grid" in settings else {}
     X, n = X[:, :9], round(len(X) * (1 - settings.get("validation_fraction", 0)))
+    if "formula" in settings:
+        samples, features = (np.array([f"{i}" for i in range(size)], object) for size in X.shape)
+        age = pd.DataFrame({"age": np.linspace(0, 1, n) ** 2}, samples)
+        X = CountTable(sp.csr_array(X), samples, features, age)
     settings = {"n_components": 2, "max_epochs": 11, "batch_size": -(-n // 3)} | settings | more
     whole = kind(**settings).fit(X)
     taken, take = [], countvae.training.step
@@ -1017,6 +1024,20 @@ def test_a_fit_that_is_told_to_stop_ends_its_step_and_goes_on_with_the_next(
     assert len(taken) == 33
     pd.testing.assert_frame_equal(model.history_, whole.history_)
     np.testing.assert_array_equal(model.transform(X), whole.transform(X))
+
+
+def test_a_state_within_an_epoch_is_for_one_process(X, tmp_path, monkeypatch):
+    def stop(optimizer):
+        signal.raise_signal(signal.SIGINT)
+
+    model = MultinomialVAE(2, max_epochs=3, checkpoint=tmp_path / "state")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(countvae.training, "step", stop)
+        model.fit(X)
+    monkeypatch.setattr(Processes, "_each", lambda self, exchange, parts: None)
+    monkeypatch.setattr(countvae.estimator, "joined", lambda: Processes(2, 0))
+    with pytest.raises(InputError, match="one process left it within an epoch; go on by one"):
+        model.fit(X)
 
 
 def test_a_second_signal_does_not_wait():

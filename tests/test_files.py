@@ -194,6 +194,8 @@ def test_what_is_written_claims_its_place_and_tidies_it(tmp_path):
     folder = tmp_path / "folder"
     with claimed(folder), new_folder(folder), pytest.raises(InUse):
         _claim_elsewhere(folder)
+    with claimed(folder), new_file(folder / "within") as beside:
+        assert list(folder.iterdir()) == [beside], "a lock that a killed run would leave there"
 
 
 def _claim_elsewhere(path):

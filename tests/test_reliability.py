@@ -213,6 +213,9 @@ def test_a_column_lies_in_its_own_frame(corpus, tmp_path):
     with h5py.File(path, "r+") as file:
         file["obs"].attrs["column-order"] = np.array(["/X/data"], dtype=object)
     refused_by_all(path, "a column of '/obs' is outside of it, '/X/data'")
+    with h5py.File(path, "r+") as file:
+        file["obs"].attrs["column-order"] = np.array([b"/X/data"])
+    refused_by_all(path, "a column of '/obs' is outside of it, b?'/X/data'")
 
 
 @pytest.mark.parametrize("name", ["a.h5ad", "a.biom"])
@@ -243,7 +246,7 @@ def test_names_that_share_their_bytes_are_tried_where_memory_is_limited(corpus, 
         file.write(first * count)
     with h5py.File(path) as file:
         assert len(file["sample/metadata/x"][count - 1]) == 2**20
-    refused_by_all(path, "asks for more memory than there is")
+    refused_by_all(path, "the library (asks for more memory than there is|hangs)")
 
 
 def test_a_text_that_goes_on_without_cells_is_refused(tmp_path, monkeypatch):
