@@ -506,13 +506,13 @@ def draw_more(rows: pd.DataFrame) -> Figure:
         for c, some in here[here["method"] == "ours"].groupby("settings.pseudocount"):
             by_depth = some.groupby("settings.encoder_depth")
             for ax, measure, line in (
-                (gap, "gap_0", "-"),
-                (gap, "held_gap_0", "--"),
+                (gap, "held_gap_0", "-"),
+                (gap, "gap_0", "--"),
                 (error, "covariance", "-"),
             ):
                 of = by_depth[measure]
                 _line(ax, shades[c], line, c, of.median(), of.min(), of.max())
-            for measure, line in (("z_bias_square", "-"), ("held_z_bias_square", "--")):
+            for measure, line in (("held_z_bias_square", "-"), ("z_bias_square", "--")):
                 _bias_line(bias, shades[c], line, c, by_depth[measure])
         pca = here[here["method"] == "log_ppca"]
         for c, some in pca.groupby("settings.pseudocount"):
@@ -521,8 +521,8 @@ def draw_more(rows: pd.DataFrame) -> Figure:
     for i in range(2):
         for row in (3 * i + 1, 3 * i + 2):
             axes[row, 0].set_ylim(0, None)
-        axes[3 * i, 0].set_ylabel("gap, nats a sample\n(dashed: held out)")
-        axes[3 * i + 1, 0].set_ylabel("bias of ẑ, posterior sd\n(dashed: held out)")
+        axes[3 * i, 0].set_ylabel("gap, nats a sample\n(dashed: fitted samples)")
+        axes[3 * i + 1, 0].set_ylabel("bias of ẑ, posterior sd\n(dashed: fitted samples)")
         axes[3 * i + 2, 0].set_ylabel("covariance error\n(dotted: PCA)")
     for ax in axes[-1]:
         ax.set_xlabel("layers of the encoder, L")

@@ -70,9 +70,9 @@ def draw(rows: pd.DataFrame) -> Figure:
     axes = figure.subplots(1, 2, sharey=True)
     for ax, (design, some) in zip(axes, rows.groupby("table.design", sort=False), strict=True):
         for L, part in some.groupby("settings.encoder_depth"):
-            for measure, line in (("gap_0", "-"), ("held_gap_0", "--")):
+            for measure, line in (("held_gap_0", "-"), ("gap_0", "--")):
                 grouped = part.groupby("settings.encoder_width")[measure]
-                label = f"L = {L}" + (", held out" if line == "--" else "")
+                label = f"L = {L}, {'fitted' if line == '--' else 'new'} samples"
                 ax.plot(grouped.median(), f"o{line}", color=COLOURS[int(str(L))], ms=4, label=label)
         ax.set(
             xscale="log", yscale="log", xlabel="units of a hidden layer", title=f"{design} table"
