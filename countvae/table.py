@@ -850,10 +850,7 @@ def stored_h5ad(file: h5py.File, path: Path, layer: str | None) -> Parsed:
                 f"{path}: is not in the format of anndata 0.7 or later; write it anew with a"
                 " current anndata."
             )
-    for axis in (file["obs"], file["var"]):
-        for name in (axis.attrs.get("_index", ""), *axis.attrs.get("column-order", ())):
-            if _text(name).startswith("/"):
-                raise DamagedFile(f"{path}: a column of {axis.name!r} is outside of it, {name!r}.")
+    _check_columns(file, path)
     _check_names(file["obs"], file["var"])
     frames = [cast(pd.DataFrame, anndata.io.read_elem(file[axis])) for axis in ("obs", "var")]
     obs, var = (frame.set_axis(_ids(frame.index), axis="index") for frame in frames)
@@ -880,7 +877,16 @@ def read_whole(path: Path) -> anndata.AnnData:
     with reading(path, "h5ad"), checked(path) as file:
         room = Room(f"{path}: reading all parts of it", "write the coordinates as a .tsv")
         room.check(claimed_bytes(file))
+        _check_columns(file, path)
         return anndata.read_h5ad(path)
+
+
+def _check_columns(file: h5py.File, path: Path) -> None:
+    """Refuse frames with columns that are not in them, and so in none of their sizes."""
+    for axis in (file["obs"], file["var"]):
+        for name in (axis.attrs.get("_index", ""), *axis.attrs.get("column-order", ())):
+            if (text := _text(name)).startswith("/"):
+                raise DamagedFile(f"{path}: a column of {axis.name!r} is outside of it, {text!r}.")
 
 
 def _read_matrix(matrix: Any, shape: tuple[int, int], room: Room) -> csr_array:

@@ -62,7 +62,7 @@ class NoDoubles(TorchDispatchMode):
 
 def test_a_fit_needs_no_doubles_where_there_are_none(monkeypatch):
     monkeypatch.setattr(evidence, "kernel", None)
-    for room in ("evidence", "training"):
+    for room in ("evidence", "moments", "training"):
         monkeypatch.setattr(f"countvae.{room}.widest", lambda device: torch.float32)
     X = table()
     model = MultinomialVAE(3, max_epochs=3)

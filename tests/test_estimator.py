@@ -982,6 +982,15 @@ def test_a_fit_that_was_broken_off_ends_as_if_it_had_not_been(
     np.testing.assert_array_equal(resumed.transform(X), whole.transform(X))
 
 
+@pytest.fixture
+def interruptible():
+    """Shells ignore interrupts for what they run in the background, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     "settings",
     [
@@ -1026,6 +1035,7 @@ def test_a_fit_that_is_told_to_stop_ends_its_step_and_goes_on_with_the_next(
     np.testing.assert_array_equal(model.transform(X), whole.transform(X))
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_state_within_an_epoch_is_for_one_process(X, tmp_path, monkeypatch):
     def stop(optimizer):
         signal.raise_signal(signal.SIGINT)
@@ -1040,6 +1050,7 @@ def test_a_state_within_an_epoch_is_for_one_process(X, tmp_path, monkeypatch):
         model.fit(X)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_does_not_wait():
     with noted() as stop:
         assert not stop()

@@ -182,8 +182,8 @@ def copied(corpus, tmp_path, name):
     return path
 
 
-def refused_by_all(path, sentence):
-    for reader in hostile.READERS[path.suffix]:
+def refused_by_all(path, sentence, readers=None):
+    for reader in readers or hostile.READERS[path.suffix]:
         with pytest.raises(InputError, match=sentence):
             reader(path)
 
@@ -215,7 +215,7 @@ def test_a_column_lies_in_its_own_frame(corpus, tmp_path):
     refused_by_all(path, "a column of '/obs' is outside of it, '/X/data'")
     with h5py.File(path, "r+") as file:
         file["obs"].attrs["column-order"] = np.array([b"/X/data"])
-    refused_by_all(path, "a column of '/obs' is outside of it, b?'/X/data'")
+    refused_by_all(path, "a column of '/obs' is outside of it, '/X/data'")
 
 
 @pytest.mark.parametrize("name", ["a.h5ad", "a.biom"])
@@ -225,7 +225,7 @@ def test_pointers_to_rows_are_as_many_as_these_before_they_are_read(corpus, tmp_
         matrix = file["X" if name == "a.h5ad" else "sample/matrix"]
         del matrix["indptr"]
         matrix.create_dataset("indptr", (10**6,), "i8", chunks=True, compression="gzip")[:] = 0
-    refused_by_all(path, "the matrix does not fit the ids")
+    refused_by_all(path, "the matrix does not fit the ids", hostile.TABLE)
 
 
 def test_names_that_share_their_bytes_are_tried_where_memory_is_limited(corpus, tmp_path):
@@ -252,14 +252,16 @@ def test_names_that_share_their_bytes_are_tried_where_memory_is_limited(corpus, 
 def test_a_text_that_goes_on_without_cells_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("countvae.table._MOST_IDLE", 1000)
     path = tmp_path / "t.tsv.gz"
-    for idle in ("\n", "# nothing\n"):
-        with gzip.open(path, "wt") as file:
-            file.write("id\ta\tb\n" + idle * 999 + "s\t1\t2\nt\t3\t4\n")
-        assert read(path).n == 2
-        with gzip.open(path, "wt") as file:
-            file.write("id\ta\tb\n" + idle * 1001 + "s\t1\t2\n")
-        with pytest.raises(InputError, match="more than 1,000 lines are empty or comments"):
-            read(path)
+    head, body = "id\ta\tb\n", "s\t1\t2\nt\t3\t4\n"
+    for before, between in (("# nothing\n", ""), ("", "\n")):
+        for times in (999, 1001):
+            with gzip.open(path, "wt") as file:
+                file.write(before * times + head + between * times + body)
+            if times < 1000:
+                assert read(path).n == 2
+                continue
+            with pytest.raises(InputError, match="more than 1,000 lines are empty or comments"):
+                read(path)
 
 
 def test_models_that_were_kept_give_the_numbers_that_they_gave():
