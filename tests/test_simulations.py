@@ -946,13 +946,11 @@ def test_what_is_said_of_wrong_models_and_of_width_follows_the_numbers():
     widest = rows["settings.encoder_width"] == 512
     rows[["covariance", "gap_0", "held_gap_0"]] = 1.0
     rows.loc[widest, "covariance"] = 0.9
-    assert (
-        "128 units, the default, are too few: with 512 its error is 0.9 to"
-        in (width.conclude(rows)[0])
-    )
+    said = width.conclude(rows)[0]
+    assert "128 units, the default, are too few: with 512 its error is 0.9 times that" in said
     rows.loc[widest, ["covariance", "held_gap_0"]] = 1.1, 0.5
     assert "are enough" in width.conclude(rows)[0]
-    assert width.conclude(rows)[0].endswith("0.5 to 0.5 times held out.")
+    assert width.conclude(rows)[0].endswith("and 0.5 times held out.")
 
 
 def test_a_goal_that_is_met_is_said_to_be():

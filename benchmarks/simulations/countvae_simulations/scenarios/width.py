@@ -61,7 +61,8 @@ def conclude(rows: pd.DataFrame) -> list[str]:
 
 
 def _span(times: pd.Series) -> str:
-    return f"{times.min():.3g} to {times.max():.3g}"
+    low, high = (f"{extreme:.3g}" for extreme in (times.min(), times.max()))
+    return low if low == high else f"{low} to {high}"
 
 
 def draw(rows: pd.DataFrame) -> Figure:
