@@ -114,8 +114,7 @@ def _try_out(path: Path) -> None:
 
 def _read_small(file: h5py.File) -> None:
     """Read one member after another, the smallest first, as long as they are small."""
-    members: list[h5py.Group | h5py.Dataset] = [file["/"]]
-    file.visititems(lambda name, member: members.append(member))
+    members = _members(file)
     for member in members:
         for key in member.attrs:
             with _unless_greedy():
@@ -130,17 +129,19 @@ def _read_small(file: h5py.File) -> None:
             dataset[()]
 
 
+def _members(file: h5py.File) -> list[h5py.Group | h5py.Dataset]:
+    members: list[h5py.Group | h5py.Dataset] = [file["/"]]
+    file.visititems(lambda name, member: members.append(member))
+    return members
+
+
 def _bytes(dataset: h5py.Dataset) -> int:
     return (dataset.size or 0) * dataset.dtype.itemsize
 
 
 def claimed_bytes(file: h5py.File) -> int:
     """Add up what the members of a file say they hold."""
-    sizes = []
-    file.visititems(
-        lambda name, member: sizes.append(_bytes(member) if hasattr(member, "dtype") else 0)
-    )
-    return sum(sizes)
+    return sum(_bytes(member) for member in _members(file) if isinstance(member, h5py.Dataset))
 
 
 def _greedy(error: BaseException) -> bool:

@@ -84,7 +84,8 @@ class State:
     def add(self, row: dict[str, float | int], patience: int | None) -> None:
         """Take in an epoch that was done; what is watched is the validation bound if it has one."""
         self.history.append(row)
-        self.whole = _parts(self.encoder, self.decoder)
+        parts = _parts(self.encoder, self.decoder)
+        self.whole = {name: part.clone() for name, part in parts.items()}
         epoch, watched = len(self.history) - 1, row.get("validation_bound", row["bound"])
         if watched > self.best_bound:
             self.best_bound, self.best_epoch = watched, epoch
@@ -225,9 +226,9 @@ class State:
 
 
 def _parts(encoder: Encoder, decoder: Decoder) -> dict[str, Tensor]:
-    """Copy the parameters and buffers of both."""
+    """Return the parameters and buffers of both, by name."""
     return {
-        f"{room}.{name}": value.clone()
+        f"{room}.{name}": value
         for room, module in (("encoder", encoder), ("decoder", decoder))
         for name, value in module.state_dict().items()
     }
@@ -246,7 +247,7 @@ def _check_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 
 
 def _put(parts: Mapping[str, Tensor], encoder: Encoder, decoder: Decoder) -> None:
-    """Give both what `_parts` copied."""
+    """Give both the values of what `_parts` named."""
     for room, module in (("encoder.", encoder), ("decoder.", decoder)):
         module.load_state_dict(
             {n.removeprefix(room): value for n, value in parts.items() if n.startswith(room)}

@@ -33,9 +33,10 @@ class Schedule:
     optimizer: str
     patience: int | None
 
-    def rate(self, group: dict[str, Any], number: int, of_all: int) -> float:
-        """Return the learning rate of some parameters in a step of all those of the fit."""
-        return group["rate"] * self.factor(number / of_all, number, group["end"])
+    def rate(self, group: dict[str, Any], number: int, of_epoch: int) -> float:
+        """Return the learning rate of some parameters in a step, given how many an epoch has."""
+        done = number / (self.max_epochs * of_epoch)
+        return group["rate"] * self.factor(done, number, group["end"])
 
     def factor(self, progress: float, step: int, end: float) -> float:
         """Warm up over ten steps, stay, and anneal to zero at `end` along a cosine."""

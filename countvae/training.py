@@ -135,9 +135,7 @@ def train(
                 "bound": reached,
                 "sigma2": decoder.sigma2.mean().item(),
                 "learning_rate": schedule.rate(
-                    optimizer.param_groups[0],
-                    (epoch + 1) * state.steps - 1,
-                    schedule.max_epochs * state.steps,
+                    optimizer.param_groups[0], (epoch + 1) * state.steps - 1, state.steps
                 ),
             }
             if validation is not None:
@@ -212,10 +210,9 @@ def _epoch(
         variances = torch.zeros_like(decoder.loadings) if shrinkage is None else shrinkage.U
         U = variances.detach().requires_grad_()
         U.grad = of_U
-    of_all = schedule.max_epochs * state.steps
     for i, (index, x, f, size) in enumerate(rows.shuffled(state.generator, first), first):
         for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(group, epoch * state.steps + i, of_all)
+            group["lr"] = schedule.rate(group, epoch * state.steps + i, state.steps)
         z, D = encoder(x, f, decoder.Theta.detach())
         if points:
             D = torch.zeros_like(D)

@@ -136,7 +136,8 @@ def test_logits_and_their_gradients_are_those_of_autograd_in_any_number_of_threa
     monkeypatch.setattr("countvae.decoder.worth", lambda *given: threads)
     z, D, V, mu = (leaf.requires_grad_() for leaf in leaves(torch.float64, 9, 3))
     decoder = Decoder(V.detach(), mu.detach(), torch.tensor(1.0))
-    U = torch.rand(9, 3, generator=torch.Generator().manual_seed(1)).double() if with_U else None
+    U = torch.rand(9, 3, generator=torch.Generator().manual_seed(1)).double()
+    U = U.requires_grad_() if with_U else None
     upstream = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(2)).double()
     found = decoder(z, D, U)
     V_, mu_ = decoder.V, decoder.mu
@@ -144,8 +145,7 @@ def test_logits_and_their_gradients_are_those_of_autograd_in_any_number_of_threa
     Q = D @ V_.square().T + (0 if U is None else (z.square() + D) @ U.T)
     for mine, theirs in zip(found, (m0, Q), strict=True):
         torch.testing.assert_close(mine, theirs)
-    variables = (z, D, V_, mu_) if U is None else (z, D, V_, mu_, U.requires_grad_())
-    found, Q = decoder(z, D, U), Q if U is None else D @ V_.square().T + (z.square() + D) @ U.T
+    variables = (z, D, V_, mu_) if U is None else (z, D, V_, mu_, U)
     mine = torch.autograd.grad(found, variables, tuple(upstream))
     theirs = torch.autograd.grad((m0, Q), variables, tuple(upstream))
     for one, other in zip(mine, theirs, strict=True):

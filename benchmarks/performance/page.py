@@ -71,7 +71,7 @@ def peers(rows: pd.DataFrame) -> str:
         at_limit = [
             method
             for method, each in some.groupby("method", sort=False)["converged"]
-            if (each == False).any()  # noqa: E712
+            if each.eq(False).any()
         ]
         if at_limit:
             sentences.append(f"At its limit of iterations ended: {', '.join(at_limit)}.")

@@ -123,13 +123,7 @@ def one_writer(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
     os.kill(first, signal.SIGTERM)
     done = warm.wait(first)
     shutil.rmtree(folder / f"{MODEL}.checkpoint", ignore_errors=True)
-    yield {
-        "output": MODEL,
-        "code": done.code,
-        "outcome": done.outcome,
-        "said": last(done),
-        "lost": 0,
-    }
+    yield {"output": MODEL, **ended(done), "lost": 0}
 
 
 def cannot_be_written(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
@@ -139,13 +133,7 @@ def cannot_be_written(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
             path = place + Path(output).suffix
             done = warm.run(*command, "-o", path)
             lost = bool(left_over(folder))
-            yield {
-                "output": path,
-                "code": done.code,
-                "outcome": done.outcome,
-                "said": last(done),
-                "lost": lost,
-            }
+            yield {"output": path, **ended(done), "lost": lost}
 
 
 def vanished_input(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
@@ -165,13 +153,7 @@ def vanished_input(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
         done = warm.wait(pid)
         shutil.rmtree(folder / f"{MODEL}.checkpoint", ignore_errors=True)
         lost = before != content(folder / MODEL)
-        yield {
-            "output": what,
-            "code": done.code,
-            "outcome": done.outcome,
-            "said": last(done),
-            "lost": lost,
-        }
+        yield {"output": what, **ended(done), "lost": lost}
 
 
 def _write_wide(path: Path) -> None:
@@ -231,13 +213,7 @@ def tried(
     kept = kept if done.code else all(map(loads, written))
     left = [name for name in left_over(folder) if not name.endswith(ignored)]
     lost = not kept or bool(left)
-    return {
-        "output": output,
-        "code": done.code,
-        "outcome": done.outcome,
-        "said": last(done),
-        "lost": lost,
-    }
+    return {"output": output, **ended(done), "lost": lost}
 
 
 def ended(done: Done) -> dict[str, Any]:
