@@ -459,6 +459,7 @@ def test_answers_are_told_from_those_of_chains_in_the_chains_deviations(drawn, f
         scale = measures._sd_of_factors(fitted.model)
         z_sd = sd / scale / 0.8
         z = mean / scale - 0.3 * z_sd
+        asked.update(scale=scale, z=z, z_sd=z_sd)
         return {"z": z, "z_sd": z_sd, "z_mcse": 0.02 * z_sd, "r_hat": np.array(1.01)}
 
     monkeypatch.setattr(measures, "call", chains)
@@ -466,6 +467,10 @@ def test_answers_are_told_from_those_of_chains_in_the_chains_deviations(drawn, f
     assert asked["name"] == "nuts" and asked["V"] is fitted.V
     assert asked["n"] == min(measures.EXACT_SAMPLES, drawn[1].counts.shape[0])
     assert said["mcmc_error_2"] == pytest.approx(0.3)
+    of_encoder = measures._posterior(fitted, drawn[1].counts[: asked["n"]], 0)[0]
+    assert said["mcmc_error_0"] == pytest.approx(
+        np.sqrt(np.mean(np.square((of_encoder / asked["scale"] - asked["z"]) / asked["z_sd"])))
+    )
     assert said["mcmc_noise"] == pytest.approx(0.02)
     assert said["mcmc_sd_ratio"] == pytest.approx(0.8)
     assert said["mcmc_r_hat"] == pytest.approx(1.01)
@@ -484,6 +489,20 @@ def test_a_peer_that_is_killed_or_finds_nothing_finite_is_left_out(tmp_path, pee
     for name, said in (("dead", "dead: ended with status -9"), ("lost", "lost: its loadings are")):
         with pytest.warns(UserWarning, match=said):
             assert run([Cell(TABLE, "peer", 2, 0, {"name": name})], tmp_path / "s.csv").empty
+
+
+def test_a_method_that_ends_in_nothing_finite_is_left_out_and_the_others_go_on(
+    tmp_path, monkeypatch
+):
+    def lost(truth, k, seed):
+        return Found(np.full((truth.V.shape[0], k), np.nan))
+
+    monkeypatch.setitem(METHODS, "oracle", lost)
+    measures_of_both = ("covariance", "loadings")
+    grid = [Cell(TABLE, name, 2, 0, {}, measures_of_both) for name in ("oracle", "log_pca")]
+    with pytest.warns(UserWarning, match="left out: oracle with seed 0: "):
+        rows = run(grid, tmp_path / "s.csv")
+    assert rows["method"].tolist() == ["log_pca"]
 
 
 def test_loadings_of_correlated_factors_make_the_covariance_of_the_factors():
@@ -520,9 +539,15 @@ def test_ignoring_the_noise_is_seen_in_sigma2_and_in_coverage():
     assert broken["coverage_90"] < sound["coverage_90"] - 0.05
 
 
-def test_noise_drawn_from_its_prior_is_seen_in_sigma2():
-    broken = measured("ablation", {"part": "sampled_noise"}, "noise_and_centre")
+@pytest.mark.parametrize("part", ["sampled_noise", "shared_noise"])
+def test_noise_drawn_from_its_prior_is_seen_in_sigma2_and_in_coverage(part):
+    """Shared by a whole minibatch, as in the published code, or each sample its own."""
+    names = ("noise_and_centre", "coverage")
+    sound = measured("ours", {}, *names)
+    broken = measured("ablation", {"part": part}, *names)
+    assert 0.7 < sound["sigma2_ratio"] < 1.3
     assert broken["sigma2_ratio"] < 0.1
+    assert broken["coverage_90"] < sound["coverage_90"] - 0.05
 
 
 def test_a_frozen_encoder_is_seen_in_the_gap_and_in_z():
@@ -592,10 +617,9 @@ def test_the_code_of_a_key_is_that_which_makes_results_and_no_other(tmp_path):
         "cell.py",
         "tables.py",
         "methods/ours.py",
-        "methods/peer_scripts/nuts.py",
     )
     assert before not in [after_a_byte_in(name) for name in made_by]
-    others = ("runner.py", "page.py", "scenarios/depth.py")
+    others = ("runner.py", "page.py", "scenarios/depth.py", "methods/peer_scripts/nuts.py")
     assert {after_a_byte_in(name) for name in others} == {before}
 
 

@@ -21,18 +21,25 @@ from countvae.errors import CountvaeWarning
 from countvae_simulations.measures import MEASURES
 from countvae_simulations.methods import METHODS
 from countvae_simulations.methods.base import timed
+from countvae_simulations.methods.peer import SCRIPTS
 from countvae_simulations.methods.peer import versions as peer_versions
 from countvae_simulations.tables import draw
 
 PACKAGES = ("countvae", "torch", "numpy", "scipy", "scikit-learn", "scikit-bio", "numba")
 NOT_OF_RESULTS = {
     countvae: (
-        *("__main__.py", "cli.py", "console.py", "demo.py", "generate.py", "network.py"),
+        *("__main__.py", "cli.py", "console.py", "demo.py", "network.py"),
         *("ordination.py", "plots.py", "report.py", "score.py", "select.py", "tl.py"),
     ),
-    countvae_simulations: ("scenarios", "page.py", "glossary.py", "cli.py", "runner.py"),
+    countvae_simulations: (
+        *("scenarios", "page.py", "glossary.py", "cli.py", "runner.py"),
+        "methods/peer_scripts",
+    ),
 }
-"""Files that order, keep or read results, or do something else, and do not make them."""
+"""What orders, keeps or reads results, or does something else, and does not make them.
+
+The peers' scripts make results of the peers alone: those have a digest of their own.
+"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,8 @@ class Cell:
     def versions(self) -> dict[str, str]:
         """What the result depends on, besides what the cell says."""
         if self.needs_peers:
-            return versions() | {f"peers' {k}": v for k, v in peer_versions().items()}
+            of_peers = peer_versions() | {"code": digest([(SCRIPTS, ())])}
+            return versions() | {f"peers' {k}": v for k, v in of_peers.items()}
         return versions()
 
     @property
@@ -119,12 +127,13 @@ def code() -> str:
 
 
 def digest(parts: Iterable[tuple[Path, Sequence[str]]]) -> str:
-    """Hash the Python files of folders, but for those named beside each."""
+    """Hash the Python files of folders, but for the files and folders named beside each."""
     found = hashlib.sha256()
     for folder, left_out in parts:
         for file in sorted(folder.rglob("*.py")):
-            if file.relative_to(folder).parts[0] not in left_out:
-                found.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+            name = file.relative_to(folder)
+            if not any(name.is_relative_to(other) for other in left_out):
+                found.update(name.as_posix().encode() + file.read_bytes())
     return found.hexdigest()[:12]
 
 

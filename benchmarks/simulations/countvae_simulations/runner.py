@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import joblib
-import numpy as np
 import pandas as pd
 
 from countvae.errors import ArgumentError, CountvaeWarning, MissingPackage
@@ -181,7 +180,7 @@ def _keyed(
         return key, measured if code() == of_key["code"] else changed
     except PeerMissing as error:
         return key, str(error)
-    except (ArithmeticError, np.linalg.LinAlgError, MemoryError, RuntimeError) as error:
+    except (ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
         return key, f"{_short(cell)}: {str(error) or type(error).__name__}"
 
 

@@ -29,8 +29,11 @@ def without_sigma2() -> AbstractContextManager[object]:
 
 
 @contextmanager
-def sampled_noise() -> Iterator[None]:
-    """Draw the noise from its prior instead of solving it; sigma2 follows the same draws."""
+def sampled_noise(shared: bool = False) -> Iterator[None]:
+    """Draw the noise from its prior instead of solving it; sigma2 follows the same draws.
+
+    As published: `shared` by all samples of a minibatch, or each sample its own.
+    """
     generator = torch.Generator().manual_seed(0)
     slope = curve = torch.zeros(())
 
@@ -39,7 +42,8 @@ def sampled_noise() -> Iterator[None]:
     ) -> Noise:
         nonlocal slope, curve
         del warm_start
-        own = sigma2.sqrt() * torch.randn(m0.shape, generator=generator)
+        drawn = (1, m0.shape[1]) if shared else m0.shape
+        own = (sigma2.sqrt() * torch.randn(drawn, generator=generator)).expand_as(m0)
         N, logits = x.sum(1), m0 + own
         rate = N[:, None] * (logits + Q / 2).softmax(1)
         log_total = (logits + Q / 2).logsumexp(1)
@@ -63,6 +67,11 @@ def sampled_noise() -> Iterator[None]:
         patch("countvae.moments.Moments.solve_sigma2", follow),
     ):
         yield
+
+
+def shared_noise() -> AbstractContextManager[None]:
+    """Draw the noise from its prior, the same for all samples of a minibatch."""
+    return sampled_noise(shared=True)
 
 
 def without_rescaling() -> AbstractContextManager[object]:
@@ -111,6 +120,7 @@ ABLATIONS = {
     for ablation in (
         without_sigma2,
         sampled_noise,
+        shared_noise,
         without_rescaling,
         frozen_encoder,
         pca_start,

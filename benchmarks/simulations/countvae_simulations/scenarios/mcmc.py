@@ -184,6 +184,7 @@ SCENARIO = Scenario(
     (
         "covariance",
         "sigma2_ratio",
+        "mcmc_error_0",
         "mcmc_error_2",
         "mcmc_exact",
         "mcmc_exact_noise",

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+WARM_RANK = 2
+"""The least that every peer takes."""
+
 Fit = Callable[..., dict[str, np.ndarray | bool]]
 """fit(counts, rank, seed, **more): `loadings` and, where known, `centre`, `sigma2`, `converged`.
 
@@ -64,7 +67,7 @@ def run(fit: Fit, warm: bool = True) -> None:
     arrays = dict(np.load(given.given))
     counts = arrays.pop("counts")
     if warm:
-        fit(np.random.default_rng(0).poisson(50, (40, 10)), 1, 0, **arrays)
+        fit(np.random.default_rng(0).poisson(50, (40, 10)), WARM_RANK, 0, **arrays)
     with watched_memory() as memory:
         begun = time.perf_counter()
         found = fit(counts, given.rank, given.seed, **arrays)

@@ -1,4 +1,4 @@
-"""GLM-PCA with the Poisson likelihood (glmpca); runs in the peers' environment."""
+"""GLM-PCA (glmpca), by default with the Poisson likelihood; runs in the peers' environment."""
 
 import warnings
 
@@ -9,12 +9,18 @@ from glmpca.glmpca import glmpca
 warnings.filterwarnings("ignore")
 
 
-def fit(counts: np.ndarray, rank: int, seed: int) -> dict[str, np.ndarray | bool]:
-    """Fit at its default settings, totals as size factors; its factors are correlated."""
+def fit(
+    counts: np.ndarray, rank: int, seed: int, family: str | np.ndarray = "poi"
+) -> dict[str, np.ndarray | bool]:
+    """Fit at its default settings, totals as size factors; its factors are correlated.
+
+    The dispersion of the negative binomial ("nb"), shared by all features, is estimated.
+    """
     np.random.seed(seed)
     # it fails on features without a count, of which it can know nothing
     present = counts.sum(axis=0) > 0
-    found = glmpca(counts[:, present].T.astype(float), rank, fam="poi", sz=counts.sum(axis=1))
+    seen, totals = counts[:, present].T.astype(float), counts.sum(axis=1)
+    found = glmpca(seen, rank, fam=str(family), sz=totals)
     loadings = with_covariance(found["loadings"], found["factors"])
     return {
         **on_all_features(present, loadings, found["coefX"].ravel()),
