@@ -42,7 +42,7 @@ RESULTS := benchmarks/simulations/results
 bench: venv
 	COUNTVAE_PEERS="$(PEERS)/bin/python" "$(PY)" -m countvae benchmark -o benchmark --page benchmark/benchmarks.md
 
-bench-full: venv
+bench-full: venv bench-peers
 	COUNTVAE_PEERS="$(PEERS)/bin/python" "$(PY)" -m countvae benchmark --full -o $(RESULTS) --page docs/benchmarks.md
 
 # What the core must show, a script a claim; all of them take long. `make bench-recovery` runs one.

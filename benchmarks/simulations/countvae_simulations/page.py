@@ -31,6 +31,7 @@ defines each measure, and files beside the figures have them all. What does not 
 """
 
 BLANK = "\n\n"
+FEW_SEEDS = 3
 
 
 def checked_out() -> str:
@@ -211,14 +212,17 @@ def _versions(ran: Ran) -> str:
 def _grid(scenario: Scenario, ran: Ran) -> str:
     seeds = groups(ran.rows, scenario)["seed"].nunique()
     few, many = seeds.min(), seeds.max()
-    left_out = ran.asked - len(ran.rows)
+    left_out, now = ran.asked - len(ran.rows), len(scenario.cells(ran.full))
+    grown = f" The grid has {now:,} cells now." if now != ran.asked else ""
     said = (
         f"{'The whole' if ran.full else 'The small'} grid: {len(ran.rows):,} of {ran.asked:,} "
         f"cells were run" + (f", {left_out:,} left out" if left_out else "") + f"; {few}"
-        f"{f' to {many}' if many > few else ''} seed{'s' if many > 1 else ''} a setting."
+        f"{f' to {many}' if many > few else ''} seed{'s' if many > 1 else ''} a setting.{grown}"
     )
     if many == 1:
         return said
+    if many < FEW_SEEDS:
+        return f"{said} Ranges and intervals over so few seeds say little."
     sure = 100 * (1 - 2.0 ** (1 - many))
     return (
         f"{said} The range over {many} seeds is a {sure:.3g} % interval for the median over tables."

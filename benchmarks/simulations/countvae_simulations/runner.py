@@ -167,7 +167,7 @@ def _keyed(
     """
     changed = f"{_short(cell)}: the code is not that with which the run began"
     here = versions()
-    for name in PACKAGES:
+    for name in (*PACKAGES, "python"):
         if here[name] != of_key[name]:
             return key, (
                 f"{_short(cell)}: a worker has {name} {here[name]}, and the run began with "

@@ -70,6 +70,12 @@ def _worst(off: pd.Series) -> str:
     return f" (missed most with {off.index[0]}, by {off.iloc[0]:.2g} points)"
 
 
+def covered(rows: pd.DataFrame, cases: pd.Index) -> str:
+    """What intervals of 50 and 90 % cover in each of some cases, in %."""
+    median = 100 * rows.groupby("case")[list(NOMINAL)].median().loc[cases]
+    return ", ".join(f"{case} ({a:.0f} and {b:.0f} %)" for case, a, b in median.itertuples())
+
+
 def _range(values: pd.Series) -> str:
     said = f"{values.median():.1f}"
     return said if len(values) == 1 else f"{said} ({values.min():.1f} to {values.max():.1f})"

@@ -18,6 +18,7 @@ TABLES = {
 LONGER, FEW_SEEDS = 4, 3
 """Times the epochs of the published recipe, to see whether it had ended; on so many seeds."""
 
+RECIPE_DEPTHS = (1, 2, 3)
 LITTLE = 0.02
 """Share of our error below which a part is said to buy none."""
 
@@ -26,7 +27,7 @@ def cells(full: bool) -> list[Cell]:
     """Ours, ours less a part at a time, the published recipe, and the fit started at the truth."""
     methods = [("ours", {}), ("truth_start", {}), ("ours", {"shrink_loadings": False})]
     methods += [("ablation", {"part": part}) for part in ABLATIONS]
-    methods += [("published", {"encoder_depth": L}) for L in (1, 2, 3)]
+    methods += [("published", {"encoder_depth": L}) for L in RECIPE_DEPTHS]
     grid = []
     for table, seed in itertools.product(TABLES.values(), range(10 if full else 1)):
         longer = [("published", {"encoder_depth": 1, "epochs": LONGER * EPOCHS})]
@@ -67,6 +68,15 @@ def conclude(rows: pd.DataFrame) -> list[str]:
             f"covariance error instead of {shorter.min(axis=None):.2g} to "
             f"{shorter.max(axis=None):.2g} on the same tables."
         )
+    said += _of_sigma2(rows)
+    for design, of_design in ratios.iterrows():
+        errors = [of_design[f"published, encoder_depth={L}"] for L in RECIPE_DEPTHS]
+        if errors[0] < errors[1] < errors[2]:
+            said.append(
+                f"On the {design} table the published recipe gets worse with depth: "
+                f"{', '.join(f'{error:.3g}' for error in errors)} times our covariance error at "
+                f"L = {', '.join(map(str, RECIPE_DEPTHS))}."
+            )
     for design, of_design in ratios.iterrows():
         median = rows[(rows["table.design"] == design) & (rows["label"] == "ours")]["covariance"]
         sorted_ = of_design.drop("ours").sort_values(ascending=False)
@@ -74,6 +84,29 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         said.append(
             f"On the {design} table ours has covariance error {median.median():.3g}; "
             f"in units of it: {text}."
+        )
+    return said
+
+
+def _of_sigma2(rows: pd.DataFrame) -> list[str]:
+    """Where sigma2 ends without its closed form, as a share of the true one."""
+    recipe = "published, encoder_depth=1"
+    called = {
+        f"by the published recipe, L = 1, after {EPOCHS:,} epochs": recipe,
+        f"after {LONGER * EPOCHS:,}": f"{recipe}, epochs={LONGER * EPOCHS}",
+        "with noise drawn from its prior": "sampled_noise",
+        "and shared by a minibatch": "shared_noise",
+        "held at next to nothing": "without_sigma2",
+    }
+    said = []
+    for design, some in rows.groupby("table.design", sort=False):
+        ratio = some.groupby("label")["sigma2_ratio"].median()
+        text = ", ".join(f"{ratio[of]:.2g} {how}" for how, of in called.items() if of in ratio)
+        drawn = ratio.reindex(["sampled_noise", "shared_noise"]).dropna()
+        alike = bool((drawn < 2 * ratio["without_sigma2"]).all())
+        said.append(
+            f"On the {design} table sigma2 ends, as a share of the true one, at {text}"
+            + ("; drawn so it falls to the least allowed: these are nearly one fit." * alike or ".")
         )
     return said
 

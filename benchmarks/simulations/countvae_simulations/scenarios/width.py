@@ -13,6 +13,9 @@ from countvae_simulations.scenarios.base import Scenario, plain_log
 MEASURES = ("covariance", "gap", "factors")
 DEFAULT = signature(MultinomialVAE).parameters["encoder_width"].default
 ENOUGH = 0.02
+FAR_OFF = 3
+"""Times the median of its setting from which on a gap is told by itself."""
+
 COLOURS = {2: "#4292c6", 3: "#08306b"}
 
 
@@ -46,6 +49,13 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         f"{_span(times['covariance'])} times that. The encoder's gap is {_span(times['gap_0'])} "
         f"times that in sample, and {_span(times['held_gap_0'])} times held out."
     ]
+    of_setting = rows.groupby(by)["held_gap_0"].transform("median")
+    for _, fit in rows[rows["held_gap_0"] > FAR_OFF * of_setting].iterrows():
+        said.append(
+            f"One fit (seed {fit['seed']:g}, {fit['table.design']} table, L = {fit[by[1]]:g}, "
+            f"{fit[by[2]]:g} units) has a gap held out of {fit['held_gap_0']:.3g} nats, far above "
+            "the median of its setting."
+        )
     for (design, L), some in median.groupby(level=[0, 1], sort=False):
         some = some.droplevel([0, 1])
         text = ", ".join(
@@ -74,7 +84,10 @@ def draw(rows: pd.DataFrame) -> Figure:
             for measure, line in (("held_gap_0", "-"), ("gap_0", "--")):
                 grouped = part.groupby("settings.encoder_width")[measure]
                 label = f"L = {L}, {'fitted' if line == '--' else 'new'} samples"
-                ax.plot(grouped.median(), f"o{line}", color=COLOURS[int(str(L))], ms=4, label=label)
+                low, middle, high = grouped.min(), grouped.median(), grouped.max()
+                colour = COLOURS[int(str(L))]
+                ax.plot(middle, f"o{line}", color=colour, ms=4, label=label)
+                ax.fill_between(low.index, low, high, color=colour, alpha=0.15, lw=0)
         ax.set(
             xscale="log", yscale="log", xlabel="units of a hidden layer", title=f"{design} table"
         )
@@ -93,5 +106,5 @@ SCENARIO = Scenario(
     ("gap_0", "held_gap_0", "held_gap_2", "held_z_error", "covariance"),
     conclude,
     draw,
-    "Medians over seeds.",
+    "Medians over seeds, shades their range.",
 )
