@@ -185,10 +185,11 @@ class ConvMultinomialVAE(MultinomialVAE):
             layers = 3**axes * convolved + 2 * k * units[-1]
         if self.decoder == "network":
             depth = self._decoder_depth
-            units = [width * grid.halved(i).positions for i in range(1, depth)]
-            layers += 4**axes * width * (self.channels + width * (depth - 2)) + k * units[-1]
-            hidden += sum(units) + grid.d
-        return {"width": 0, "layers": layers, "hidden": hidden}
+            small = width * grid.halved(depth - 1).positions
+            doubled = [2**axes * grid.halved(i).positions for i in range(1, depth)]
+            layers += 4**axes * width * (self.channels + width * (depth - 2)) + k * small
+            hidden += small + self.channels * doubled[0] + width * sum(doubled[1:])
+        return {"layers": layers, "hidden": hidden}
 
     @property
     def _decoder_depth(self) -> int:

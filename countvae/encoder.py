@@ -212,11 +212,12 @@ class ConvEncoder(Encoder):
             A = start[0]
             # not `centre`, which moves: no convolution could follow it
             self.register_buffer("seen_from", self.centre.clone())
-            axes, layers = len(grid.shape), []
+            layers: list[nn.Module] = []
             for i in range(depth - 1):
                 inputs, stride = (width, 2) if i else (grid.channels, 1)
+                shape = grid.halved(max(0, i - 1)).shape
                 layers += [
-                    convolution(inputs, width, axes, stride, generator, A),
+                    convolution(inputs, width, shape, stride, generator, A),
                     ACTIVATIONS[activation](),
                 ]
             self.hidden = nn.Sequential(*layers)

@@ -61,25 +61,26 @@ class Grid(NamedTuple):
 def convolution(
     inputs: int,
     outputs: int,
-    axes: int,
+    shape: Sequence[int],
     stride: int,
     generator: torch.Generator | None,
     like: Tensor,
 ) -> nn.Conv1d | nn.Conv2d:
-    """Make a layer that looks at three positions along each axis."""
-    kind = (nn.Conv1d, nn.Conv2d)[axes - 1]
+    """Make a layer that looks at three positions along each axis of images of a `shape`."""
+    kind = (nn.Conv1d, nn.Conv2d)[len(shape) - 1]
     layer = kind(inputs, outputs, 3, stride, 1, dtype=like.dtype, device="meta")
-    return _drawn(layer, inputs * 3**axes, generator, like)
+    return _drawn(layer, inputs * math.prod(min(3, size) for size in shape), generator, like)
 
 
 def transposed_convolution(
     inputs: int, outputs: int, shape: Sequence[int], generator: torch.Generator | None, like: Tensor
 ) -> nn.ConvTranspose1d | nn.ConvTranspose2d:
-    """Make a layer that doubles the positions along each axis, to at most `shape`."""
+    """Make a layer that doubles the positions along each axis, to at least `shape`."""
     kind = (nn.ConvTranspose1d, nn.ConvTranspose2d)[len(shape) - 1]
     layer = kind(inputs, outputs, 4, 2, 1, dtype=like.dtype, device="meta")
-    # along an axis of one position each output sees one input, along others two
-    return _drawn(layer, inputs * math.prod(min(2, size) for size in shape), generator, like)
+    # each output sees two positions along an axis, or the one there is
+    seen = math.prod(min(2, -(-size // 2)) for size in shape)
+    return _drawn(layer, inputs * seen, generator, like)
 
 
 def dense(inputs: int, outputs: int, generator: torch.Generator | None, like: Tensor) -> nn.Linear:

@@ -75,7 +75,10 @@ def test_scikit_learn_finds_nothing_to_object_to(estimator, check):
 
 
 def test_rows_do_not_influence_each_other(model, X):
-    for method in (model.transform, model.score_samples, *gap_of(model)):
+    def denoised(some):
+        return np.concatenate(model.denoise(some), axis=1)
+
+    for method in (model.transform, model.score_samples, denoised, *gap_of(model)):
         together = method(X)
         alone = np.concatenate([method(X[i : i + 1]) for i in range(4)])
         np.testing.assert_allclose(alone, together[:4], atol=1e-7, rtol=1e-7)

@@ -2,11 +2,12 @@
 
 Without loss: deflate (zlib, level 9) of the counts of all held-out pictures at once, and PNG of
 them as one sheet; beside what an ideal coder needs that uses the model, -log2 p(x) by importance
-sampling. With loss: the coordinates of each picture as float16, or as int8 in steps of a 127th of
-the largest that a fitted picture has; the distortion is half the absolute difference between the
-proportions decoded and the true ones, or those of all counts of a digit. Either way the number of
-photons has to be told, and is counted with as many bits as the largest needs. What decodes, the
-decoder in float16, is told apart, and shared out among all pictures of the set.
+sampling, or a table of how often each pixel of the fitted pictures has each count. With loss: the
+coordinates of each picture as float16, or as int8 in steps of a 127th of the largest that a fitted
+picture has; the distortion is half the absolute difference between the proportions decoded and the
+true ones, or those of all counts of a digit. Either way the number of photons has to be told, and
+is counted with as many bits as the largest needs. What decodes, the decoder or table in 16 bits a
+number, is told apart, and shared out among all pictures of the set.
 """
 
 import io
@@ -43,7 +44,8 @@ def _bytes(counts: np.ndarray) -> np.ndarray:
 def size_of(model: MultinomialVAE | PCA) -> int:
     """Numbers that the decoder has."""
     decoder = model.law if isinstance(model, PCA) else model._decoder
-    return decoder.sigma2.numel() + sum(part.numel() for part in decoder.parameters())
+    own = decoder.sigma2.numel() + sum(part.numel() for part in decoder.parameters())
+    return own if decoder.linear else own + K * (K + 1)  # coordinates have axes of their own
 
 
 def rounded(y: np.ndarray, kind: str, most: np.ndarray) -> np.ndarray:
@@ -54,10 +56,22 @@ def rounded(y: np.ndarray, kind: str, most: np.ndarray) -> np.ndarray:
 
 
 def in_float16(model: MultinomialVAE | PCA) -> None:
-    """Round the decoder to what is counted of it."""
+    """Round the decoder to what is counted of it, and what follows from it."""
     decoder = model.law if isinstance(model, PCA) else model._decoder
     for part in (*decoder.parameters(), *decoder.buffers()):
         part.data.copy_(part.data.half())
+    if isinstance(model, MultinomialVAE):
+        model._identify(model._encoder, model._decoder)
+
+
+def of_histograms(fitted: np.ndarray, held: np.ndarray) -> tuple[float, int]:
+    """Bits a picture of an ideal coder with a histogram a pixel, and the numbers that it has."""
+    most = int(max(fitted.max(), held.max())) + 1
+    counted = np.stack([np.bincount(of.astype(int), minlength=most) for of in fitted.T])
+    share = (counted + 1 / most) / (len(fitted) + 1)
+    pixels = np.arange(held.shape[1])
+    bits = -np.log2(share[pixels, held.astype(int)]).sum(1).mean()
+    return float(bits), int((counted > 0).sum())
 
 
 def measure(name: str, seed: int) -> list[dict[str, object]]:
@@ -76,6 +90,8 @@ def measure(name: str, seed: int) -> list[dict[str, object]]:
 
     tell_row("deflate", deflated(data.held), whole)
     tell_row("PNG", png(data.held, data.shape), whole)
+    bits, numbers = of_histograms(data.fitted, data.held)
+    tell_row("a histogram a pixel: ideal", bits, whole, numbers)
     for method, model in models(data.shape, seed).items():
         model.fit(data.fitted)
         in_float16(model)
