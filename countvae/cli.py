@@ -1,6 +1,6 @@
 """The command ``countvae``: each command reads, calls one function, writes.
 
-Exit codes are those of `console`; nothing is written in any case but the first.
+Exit codes are those of `console`; no output is written in any case but the first.
 """
 
 import inspect
@@ -77,6 +77,7 @@ from countvae.simulate import Design, Simulation, simulate
 from countvae.stream import CountFile
 from countvae.table import (
     CountTable,
+    as_anndata,
     check_overlap,
     check_suffix,
     read,
@@ -109,6 +110,7 @@ ENDS = ("lower", "upper")
 SELECTION = ("selection.tsv", "selection.png")
 TRIED = "k = {k}, encoder depth {encoder_depth}, fold {fold}: {evidence_a_read:.5g}"
 NETWORK = ("edges.tsv", "nodes.tsv", "network.graphml")
+TAXONOMY = "taxonomy"
 OF_TABLE = dict.fromkeys(("samples", "features", "reads"), int | float)
 OF_RUN = {
     "arguments": {
@@ -483,7 +485,7 @@ def select_command(
     with new_folder(output, force, replaceable=holds_only(*SELECTION)) as made:
         counts = _read((table,), options)
         say(f"{table} ({counts.source}): {size(counts)}")
-        kept = _with_covariates(counts, str(table), options["formula"], options, say)
+        kept = _without_missing(counts, str(table), options["formula"], options, say)
         kept = _filtered(kept, str(table), options, say)
         groups = None
         if by := options["groups"]:
@@ -506,9 +508,9 @@ def select_command(
         plt.close()
     if as_json:
         rows = found.table.to_dict("records")
-        gain = {"gain": found.gain, "gain_se": found.gain_se} if found.gain == found.gain else {}
+        gains = found.gains.to_dict("index")
         chosen = {"k": found.k, "encoder_depth": found.encoder_depth}
-        _print_json({**chosen, "verdict": found.verdict, **gain, "table": rows})
+        _print_json({**chosen, "verdict": found.verdict, "gains": gains, "table": rows})
     else:
         click.echo(found.verdict)
 
@@ -523,6 +525,12 @@ def select_command(
     default=1000,
     show_default=True,
     help="Samples drawn from the model at each depth; the least p-value is one over that.",
+)
+@click.option(
+    "--clean",
+    type=PATH,
+    help="Samples known to be sound, not fitted, in a table read as TABLE is: p-values are ranks"
+    " among these.",
 )
 @reading
 @matching
@@ -540,24 +548,39 @@ def score_command(
     The file has the evidence of each sample in nats, what the model's own samples of that depth
     have, and a one-sided p-value: the share of these with no more evidence. A shallow sample is not
     unusual for being shallow; one with more evidence than usual has a p-value near 1.
+
+    Where the model does not describe samples well, p-values promise too much; among --clean samples
+    they do not.
     """
-    _check_outputs([output], force, folder, table, options["metadata"])
+    clean = options["clean"]
+    _check_outputs([output], force, folder, table, options["metadata"], clean)
     check_suffix(output, [".tsv"])
     model = _loaded(folder, options["device"])
     model, _, aligned = _table_for(model, table, options)
-    with renamed({"X:": f"{table}:"}):
-        frame = score.scores(
-            model, aligned, reference=options["reference"], random_state=options["seed"]
-        )
+    sound = None if clean is None else _table_for(model, clean, options)[2]
+    given = {"reference": options["reference"], "random_state": options["seed"]}
+    with renamed({"X:": f"{table}:", "clean:": f"{clean}:"}):
+        frame = score.scores(model, aligned, clean=sound, **given)
     frame.index = pd.Index(aligned.sample_ids, name="sample-id", dtype=object)
     write_frame(frame, output, force)
     unusual = int((frame["p_value"] <= SMALL_P).sum())
-    if binomtest(unusual, len(frame), SMALL_P, "greater").pvalue < CHANCE:
+    if clean is None and binomtest(unusual, len(frame), SMALL_P, "greater").pvalue < CHANCE:
         warnings.warn(
             f"{table}: {unusual / len(frame):.0%} of the samples have p <= {SMALL_P}, where the"
             f" model expects {SMALL_P:.0%}: either many are unlike those that it was fitted to, or"
             " it does not describe such samples well. p-values then rank samples, and q-values"
             " promise too much.",
+            CountvaeWarning,
+            stacklevel=2,
+        )
+    beside = options["reference"] if sound is None else sound.n
+    most_unusual = frame["p_value"].min() <= 1.001 / (beside + 1)
+    least = len(frame) / (beside + 1)
+    if most_unusual and not (frame["q_value"] <= SMALL_P).any():
+        name = "--reference" if clean is None else "--clean"
+        warnings.warn(
+            f"{name}: beside {beside} samples the q-value of one unusual sample among {len(frame)}"
+            f" is at least {min(least, 1):.2g}; {round(len(frame) / SMALL_P):,} would do.",
             CountvaeWarning,
             stacklevel=2,
         )
@@ -739,7 +762,14 @@ def generate(
 @click.option(
     "--fdr",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Keep edges until this share of them is expected to be false.",
+    help="Keep edges until this share of all pairs with such p-values is expected to be false.",
+)
+@click.option(
+    "--draws",
+    type=click.IntRange(min=2),
+    default=200,
+    show_default=True,
+    help="Draws of the covariance that the spread of a weight is of.",
 )
 @click.option("--modules", is_flag=True, help="Find modules; needs igraph.")
 @click.option("--seed", type=SEED, default=0, show_default=True)
@@ -749,9 +779,11 @@ def generate(
 def network_command(folder: Path, output: Path, as_json: bool, force: bool, **options: Any) -> None:
     """Say which features rise and fall together.
 
-    OUTPUT_DIR holds edges.tsv (a row a pair, with the spread of its weight), nodes.tsv (a row a
-    feature) and network.graphml, both with the features' names and what else features.tsv says.
-    Modules have two features or more.
+    OUTPUT_DIR holds edges.tsv (a row a pair, with the spread of its weight, and the taxonomy of
+    both where the table had it), nodes.tsv (a row a feature) and network.graphml, both with the
+    features' names and what else features.tsv says. Modules have two features or more.
+
+    Ties are of log-ratios to the mean of all features: what moves most of them moves that mean.
     """
     with new_folder(output, force, replaceable=holds_only(*NETWORK)) as made:
         model = MultinomialVAE.load(folder)
@@ -761,12 +793,17 @@ def network_command(folder: Path, output: Path, as_json: bool, force: bool, **op
             partners=options["partners"],
             min_weight=options["min_weight"],
             fdr=options["fdr"],
+            draws=options["draws"],
             random_state=options["seed"],
         )
         nodes = _nodes(model, folder, edges)
         if options["modules"]:
             nodes["module"] = network.modules(edges, options["seed"]).reindex(nodes.index)
-        write_frame(edges.set_index("feature_1"), made / "edges.tsv")
+        known = edges
+        if TAXONOMY in nodes:
+            of_ends = {f"{TAXONOMY}_{end}": edges[f"feature_{end}"] for end in (1, 2)}
+            known = edges.assign(**{name: of.map(nodes[TAXONOMY]) for name, of in of_ends.items()})
+        write_frame(known.set_index("feature_1"), made / "edges.tsv")
         write_frame(nodes, made / "nodes.tsv")
         nx.write_graphml(network.graph(edges, nodes), made / "network.graphml")
     found = {
@@ -873,8 +910,8 @@ def simulate_command(
         keep_proportions=True,
         rng=np.random.default_rng(seed),
     )
-    size = {"n": samples, "d": features, "k": n_components, "reads": reads}
-    settings = size | {"design": design, "seed": seed, "sigma2": drawn.sigma2}
+    sizes = {"n": samples, "d": features, "k": n_components, "reads": reads}
+    settings = sizes | {"design": design, "seed": seed, "sigma2": drawn.sigma2}
     made = new_folder(truth, force, replaceable=holds_only(*TRUTH))
     with new_file(output, force) as beside, made as folder:
         _write_truth(drawn, folder, settings)
@@ -892,11 +929,8 @@ def simulate_command(
 def demo_command(output: Path, force: bool, quiet: bool, as_json: bool) -> None:
     """Fit a real table and a simulated one, and draw both."""
     with new_folder(output, force, replaceable=holds_only(*demonstration.WRITTEN)) as folder:
-        if quiet:
-            found = demonstration.demo(folder)
-        else:
-            with Progress(sys.stderr) as progress:
-                found = demonstration.demo(folder, progress=progress)
+        with nullcontext() if quiet else Progress(sys.stderr) as progress:
+            found = demonstration.demo(folder, progress=progress)
     if as_json:
         _print_json(found)
     else:
@@ -931,7 +965,7 @@ def _fitted(
             digests = counts.digests() if streamed else [sha256(path) for path in tables]
         of_metadata = sha256(options["metadata"]) if first and options["metadata"] else None
         say(f"{table} ({counts.source}): {size(counts)}")
-        kept = _with_covariates(counts, table, options["formula"], options, say)
+        kept = _without_missing(counts, table, options["formula"], options, say)
         kept = _filtered(kept, table, options, say)
         check_ids(kept.sample_ids, f"{table}: sample ids")
         check_ids(kept.feature_ids, f"{table}: feature ids")
@@ -1208,7 +1242,7 @@ def _table_again(
     options = arguments | {"metadata": metadata}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CountvaeWarning)  # said when it was fitted
-        kept = _with_covariates(_read(paths, options), name, model.formula, options, str)
+        kept = _without_missing(_read(paths, options), name, model.formula, options, str)
         kept = _filtered(kept, name, options, str)
         if arguments.get("init"):
             kept, _ = kept.align_features(model.feature_names_in_)
@@ -1235,7 +1269,7 @@ def _read(paths: Sequence[Path], options: dict[str, Any], processes: Processes =
     return table
 
 
-def _with_covariates(
+def _without_missing(
     table: Table,
     path: str,
     formula: str | None,
@@ -1361,7 +1395,7 @@ def _table_for(
     say = _say(options["quiet"])
     counts = _read((path,), options)
     say(f"{path} ({counts.source}): {size(counts)}")
-    counts = _with_covariates(counts, str(path), model.formula, options, say)
+    counts = _without_missing(counts, str(path), model.formula, options, say)
     names, own = model.feature_names_in_, counts.feature_ids
     with renamed({"table:": f"{path}:"}):
         if options["zero_fill"]:
@@ -1398,8 +1432,7 @@ def _write_table(table: CountTable, output: Path, force: bool, **more: Any) -> N
         write(table, output, force)
         return
     with new_file(output, force) as beside:
-        write(table, beside, force=True)
-        adata = anndata.read_h5ad(beside)
+        adata = as_anndata(table)
         for name, parts in more.items():
             getattr(adata, name).update(parts)
         adata.write_h5ad(beside)
@@ -1422,15 +1455,14 @@ def _write_coordinates(
     else:
         assert isinstance(table, CountTable)
         with new_file(output, force) as beside:
-            adata = _as_anndata(table, path, beside)
+            adata = _as_anndata(table, path)
             ordination.annotate(adata, model, mean, sd).write_h5ad(beside)
 
 
-def _as_anndata(table: CountTable, path: Path, scratch: Path) -> anndata.AnnData:
+def _as_anndata(table: CountTable, path: Path) -> anndata.AnnData:
     """Return all that the input holds, of the samples that were kept."""
     if not table.source.startswith(("X", "layers[")):
-        write(table, scratch, force=True)
-        return anndata.read_h5ad(scratch)
+        return as_anndata(table)
     adata = read_whole(path)
     if table.source.endswith("transposed"):
         adata = adata.T

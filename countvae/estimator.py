@@ -496,7 +496,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         evidence : (n,)
             In nats, multinomial coefficient included.
         pareto_k : (n,)
-            Shape of the tail of the weights; above 0.7 the estimate is not to be trusted.
+            Shape of the tail of the weights; the estimate is not to be trusted from
+            ``metrics.trusted_below(draws)`` on, 0.7 for many draws and less for few.
         """
         if not isinstance(draws, int | np.integer) or draws < 16:
             raise ArgumentError(f"draws: expected a whole number >= 16; got {draws!r}.")
@@ -779,6 +780,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             that of a difference of two is at most their sum. Of a plain autoencoder, whose codes
             have no variance, they are those of the noise alone.
         """
+        check_is_fitted(self)
         if self._by_weight:
             entries = INTERVAL_ENTRIES // WEIGHED
             posteriors = self._posteriors(X, self._steps, whole=True, entries=entries)
@@ -837,7 +839,6 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         X : as in `fit`, (n, d)
             A table.
         """
-        check_is_fitted(self)
         model, table = self.match(X, whole=True)
         covariates = self._covariates(table)
         if covariates is None:
@@ -1385,7 +1386,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _size_of_networks(self, d: int) -> dict[str, int]:
         """What they add to a fit's memory, as `fit_needs` takes it."""
-        return {"width": int(self.encoder_width) if self.encoder_depth > 1 else 0}
+        return {"layers": d * int(self.encoder_width) if self.encoder_depth > 1 else 0}
 
     def _check_memory(self, counts: Any, k: int, held_out: Any = None) -> None:
         """Refuse a fit that there is no room for, on its device or beside it."""

@@ -18,7 +18,9 @@ partial_correlation    :math:`-K_{ij} / \sqrt{K_{ii} K_{jj}}` with K the inverse
 =====================  =========================================================================
 
 What is not known of them comes from two sides: the loadings, whose posterior variances the fit
-leaves, and the factors, of which there were only n samples.
+leaves, and the factors, of which there were only n samples, taken to be independent. What else may
+be wrong is in no interval: the noise variance, the number of factors, and that the prior of the
+loadings pulls weights of features with few reads towards zero.
 """
 
 import random
@@ -173,7 +175,8 @@ def edges(
         A row a pair, largest absolute weight first: `feature_1`, `feature_2`, `weight`, its
         standard deviation `sd` and the interval `low` to `high`, of 90 %, which lies as far beyond
         the weight as draws fall short of it; the measures of the module's table; `p_value`,
-        two-sided, of no covariance by the factors, by :math:`v_i^\top v_j` over its standard error;
+        two-sided, of no covariance by the factors, by :math:`v_i^\top v_j` over its standard error
+        (of log-ratios to the mean of all features, which a factor of many features moves too);
         `q_value`, the share of false edges expected among all pairs with a p-value as small
         (Benjamini and Hochberg).
 
@@ -199,8 +202,9 @@ def edges(
     weight = _MEASURE[by].pairs(law, i, j)
     keep = np.abs(weight) >= min_weight
     i, j, weight = i[keep], j[keep], weight[keep]
-    score = _Score(law.V, sd**2, n).pairs(i, j)
-    q = _q_values(score, _Score(law.V, sd**2, n).counted(blocks), d)
+    of_pairs = _Score(law.V, sd**2, n)
+    score = of_pairs.pairs(i, j)
+    q = _q_values(score, of_pairs.counted(blocks), d)
     if fdr is not None:
         keep = q <= fdr
         i, j, weight, score, q = i[keep], j[keep], weight[keep], score[keep], q[keep]

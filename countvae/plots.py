@@ -1,4 +1,4 @@
-"""Pictures of a fitted model; each function draws on one pair of axes and returns it."""
+"""Pictures of a fitted model; each function draws on axes, given or new, and returns them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,6 +39,7 @@ EDGES: dict[str, dict[str, Any]] = {
 """In colours that no module has."""
 
 GREY = "#9a9a9a"
+HALO = patheffects.withStroke(linewidth=2, foreground="white")
 MAX_POINTS = 20_000
 """More points than these make a file large and a picture no clearer."""
 
@@ -147,7 +148,6 @@ def biplot(
     names = [str((labels or {}).get(str(name), name)) for name in longest.index]
     for x, z in tips:
         ax.annotate("", (x, z), (0, 0), arrowprops={"arrowstyle": "->", "lw": 1, "color": "black"})
-    halo = patheffects.withStroke(linewidth=2, foreground="white")
     for right in (True, False):
         chosen = [i for i, (x, _) in enumerate(tips) if (x >= 0) == right]
         heights = _apart(np.array([tips[i][1] for i in chosen]), 0.13 * reach)
@@ -163,7 +163,7 @@ def biplot(
                 annotation_clip=False,
                 arrowprops={"arrowstyle": "-", "lw": 0.4, "color": GREY, "shrinkB": 0},
             )
-            text.set_path_effects([halo])
+            text.set_path_effects([HALO])
     if ax.get_legend():
         # where `ordination` puts it there are labels
         title = None if groups is None else groups.name
@@ -296,7 +296,7 @@ def network(
     Parameters
     ----------
     graph : networkx.Graph
-        From `countvae.network.graph`; edges of positive `weight` are blue, others orange. Nodes
+        From `countvae.network.graph`; edges of positive `weight` are grey, others red. Nodes
         are coloured by their attribute `module`, where they have one; those without an edge are
         left out.
     labels : mapping, optional
@@ -354,11 +354,10 @@ def _label(ax: Axes, names: Sequence[tuple[str, np.ndarray]], points: np.ndarray
     figure: Any = ax.figure.figure
     figure.draw_without_rendering()  # where things are is known once they are laid out
     dots = ax.transData.transform(points.reshape(-1, 2))
-    halo = patheffects.withStroke(linewidth=2, foreground="white")
     written: list[Bbox] = []
     for name, (x, y) in names:
         text = ax.annotate(name, (x, y), (0, 0), textcoords="offset points", fontsize=8, zorder=3)
-        text.set(path_effects=[halo], in_layout=False)
+        text.set(path_effects=[HALO], in_layout=False)
         free = []
         for dx, dy, across, up in PLACES:
             text.set(position=(dx, dy), ha=across, va=up)

@@ -15,6 +15,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from countvae import network, plots
+from countvae.design import columns, variables
 from countvae.errors import MissingPackage
 from countvae.estimator import MultinomialVAE
 from countvae.ordination import axis_names
@@ -27,7 +28,7 @@ MOST_POINTS = 4000
 """Samples drawn, at most: more make a page heavy and a picture no clearer."""
 
 CHECKED = 1000
-"""Samples that are drawn anew and whose gap is found, at most."""
+"""Samples that are set beside new ones and whose gap is found, at most."""
 
 NAMED = 5
 """Features of a module that are named."""
@@ -378,13 +379,19 @@ def _checks(model: MultinomialVAE, table: CountTable | CountFile | None) -> dict
     if table is None:
         return {"checks": ""}
     some = table.select_samples(_some(table.n, CHECKED))
-    drawn, _ = model.sample_like(some, random_state=0)
+    depth = np.rint(some.depth).astype(np.int64)
+    if model.formula is None:
+        drawn, _ = model.sample(some.n, depth, random_state=0)
+    else:
+        known = columns(variables(model.formula), some.sample_metadata)
+        drawn, _ = model.sample_design(known, depth, random_state=0)
     figure = plt.figure(figsize=(12, 3.2), layout="constrained")
     counts = some.counts if isinstance(some, CountTable) else some[:]
     plots.predictive(counts, drawn, axes=list(figure.subplots(1, 4)))
     thinned = f" {some.n:,} of {table.n:,} samples." if some.n < table.n else ""
     return {
         "checks": _image(figure, "The table beside one that the model drew"),
+        "checks_given": " and covariates" if model.formula else "",
         "checks_thinned": thinned,
         **_gap(model, some, thinned),
     }

@@ -9,6 +9,10 @@ s the mean and spread of that of R samples drawn,
 .. math::
 
     t = \frac{B - m}{s}, \qquad p = \frac{1 + \#\{r : t_r \le t\}}{1 + R}
+
+Such a p-value is calibrated where the model is right. Where samples are at hand that are known to
+be sound and were not fitted, t is ranked among theirs instead: that is calibrated whatever the
+model, if they are exchangeable with the sound ones among those asked about (conformal p-values).
 """
 
 import itertools
@@ -31,7 +35,12 @@ __all__ = ["scores"]
 
 
 def scores(
-    model: MultinomialVAE, X: Any, *, reference: int = 1000, random_state: int = 0
+    model: MultinomialVAE,
+    X: Any,
+    *,
+    clean: Any = None,
+    reference: int = 1000,
+    random_state: int = 0,
 ) -> pd.DataFrame:
     """Evidence of each sample, and how rarely the model's own samples have as little.
 
@@ -41,6 +50,9 @@ def scores(
         A fitted model.
     X : array, sparse matrix or array, DataFrame, CountTable, CountFile or path, (n, d)
         Counts, of whole numbers or not.
+    clean : as X, optional
+        Samples known to be sound, none of them fitted: p-values are then ranks of t among theirs,
+        none below 1 / (1 + their number).
     reference : int
         R, the samples drawn from the model at each depth, and at each for samples that differ in
         their covariates; no p-value is below 1 / (1 + R).
@@ -75,6 +87,9 @@ def scores(
     if model.posterior_variance == "none":
         raise ArgumentError("score: a plain autoencoder has no evidence of a sample.")
     model, X = model.match(X)
+    if clean is not None:
+        model, clean = model.match(clean, argument="clean")
+        model, X = model.match(X)  # both on the features that all have
     depth, evidence = _depth(X), model.score_samples(X)
     at_least_one = np.maximum(depth, 1)
     expected, t, p = np.empty((3, len(depth)))
@@ -82,6 +97,9 @@ def scores(
     for at, known in _alike(model, X, len(depth)):
         drawn = _Drawn.at(model, known, at_least_one[at], int(reference), seeds)
         expected[at], t[at], p[at] = drawn.compare(evidence[at], np.log(at_least_one[at]))
+    if clean is not None:
+        of_clean = scores(model, clean, reference=reference, random_state=random_state)["t"]
+        p = (1 + np.searchsorted(np.sort(of_clean), t, side="right")) / (1 + len(of_clean))
     return pd.DataFrame(
         {
             "depth": depth,

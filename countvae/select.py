@@ -36,12 +36,23 @@ from countvae.inference import Posterior, importance_evidence, posterior_at, ref
 from countvae.metrics import trusted_below
 from countvae.ppca import ppca_of_counts
 from countvae.rows import Rows
+from countvae.start import without_factors
 from countvae.table import CountTable
 
-__all__ = ["Selection", "answers_under", "evidence_under", "principal_law", "select"]
+__all__ = [
+    "Selection",
+    "answers_under",
+    "evidence_under",
+    "law_without_factors",
+    "principal_law",
+    "select",
+]
 
 MANY_UNTRUSTED = 0.1
 """Share of samples of uneven weights from which the verdict says so."""
+
+ENTRIES = 1 << 20
+"""Of a batch of samples that are asked about under a law."""
 
 NEWTON = 20
 """Steps from the origin to the posterior of a sample under a law without an encoder."""
@@ -59,15 +70,15 @@ class Selection:
         `difference_se`, `pareto_k` (the median over samples), `untrusted`, the share of samples
         whose weights are too uneven for their evidence to be trusted, and whether it is the one
         `chosen`.
-    gain, gain_se : float
-        Nats a read by which the model chosen explains held-out samples better than principal
-        components of log(x + 1), as many, put in its place; and the standard error. NaN with
-        covariates, which these do not know.
+    gains : DataFrame
+        A row a baseline, by name: `gain`, the nats a read by which the model chosen explains
+        held-out samples better, and its standard error `se`. Put in the place of the model are
+        principal components of log(x + 1), as many, and the common proportions with noise. Empty
+        with covariates, which these do not know.
     """
 
     table: pd.DataFrame
-    gain: float
-    gain_se: float
+    gains: pd.DataFrame
 
     @property
     def k(self) -> int:
@@ -97,14 +108,9 @@ class Selection:
             )
         most = best["k"] == self.table["k"].max()
         edge = "; more factors than were tried may do better" if most else ""
-        sure = abs(self.gain) > 2 * self.gain_se
-        than = ("better" if self.gain > 0 else "worse") if sure else "no better or worse"
-        against = (
-            f" Held-out samples are explained {than} than by principal components of log(x + 1)"
-            f" ({self.gain:+.2g} nats a read, ± {self.gain_se:.2g})."
-        )
-        with_baseline = against * (not np.isnan(self.gain))
-        return f"{self._called(chosen)}: {why}{edge}.{with_baseline}{self._caution}"
+        than = " and ".join(_than(str(name), *gain) for name, *gain in self.gains.itertuples())
+        against = f" Held-out samples are explained {than}." if than else ""
+        return f"{self._called(chosen)}: {why}{edge}.{against}{self._caution}"
 
     @property
     def _caution(self) -> str:
@@ -209,16 +215,32 @@ def select(
     near = table["difference"] >= -table["difference_se"]
     chosen = int(np.flatnonzero(near)[0])
     table["chosen"] = np.arange(len(tried)) == chosen
-    if settings.get("formula") is not None:
-        return Selection(table, np.nan, np.nan)
-    plain = np.empty(len(depth))
-    for fold in range(folds):
-        held = np.flatnonzero(of == fold)
-        law = principal_law(counts[np.flatnonzero(of != fold)], tried[chosen][0], random_state)
-        plain[held], _ = evidence_under(law, counts[held], draws, random_state)
-    both = _compared(np.stack([plain, evidence[chosen]]), depth, group)
-    gain = both["evidence_a_read"][1] - both["evidence_a_read"][0]
-    return Selection(table, float(gain), float(both["difference_se"].max()))
+    baselines = {} if settings.get("formula") is not None else BASELINES
+    gains = pd.DataFrame(columns=["gain", "se"], index=list(baselines), dtype=float)
+    for name, law in baselines.items():
+        plain = np.empty(len(depth))
+        for fold in range(folds):
+            held, fitted = np.flatnonzero(of == fold), counts[np.flatnonzero(of != fold)]
+            of_fold = law(fitted, tried[chosen][0], random_state)
+            plain[held], _ = evidence_under(of_fold, counts[held], draws, random_state)
+        both = _compared(np.stack([plain, evidence[chosen]]), depth, group)
+        gain = both["evidence_a_read"][1] - both["evidence_a_read"][0]
+        gains.loc[name] = gain, both["difference_se"].max()
+    return Selection(table, gains)
+
+
+def _than(name: str, gain: float, se: float) -> str:
+    word = "no better or worse" if abs(gain) <= 2 * se else "better" if gain > 0 else "worse"
+    return f"{word} than by {name} ({gain:+.2g} nats a read, ± {se:.2g})"
+
+
+def law_without_factors(counts: np.ndarray | csr_array, k: int, random_state: int) -> Decoder:
+    """Return the law of a centre and noise alone, in the place of a decoder of k factors."""
+    del random_state
+    table = csr_array(counts)
+    rows = Rows(table, max(1, ENTRIES // table.shape[1]), torch.float64)
+    mu, sigma2 = without_factors(rows, SIGMA2_RANGE[0])
+    return Decoder(mu.new_zeros(len(mu), k), mu, sigma2)
 
 
 def principal_law(counts: np.ndarray | csr_array, k: int, random_state: int) -> Decoder:
@@ -230,9 +252,16 @@ def principal_law(counts: np.ndarray | csr_array, k: int, random_state: int) -> 
 
 def answers_under(law: Decoder, counts: csr_array) -> Iterator[tuple[Tensor, Posterior]]:
     """Yield counts of samples, and their posterior under a law that has no encoder."""
-    for x in Rows(counts, max(1, 2**20 // counts.shape[1]), torch.float64).in_order():
+    for x in Rows(counts, max(1, ENTRIES // counts.shape[1]), torch.float64).in_order():
         z = x.new_zeros(len(x), law.V.shape[1])
         yield x, refine(law, x, posterior_at(law, x, z, torch.ones_like(z)), NEWTON)
+
+
+BASELINES = {
+    "principal components of log(x + 1)": principal_law,
+    "common proportions": law_without_factors,
+}
+"""What a model is to be ahead of, put in its place under the same multinomial."""
 
 
 def evidence_under(

@@ -65,7 +65,7 @@ def residual_start(rows: Rows, k: int, *, pseudocount: float, generator: torch.G
     """
     some = rows.sample(SUBSAMPLE, generator)
     many = rows.sample(MOST_SAMPLES, generator)
-    mu, sigma2 = _without_factors(some)
+    mu, sigma2 = without_factors(some)
     V, sigma2 = _factors_of_residuals(many, mu, sigma2, k, generator)
     return start_at(some, Decoder(V, mu, sigma2), pseudocount)
 
@@ -78,8 +78,12 @@ def start_at(some: Rows, decoder: Decoder, pseudocount: float) -> Start:
     return Start(V, mu, sigma2, A, b, log_D)
 
 
-def _without_factors(some: Rows) -> tuple[Tensor, Tensor]:
-    """Centre by Newton under a weak ridge, noise by moments: Var(r) = w under the model."""
+@torch.no_grad()
+def without_factors(some: Rows, least: float = 0.05) -> tuple[Tensor, Tensor]:
+    """Centre and noise variance of the model with V = 0, the latter at least so large.
+
+    The centre by Newton under a weak ridge, the noise by moments: Var(r) = w under the model.
+    """
     shares, reads = torch.zeros(some.d, dtype=some.dtype, device=some.device), 0.0
     for x in some.in_order():
         depth = x.sum(1, keepdim=True)
@@ -104,7 +108,7 @@ def _without_factors(some: Rows) -> tuple[Tensor, Tensor]:
         mu = mu - shift
         log_scales = [log_scale + shift for log_scale in log_scales]
         ratio = squares.sum() / information.sum()
-        sigma2 = (sigma2 * ratio.clamp(0.5, 2)).clamp(max(SIGMA2_RANGE[0], 0.05), SIGMA2_RANGE[1])
+        sigma2 = (sigma2 * ratio.clamp(0.5, 2)).clamp(least, SIGMA2_RANGE[1])
     return mu, sigma2
 
 

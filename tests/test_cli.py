@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -880,6 +881,9 @@ def test_network_writes_edges_nodes_and_a_graph_with_the_features_names(shared, 
     nodes = pd.read_csv(tmp_path / "net/nodes.tsv", sep="\t", dtype={0: str}, keep_default_na=False)
     assert list(nodes["feature-id"]) == list(FEATURES)
     assert "".join(nodes["taxonomy"]) == "uvwxyz"
+    taxonomy = dict(zip(FEATURES, "uvwxyz", strict=True))
+    for end in ("1", "2"):
+        assert edges[f"taxonomy_{end}"].tolist() == [taxonomy[f] for f in edges[f"feature_{end}"]]
     assert nodes["degree"].sum() == 2 * len(edges)
     G = nx.read_graphml(tmp_path / "net/network.graphml")
     assert set(G) == set(FEATURES)
@@ -892,6 +896,15 @@ def test_network_writes_edges_nodes_and_a_graph_with_the_features_names(shared, 
         "edges": len(edges),
         "positive": int((edges["weight"] > 0).sum()),
     }
+
+
+def test_more_draws_change_the_spread_of_an_edge_and_nothing_else(shared, run, tmp_path):
+    for draws in (20, 40):
+        run("network", "--model", shared / "model", "-o", f"of-{draws}", "--draws", draws)
+    few, more = (pd.read_csv(tmp_path / f"of-{n}/edges.tsv", sep="\t") for n in (20, 40))
+    spread = ["sd", "low", "high"]
+    pd.testing.assert_frame_equal(few.drop(columns=spread), more.drop(columns=spread))
+    assert (few["sd"] != more["sd"]).all()
 
 
 def test_modules_are_nodes_attributes(shared, run, tmp_path):
@@ -946,7 +959,7 @@ def test_select_writes_a_table_and_a_picture_and_prints_the_verdict(shared, run,
     more = "--noise", "by-feature", "--draws", 16, "--metadata", "known.tsv", "--formula", "~ who"
     adjusted = run(*arguments, "--max-epochs", 2, *more, "--force", "--json", "--quiet")
     found = json.loads(adjusted.stdout)
-    assert "principal components" not in found["verdict"] and "gain" not in found
+    assert "principal components" not in found["verdict"] and found["gains"] == {}
     run(*arguments, "--max-epochs", 1, "--encoder-depth", "1,2", "--force")
     table = pd.read_csv(tmp_path / "s/selection.tsv", sep="\t")
     assert table["encoder_depth"].tolist() == [1, 2, 1, 2]
@@ -969,6 +982,30 @@ def test_score_writes_a_row_a_sample(shared, run, tmp_path):
     np.testing.assert_allclose(frame["evidence"], model.score_samples(read(given[0])), rtol=1e-9)
     assert json.loads(told.stdout)["samples"] == 20
     refused(run("score", *given, "-o", "s.tsv", "--quiet", code=3), "s.tsv", "force")
+
+
+def test_scores_are_ranked_among_samples_that_are_sound(shared, run, tmp_path):
+    given = shared / "table.biom", "--model", shared / "model", "--reference", 100, "--quiet"
+    run("score", *given, "-o", "s.tsv")
+    run("score", *given, "-o", "ranks.tsv", "--clean", given[0])
+    frame, ranks = (pd.read_csv(tmp_path / f"{name}.tsv", sep="\t") for name in ("s", "ranks"))
+    # as many have no more evidence as the rank of a sample says, itself among them
+    np.testing.assert_allclose(ranks["p_value"], (1 + frame["t"].rank(method="max")) / 21)
+    gone = run("score", *given, "-o", "x.tsv", "--clean", "no.biom", code=3)
+    refused(gone, "no.biom: there is no such file")
+
+
+def test_a_sample_below_all_is_said_to_be_where_no_q_value_tells(shared, run):
+    table = read(shared / "table.biom")
+    counts = table.counts.toarray()
+    counts[0] = 0
+    counts[0, counts.sum(0).argmin()] = 5000
+    write(replace(table, counts=csr_array(counts)), "one.biom")
+    given = "one.biom", "--model", shared / "model", "--reference"
+    said = run("score", *given, 100, "-o", "few.tsv").stderr
+    assert "--reference: beside 100 samples the q-value of one unusual sample among 20" in said
+    assert "is at least 0.2; 400 would do." in said
+    assert "unusual sample" not in run("score", *given, 400, "-o", "enough.tsv").stderr
 
 
 def test_a_table_that_the_model_does_not_describe_is_called_that(shared, run, counts):

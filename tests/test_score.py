@@ -91,3 +91,21 @@ def test_a_sample_above_all_that_is_drawn_has_a_p_value_of_one_at_every_depth():
 def test_a_reference_that_is_too_small_is_refused(model, truth):
     with pytest.raises(InputError, match="reference: expected a whole number >= 100; got 5"):
         scores(model, truth.counts, reference=5)
+
+
+def test_ranks_among_clean_samples_are_uniform_where_the_model_is_wrong(model):
+    elsewhere = simulate(340, 40, K, 1000, rng=np.random.default_rng(7))
+    clean, new = elsewhere.counts[:170], elsewhere.counts[170:]
+    by_model = scores(model, new, reference=200)
+    ranked = scores(model, new, clean=clean, reference=200)
+    np.testing.assert_array_equal(ranked["t"], by_model["t"])
+
+    def off(frame):
+        """How far shares are from what they should be, in standard errors of two samples."""
+        levels = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+        shares = np.array([(frame["p_value"] <= level).mean() for level in levels])
+        return np.abs(shares - levels).max() / np.sqrt(0.25 * 2 / 170)
+
+    assert off(ranked) < 3 < 5 < off(by_model)
+    assert ranked["p_value"].min() >= 1 / 171
+    assert ranked.sort_values("t")["p_value"].is_monotonic_increasing

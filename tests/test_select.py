@@ -3,12 +3,21 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.sparse import csr_array
 
 from countvae import MultinomialVAE
+from countvae.decoder import Decoder
 from countvae.errors import InputError
 from countvae.ppca import clr_counts, ppca
-from countvae.select import Selection, _compared, principal_law, select
+from countvae.select import (
+    Selection,
+    _compared,
+    evidence_under,
+    law_without_factors,
+    principal_law,
+    select,
+)
 from countvae.simulate import simulate
 
 
@@ -29,9 +38,30 @@ def test_the_true_number_of_factors_is_found(truth):
     assert rows["difference"].max() == 0
     assert rows["difference"][1] < -5 * rows["difference_se"][1]
     assert rows["untrusted"].between(0, 0.2).all()
-    assert found.gain > 2 * found.gain_se
+    assert (found.gains["gain"] > 2 * found.gains["se"]).all()
     assert found.verdict.startswith("k = 3: ")
     assert "explained better than by principal components" in found.verdict
+    assert "and better than by common proportions (" in found.verdict
+
+
+def test_a_table_without_factors_is_explained_no_better_by_some():
+    plain = simulate(240, 40, 2, 2000, V=np.zeros((40, 2)), rng=np.random.default_rng(0))
+    gain, se = select(plain.counts, [1], folds=2, max_epochs=25).gains.loc["common proportions"]
+    assert gain < max(2 * se, 1e-3) and abs(gain) < 0.01
+
+
+def test_the_law_without_factors_is_that_which_the_table_was_drawn_from():
+    plain = simulate(400, 40, 2, 5000, V=np.zeros((40, 2)), rng=np.random.default_rng(0))
+    law = law_without_factors(plain.counts, 2, 0)
+    assert law.sigma2.item() == pytest.approx(plain.sigma2, rel=0.2)
+    off = law.mu.detach().numpy() - plain.mu
+    common = np.asarray(plain.counts.mean(axis=0)) > 20
+    assert common.sum() > 10
+    assert np.abs(off - off[common].mean())[common].max() < 5 * np.sqrt(plain.sigma2 / 400)
+    evidence, _ = evidence_under(law, plain.counts[:50], 64, 0)
+    true = Decoder(law.V.detach(), torch.from_numpy(plain.mu), torch.tensor(plain.sigma2).double())
+    at_truth, _ = evidence_under(true, plain.counts[:50], 64, 0)
+    np.testing.assert_allclose(evidence.mean(), at_truth.mean(), atol=2.0)
 
 
 def test_the_evidence_is_of_models_that_never_saw_the_samples(truth):
@@ -93,14 +123,15 @@ def test_samples_of_one_group_are_held_out_together(truth):
 def test_the_verdict_says_why_and_whether_more_may_do_better():
     table = pd.DataFrame({"k": [2, 4], "encoder_depth": 2, "difference": [-0.01, 0.0]})
     table = table.assign(difference_se=[0.02, 0.0], chosen=[True, False], untrusted=[0.05, 0.4])
-    said = Selection(table, 0.001, 0.01).verdict
+    gains = pd.DataFrame({"gain": [0.001], "se": [0.01]}, ["principal components of log(x + 1)"])
+    said = Selection(table, gains).verdict
     assert said.startswith("k = 2: the smallest within one standard error of the best, k = 4")
     assert "more factors than were tried may do better" in said
     assert said.endswith("than by principal components of log(x + 1) (+0.001 nats a read, ± 0.01).")
     assert "no better or worse than by principal components" in said
-    uneven = Selection(table.assign(untrusted=[0.33, 0.4]), 0.001, 0.01).verdict
+    uneven = Selection(table.assign(untrusted=[0.33, 0.4]), gains).verdict
     assert "Of 33% of the samples the evidence is not to be trusted" in uneven
-    assert "principal components" not in Selection(table, np.nan, np.nan).verdict
+    assert "explained" not in Selection(table, gains[:0]).verdict
 
 
 def test_a_deeper_encoder_must_be_worth_it(truth):

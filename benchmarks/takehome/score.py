@@ -4,9 +4,12 @@ A model is fitted to some samples of a table; others are scored, half of them sp
 reads taken from the features in another order ("contaminated"), or all features in another order
 among those of like abundance ("swapped"). Simulated tables have depths from 100 to 10,000; ecam its
 own. The area under the ROC curve of -t, and of |t|; the share of untouched samples with p <= 0.05,
-and the rank correlation of p with the depth among these.
+by what the model draws and by ranks among 100 other samples that were not fitted ("clean"); and the
+rank correlation of p with the depth among these. Of ecam also samples whose places were exchanged
+with one another, scored by a model that knows the month of each.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,10 @@ from countvae.simulate import simulate
 from countvae.table import read
 
 N, D, K = 600, 150, 5
-SCORED = 200
+SCORED, CLEAN = 200, 100
+REFERENCE = 200
+"""Samples drawn for each month and depth."""
+
 NEIGHBOURS = 10
 SPOILT = ("contaminated", "swapped")
 
@@ -42,6 +48,37 @@ def swapped(counts: np.ndarray, order: np.ndarray, rng: np.random.Generator) -> 
     return changed
 
 
+def at_5_percent(found: pd.DataFrame) -> float:
+    """Share of the samples with p <= 0.05."""
+    return float((found["p_value"] <= 0.05).mean())
+
+
+def exchanged(seed: int) -> list[dict[str, object]]:
+    """Exchange half of the samples of ecam that are scored, whose months are known."""
+    rng, of_study = np.random.default_rng(seed), DATA / "ecam"
+    table = read(of_study / "table.biom", metadata=of_study / "metadata.tsv")
+    table = table.filter(min_feature_samples=20)
+    order = rng.permutation(np.flatnonzero(table.sample_metadata["month"].notna()))
+    fitted, new = (table.select_samples(at) for at in (order[SCORED:], order[:SCORED]))
+    model = MultinomialVAE(10, formula="~ month", random_state=seed).fit(fitted)
+    is_spoilt, places = np.arange(SCORED) % 2 == 0, np.arange(SCORED)
+    places[is_spoilt] = np.roll(places[is_spoilt], 1)
+    given = replace(new, counts=new.counts[places])
+    found = scores(model, given, reference=REFERENCE, random_state=seed)
+    untouched = found[~is_spoilt]
+    row = {
+        "table": "ecam",
+        "spoilt": "exchanged",
+        "seed": seed,
+        "area": roc_auc_score(is_spoilt, -found["t"]),
+        "area_of_both_tails": roc_auc_score(is_spoilt, found["t"].abs()),
+        "untouched_at_5_percent": at_5_percent(untouched),
+        "p_with_depth": spearmanr(untouched["p_value"], untouched["depth"])[0],
+    }
+    tell(row)
+    return [row]
+
+
 def measure(table: str, seed: int) -> list[dict[str, object]]:
     """Fit, spoil and score."""
     rng = np.random.default_rng(seed)
@@ -57,7 +94,8 @@ def measure(table: str, seed: int) -> list[dict[str, object]]:
         )
         k = K
     order = rng.permutation(counts.shape[0])
-    model = MultinomialVAE(k, random_state=seed).fit(counts[order[SCORED:]])
+    model = MultinomialVAE(k, random_state=seed).fit(counts[order[SCORED + CLEAN :]])
+    clean = counts[order[SCORED : SCORED + CLEAN]]
     new = counts[order[:SCORED]].toarray().astype(int)
     by_abundance = np.argsort(np.asarray(counts.sum(axis=0)))
     rows = []
@@ -71,7 +109,10 @@ def measure(table: str, seed: int) -> list[dict[str, object]]:
                 else swapped(new[i], by_abundance, rng)
             )
             given[i] = own
-        found = scores(model, csr_array(given), random_state=seed)
+        found, ranked = (
+            scores(model, csr_array(given), clean=beside, random_state=seed)
+            for beside in (None, clean)
+        )
         untouched = found[~is_spoilt]
         rows.append(
             {
@@ -80,7 +121,8 @@ def measure(table: str, seed: int) -> list[dict[str, object]]:
                 "seed": seed,
                 "area": roc_auc_score(is_spoilt, -found["t"]),
                 "area_of_both_tails": roc_auc_score(is_spoilt, found["t"].abs()),
-                "untouched_at_5_percent": float((untouched["p_value"] <= 0.05).mean()),
+                "untouched_at_5_percent": at_5_percent(untouched),
+                "untouched_at_5_percent_clean": at_5_percent(ranked[~is_spoilt]),
                 "p_with_depth": spearmanr(untouched["p_value"], untouched["depth"])[0],
             }
         )
@@ -93,6 +135,7 @@ if __name__ == "__main__":
     tables = ("flat", "wide", "ecam")
     frame = pd.DataFrame(
         [row for table in tables for seed in range(seeds) for row in measure(table, seed)]
+        + [row for seed in range(seeds) for row in exchanged(seed)]
     )
     print(frame.drop(columns="seed").groupby(["table", "spoilt"], sort=False).median().to_string())
     write("score", frame, Path(__file__).parent)

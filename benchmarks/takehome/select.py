@@ -22,8 +22,7 @@ def about(found: Selection) -> dict[str, object]:
     return {
         "k": found.k,
         "best": int(found.table["k"][found.table["difference"].idxmax()]),
-        "gain": found.gain,
-        "gain_se": found.gain_se,
+        **{f"{name}, {part}": value for (name, part), value in found.gains.stack().items()},
         "untrusted": float(found.table["untrusted"].max()),
     }
 

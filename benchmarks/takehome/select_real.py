@@ -31,8 +31,8 @@ def selected(name: str, file: str, samples: int, by: str | None, seed: int) -> p
     print(f"{name}: {found.verdict}")
     columns = ["k", "evidence_a_read", "difference", "difference_se", "untrusted", "chosen"]
     of_table = {"table": name, "groups": by or "none", "seed": seed}
-    best = about(found)
-    return found.table[columns].assign(**of_table, gain=best["gain"], gain_se=best["gain_se"])
+    gains = {name: value for name, value in about(found).items() if ", " in name}
+    return found.table[columns].assign(**of_table, **gains)
 
 
 if __name__ == "__main__":
