@@ -46,7 +46,6 @@ def fit_needs(
     k: int,
     *,
     batch_size: int,
-    width: int,
     nnz: int,
     streamed: bool,
     itemsize: int = 4,
@@ -65,8 +64,6 @@ def fit_needs(
         Samples, features, factors.
     batch_size : int
         Samples of a step.
-    width : int
-        Units of the encoder's hidden layers; 0 where it is linear.
     nnz : int
         Non-zeros of the table.
     streamed : bool
@@ -76,7 +73,8 @@ def fit_needs(
     processes : int
         Processes that share the fit; the estimate is of each.
     layers, hidden : int
-        Parameters of networks over a grid, and numbers that these make of a sample.
+        Parameters of the networks' layers over the features, and numbers that networks over a grid
+        make of a sample.
     on_device : bool
         Whether the steps are taken on an accelerator.
     checkpoint : bool
@@ -89,7 +87,7 @@ def fit_needs(
     Needs
         What was measured beside it is on the page "Performance" of the documentation.
     """
-    loadings, encoder = d * k, d * (k + width) + layers
+    loadings, encoder = d * k, d * k + layers
     state = 3 * (loadings + encoder)  # of the last whole epoch
     parameters = 5 * (loadings + encoder) + 9 * loadings + state
     if processes > 1:

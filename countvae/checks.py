@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Num
 from scipy.sparse import csr_array
 
@@ -129,13 +130,9 @@ def check_unique(ids: Sequence[str] | np.ndarray, what: str) -> None:
     Traceback (most recent call last):
     countvae.errors.RepeatedIds: counts: sample ids must be unique; got more than once 'a'.
     """
-    seen: set[str] = set()
-    twice: dict[str, None] = {}
-    for i in ids:
-        if i in seen:
-            twice[i] = None
-        seen.add(i)
-    if twice:
+    index = pd.Index(ids, dtype=object)
+    if index.has_duplicates:
+        twice = index[index.duplicated()].unique()
         raise RepeatedIds(f"{what} must be unique; got more than once {examples(list(twice))}.")
 
 

@@ -42,7 +42,6 @@ __all__ = [
     "Unfinished",
     "UnsafeIds",
     "out_of_memory",
-    "refused_by_system",
 ]
 
 
@@ -56,15 +55,6 @@ def out_of_memory(error: BaseException) -> bool:
         or getattr(error, "errno", None) == errno.ENOMEM
         or any(text in str(error) for text in _NO_MEMORY)
     )
-
-
-def refused_by_system(error: BaseException) -> bool:
-    """Whether an error is the system's, such as no permission, and not about what is in a file.
-
-    An invalid argument is what HDF5 hands on to the system of a file that is damaged.
-    """
-    number = error.errno if isinstance(error, OSError) else None
-    return number not in (None, errno.EINVAL)
 
 
 class CountvaeWarning(UserWarning):

@@ -154,8 +154,7 @@ class _Rates(NamedTuple):
     slope: Tensor
 
 
-def _rates(log_u: Tensor, Q: Tensor, sigma2: Tensor) -> _Rates:
-    u = log_u.exp()
+def _rates(u: Tensor, Q: Tensor, sigma2: Tensor) -> _Rates:
     rho = (1 + u).reciprocal_()
     h = rho * torch.addcmul(sigma2.expand_as(u), rho, Q)
     slope = torch.addcmul(1 + u, u * rho, torch.addcmul(h, rho, sigma2, value=-0.5))
@@ -179,10 +178,7 @@ def _start(Y: Tensor, Q: Tensor, sigma2: Tensor) -> Tensor:
     log = Y.clamp_min(1).log()
     root = torch.where(Y > omega.HIGH, log - log / (1 + Y), root)
     root = torch.where(Y < omega.LOW, Y, root)
-    u = Y - root
-    rho = (1 + u).reciprocal_()
-    h = rho * torch.addcmul(sigma2.expand_as(u), rho, Q)
-    slope = torch.addcmul(1 + u, u * rho, torch.addcmul(h, rho, sigma2, value=-0.5))
+    _, _, h, slope = _rates(Y - root, Q, sigma2)
     return root + 0.5 * (h - Q - sigma2) / slope
 
 
@@ -235,7 +231,7 @@ def _solve_block(m0, Q, x, sigma2, log_scale, tolerance) -> Noise:
     any_deep = bool(deep.any())
     unsettled = torch.ones_like(deep)
     for _ in range(NEWTON_PASSES):
-        u, _, h, slope = _rates(log_u, Q, sigma2)
+        u, _, h, slope = _rates(log_u.exp(), Q, sigma2)
         e = (log_u - prior).sub_(c[:, None]).sub_(h, alpha=0.5)
         error = torch.addcmul(-u, x, sigma2).sub_(e)
         step = (error / slope).clamp_(-4, 4)
@@ -270,7 +266,7 @@ def _bracket(m0, Q, x, sigma2) -> tuple[Tensor, Tensor]:
         low, high = omega_ceiling(Y) - 1, omega_ceiling(Y + reach)
         log_u = high
         for _ in range(60):
-            u, _, h, slope = _rates(log_u, Q, sigma2)
+            u, _, h, slope = _rates(log_u.exp(), Q, sigma2)
             error = Y + 0.5 * h - log_u - u
             low = torch.where(error > 0, log_u, low)
             high = torch.where(error > 0, high, log_u)
@@ -302,7 +298,7 @@ def _evaluate(log_u, c, prior, Q, x, N, sigma2) -> Noise:
         log_u, c, prior, Q, x, N, sigma2 = (
             part.to(wide) for part in (log_u, c, prior, Q, x, N, sigma2)
         )
-    u, rho, h, slope = _rates(log_u, Q, sigma2)
+    u, rho, h, slope = _rates(log_u.exp(), Q, sigma2)
     e = (log_u - prior).sub_(c[:, None]).sub_(h, alpha=0.5)
     rate = u / sigma2
     total = rate.sum(1, dtype=wide)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from countvae.decoder import Decoder
 from countvae.encoder import Encoder
@@ -70,6 +70,7 @@ class State:
         rows: Rows,
     ) -> None:
         self.encoder, self.decoder = encoder, decoder
+        self.both = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
         self.optimizer, self.generator = optimizer, generator
         self.shrinkage: Shrinkage | None = None
         self.log_scale = torch.zeros(rows.n, dtype=rows.dtype, device=rows.device)
@@ -84,8 +85,7 @@ class State:
     def add(self, row: dict[str, float | int], patience: int | None) -> None:
         """Take in an epoch that was done; what is watched is the validation bound if it has one."""
         self.history.append(row)
-        parts = _parts(self.encoder, self.decoder)
-        self.whole = {name: part.clone() for name, part in parts.items()}
+        self.whole = {name: part.clone() for name, part in self.both.state_dict().items()}
         epoch, watched = len(self.history) - 1, row.get("validation_bound", row["bound"])
         if watched > self.best_bound:
             self.best_bound, self.best_epoch = watched, epoch
@@ -97,7 +97,7 @@ class State:
     def return_to_best(self) -> None:
         """Give encoder and decoder the parts of the best epoch, where samples were held out."""
         if self.best is not None:
-            _put(self.best, self.encoder, self.decoder)
+            self.both.load_state_dict(self.best)
 
     def diverged(self, sentence: str, samples: Sequence[int] = ()) -> Diverged:
         """Return to the best epoch there was, and make the error."""
@@ -116,7 +116,7 @@ class State:
 
     def kept(self) -> Kept:
         """Return a copy as arrays and plain JSON."""
-        tensors = {f"now.{name}": t for name, t in _parts(self.encoder, self.decoder).items()}
+        tensors = {f"now.{name}": t for name, t in self.both.state_dict().items()}
         tensors |= {f"best.{name}": t for name, t in (self.best or {}).items()}
         tensors |= {"log_scale": self.log_scale, "generator": self.generator.get_state()}
         for i, of_one in self.optimizer.state_dict()["state"].items():
@@ -168,8 +168,8 @@ class State:
             }
 
         now = room("now.")
-        _check_alike(now, _parts(self.encoder, self.decoder))
-        _put(now, self.encoder, self.decoder)
+        _check_alike(now, self.both.state_dict())
+        self.both.load_state_dict(now)
         if best := room("best."):
             _check_alike(best, now)
             self.best = best
@@ -225,15 +225,6 @@ class State:
         self.within = Within(steps, parts["begun"], moments, of_U, log_scale)
 
 
-def _parts(encoder: Encoder, decoder: Decoder) -> dict[str, Tensor]:
-    """Return the parameters and buffers of both, by name."""
-    return {
-        f"{room}.{name}": value
-        for room, module in (("encoder", encoder), ("decoder", decoder))
-        for name, value in module.state_dict().items()
-    }
-
-
 def _check_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Refuse tensors of other names or shapes.
 
@@ -244,11 +235,3 @@ def _check_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
     shapes = [{name: part.shape for name, part in parts.items()} for parts in (found, expected)]
     if shapes[0] != shapes[1]:
         raise ValueError("names or shapes differ")
-
-
-def _put(parts: Mapping[str, Tensor], encoder: Encoder, decoder: Decoder) -> None:
-    """Give both the values of what `_parts` named."""
-    for room, module in (("encoder.", encoder), ("decoder.", decoder)):
-        module.load_state_dict(
-            {n.removeprefix(room): value for n, value in parts.items() if n.startswith(room)}
-        )

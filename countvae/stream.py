@@ -41,6 +41,7 @@ from countvae.table import (
     canonical,
     check_indptr,
     format_of,
+    moved,
     place_features,
     qualifying,
     reading,
@@ -294,7 +295,7 @@ class CountFile:
         if not pieces:
             return csr_array((0, self.d))
         counts = pieces[0] if len(pieces) == 1 else csr_array(vstack(pieces, format="csr"))
-        return counts if self._place is None else _moved(counts, self._place, self.d)
+        return counts if self._place is None else moved(counts, self._place, self.d)
 
     def _checked(self, allow_fractional: bool) -> np.ndarray:
         """Check all counts, a block at a time, and return the depths."""
@@ -426,23 +427,11 @@ class _Part:
             )
             counts.check_format(full_check=True)
         counts = canonical(counts)
-        return counts if self.place is None else _moved(counts, self.place, self.d)
+        return counts if self.place is None else moved(counts, self.place, self.d)
 
 
 def _depth(counts: csr_array) -> np.ndarray:
     return np.asarray(counts.sum(axis=1, dtype=np.float64))
-
-
-def _moved(counts: csr_array, place: np.ndarray, d: int) -> csr_array:
-    """Send each column to its new place, or nowhere (-1)."""
-    column = place[counts.indices]
-    kept = column >= 0
-    before = np.concatenate([[0], np.cumsum(kept)])
-    return canonical(
-        csr_array(
-            (counts.data[kept], column[kept], before[counts.indptr]), shape=(counts.shape[0], d)
-        )
-    )
 
 
 def open_counts(given: Any, processes: Processes = ALONE) -> "CountFile | None":

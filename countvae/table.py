@@ -6,6 +6,7 @@ time.
 """
 
 import csv
+import errno
 import gzip
 import io
 import itertools
@@ -54,7 +55,6 @@ from countvae.errors import (
     NotCounts,
     TooSmall,
     out_of_memory,
-    refused_by_system,
 )
 from countvae.files import check_writable, new_file
 from countvae.hdf5 import checked, claimed_bytes, unchanged
@@ -320,24 +320,14 @@ class CountTable:
             If no feature is shared.
         """
         place = place_features(self.feature_ids, feature_ids, self.sample_ids)
-        known = place >= 0
-        total = self.counts.sum(dtype=np.float64)
-        entries = self.counts.tocoo()
-        in_shared = known[entries.col]
-        data, row = entries.data[in_shared], entries.row[in_shared]
+        counts, known = moved(self.counts, place, len(feature_ids)), self.feature_metadata
         aligned = replace(
             self,
-            counts=csr_array(
-                coo_array(
-                    (data, (row, place[entries.col[in_shared]])), shape=(self.n, len(feature_ids))
-                )
-            ),
+            counts=counts,
             feature_ids=feature_ids,
-            feature_metadata=None
-            if self.feature_metadata is None
-            else self.feature_metadata.reindex(feature_ids),
+            feature_metadata=None if known is None else known.reindex(feature_ids),
         )
-        reads = data.sum(dtype=np.float64)
+        reads, total = (some.sum(dtype=np.float64) for some in (counts, self.counts))
         return aligned, Overlap.of(place, len(feature_ids), reads, total)
 
 
@@ -376,7 +366,7 @@ def qualifying(
             enough[own] = x @ features >= min_sample_count
             weights = samples[own].astype(np.float64)
             of_feature += x.T @ weights
-            seen_in += np.bincount(x.indices, _repeated(weights, x), shape[1])
+            seen_in += np.bincount(x.indices, np.repeat(weights, np.diff(x.indptr)), shape[1])
         total(enough, of_feature, seen_in)
         kept_samples = samples & (enough > 0)
         kept_features = (
@@ -603,9 +593,16 @@ def canonical(counts: Any) -> csr_array:
     return canonical
 
 
-def _repeated(of_sample: np.ndarray, counts: csr_array) -> np.ndarray:
-    """Return a value of each sample, once for each of its entries."""
-    return np.repeat(of_sample, np.diff(counts.indptr))
+def moved(counts: csr_array, place: np.ndarray, d: int) -> csr_array:
+    """Send each column to its new place among d, or nowhere (-1)."""
+    column = place[counts.indices]
+    kept = column >= 0
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return canonical(
+        csr_array(
+            (counts.data[kept], column[kept], before[counts.indptr]), shape=(counts.shape[0], d)
+        )
+    )
 
 
 def _rows(frame: pd.DataFrame | None, at: Integer[np.ndarray, " rows"]) -> pd.DataFrame | None:
@@ -686,9 +683,9 @@ def reading(path: Path, form: str) -> Iterator[None]:
     except Exception as error:
         if out_of_memory(error):
             raise
-        if refused_by_system(error):
-            number = cast(OSError, error).errno or 0
-            raise CannotRead(f"{path}: cannot be read ({os.strerror(number)}).") from error
+        # HDF5 hands EINVAL on to the system of a file that is damaged
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise CannotRead(f"{path}: cannot be read ({os.strerror(error.errno)}).") from error
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise DamagedFile(f"{path}: cannot be read as {form}: {reason}.") from error
 
@@ -1117,12 +1114,17 @@ def _write_biom(table: CountTable, path: Path) -> None:
     path.write_bytes(image)
 
 
-def _write_h5ad(table: CountTable, path: Path) -> None:
-    anndata.AnnData(
+def as_anndata(table: CountTable) -> anndata.AnnData:
+    """Return what an .h5ad file has of a table."""
+    return anndata.AnnData(
         X=table.counts,
         obs=_plain(table.sample_metadata, table.sample_ids),
         var=_plain(table.feature_metadata, table.feature_ids),
-    ).write_h5ad(path)
+    )
+
+
+def _write_h5ad(table: CountTable, path: Path) -> None:
+    as_anndata(table).write_h5ad(path)
 
 
 def _write_tsv(table: CountTable, path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["available", "cut", "one_thread_an_operation", "share", "worth"]
+__all__ = ["cut", "one_thread_an_operation", "share", "worth"]
 
 WORTH_ENTRIES = 1 << 18
 """Entries of a batch from which its plain arithmetic is shared out among threads."""
@@ -34,14 +34,11 @@ def one_thread_an_operation() -> Iterator[None]:
         _for_parts.reset(token)
 
 
-def available() -> int:
-    """Threads that parts may be shared among."""
-    return _for_parts.get() or torch.get_num_threads()
-
-
 def worth(entries: int, device: torch.device, least: int = WORTH_ENTRIES) -> int:
     """Threads that work on so many entries is worth sharing among; elsewhere than here, none."""
-    return available() if entries >= least and device.type == "cpu" else 1
+    if entries < least or device.type != "cpu":
+        return 1
+    return _for_parts.get() or torch.get_num_threads()
 
 
 def cut(size: int, threads: int) -> list[slice]:

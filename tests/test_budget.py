@@ -14,7 +14,7 @@ from countvae.budget import fit_needs
 from countvae.errors import InputError
 from countvae.memory import available_bytes
 
-SIZE = {"batch_size": 128, "width": 128, "nnz": 10**6, "streamed": True}
+SIZE = {"batch_size": 128, "layers": 10**5, "nnz": 10**6, "streamed": True}
 CAPPED = """
 import resource, sys, warnings
 import numpy as np, scipy.sparse as sp
@@ -44,7 +44,7 @@ def test_the_estimate_grows_with_every_size():
     least = total(1000, 1000, 10)
     for more in ((1000, 2000, 10), (1000, 1000, 20)):
         assert total(*more) > least
-    for name, value in (("batch_size", 256), ("width", 256), ("nnz", 10**7), ("itemsize", 8)):
+    for name, value in (("batch_size", 256), ("layers", 10**6), ("nnz", 10**7), ("itemsize", 8)):
         assert total(1000, 1000, 10, **{name: value}) > least
     assert total(1000, 1000, 10, streamed=False) < least
     assert total(1000, 1000, 10, checkpoint=True) > least
@@ -67,7 +67,7 @@ def test_what_goes_to_an_accelerator_is_checked_against_its_memory(monkeypatch):
     model = MultinomialVAE(2)
     monkeypatch.setattr("countvae.estimator.chosen", lambda name: torch.device("cuda"))
     needs = model._needs(X)
-    assert needs.steps > fit_needs(300, 8, 2, **SIZE | {"batch_size": 1}).steps
+    assert needs.steps > fit_needs(300, 8, 2, **SIZE | {"batch_size": 1, "layers": 1024}).steps
 
     def check(there, here=2**40):
         monkeypatch.setattr("countvae.estimator.free_bytes", lambda device: there)

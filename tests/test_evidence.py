@@ -618,6 +618,6 @@ def test_newton_starts_near_the_root(Y):
     started = evidence._start(Y, Q, sigma2)
     log_u = started
     for _ in range(50):
-        u, _, h, slope = evidence._rates(log_u, Q, sigma2)
+        u, _, h, slope = evidence._rates(log_u.exp(), Q, sigma2)
         log_u = log_u - (log_u + u - 0.5 * h + 0.5 * (Q + sigma2) - Y) / slope
     assert abs((started - log_u).item()) < 0.05
