@@ -1011,7 +1011,7 @@ def test_a_peer_that_wins_over_all_features_alone_is_a_peer_that_wins():
     rows.loc[rows["settings.name"] == "rpca", "VV"] = 1e-3
     rows["converged"] = np.nan
     answer, _, _, *tables_, _ = scenario.conclude(rows)
-    assert "Others with a lower error: RPCA in all features." in answer
+    assert "lower error: RPCA in all features (on 4 of 4 tables)." in answer
     assert all("a lower error than ours has RPCA in all features" in table for table in tables_)
 
 
@@ -1020,7 +1020,7 @@ def test_a_peer_that_was_not_run_is_named():
     rows = made_up(scenario, True, 0.1)
     assert "Not run" not in " ".join(scenario.conclude(rows))
     fewer = rows[rows["settings.name"] != "plnpca"]
-    assert " Not run here: PlnPCA, PlnPCA, maxiter=4000." in " ".join(scenario.conclude(fewer))
+    assert " Not run here: PlnPCA, PlnPCA, patient." in " ".join(scenario.conclude(fewer))
 
 
 def test_a_gap_that_does_not_fall_is_not_said_to():
@@ -1202,7 +1202,7 @@ def test_coverage_that_is_off_where_the_model_is_right_is_said_first(name):
     rows["coverage_50"], rows["coverage_90"], rows["told"] = 0.52, 0.88, 10.0
     rows["coverage_all_50"], rows["coverage_all_90"] = 0.50, 0.84
     if name == "wrong":
-        count, case = 4, "factors move clades of a phylogeny"
+        count, case = 4, "factors that move clades of a phylogeny"
         lost = rows["table.tree"] == "phylogeny"
     else:
         count, case = 6, "wide tables of 100 reads"

@@ -18,8 +18,8 @@ PLAIN = {"n": 1000, "d": 1000, "k": 16, "reads": 3000}
 RIGHT = {
     "as assumed": {},
     "5 % of the loadings non-zero": {"nonzero_loadings": 0.05},
-    "factors move balances of a caterpillar": {"tree": "caterpillar"},
-    "factors move clades of a phylogeny": {"tree": "phylogeny"},
+    "factors that move balances of a caterpillar": {"tree": "caterpillar"},
+    "factors that move clades of a phylogeny": {"tree": "phylogeny"},
 }
 """The model is right, for loadings are free and the fit is the same in every basis."""
 
