@@ -575,8 +575,8 @@ def score_command(
         )
     beside = options["reference"] if sound is None else sound.n
     most_unusual = frame["p_value"].min() <= 1.001 / (beside + 1)
-    least = len(frame) / (beside + 1)
-    if most_unusual and not (frame["q_value"] <= SMALL_P).any():
+    least, at_fdr = len(frame) / (beside + 1), int((frame["q_value"] <= SMALL_P).sum())
+    if most_unusual and not at_fdr:
         name = "--reference" if clean is None else "--clean"
         warnings.warn(
             f"{name}: beside {beside} samples the q-value of one unusual sample among {len(frame)}"
@@ -588,7 +588,7 @@ def score_command(
         "samples": len(frame),
         "evidence_a_read": float(frame["evidence"].sum() / frame["depth"].sum()),
         "p_at_most_5_percent": unusual,
-        "unusual_at_5_percent_fdr": int((frame["q_value"] <= 0.05).sum()),
+        "unusual_at_5_percent_fdr": at_fdr,
         "written": str(output),
     }
     _tell(found, as_json)
@@ -1455,11 +1455,11 @@ def _write_coordinates(
     else:
         assert isinstance(table, CountTable)
         with new_file(output, force) as beside:
-            adata = _as_anndata(table, path)
+            adata = _whole_input(table, path)
             ordination.annotate(adata, model, mean, sd).write_h5ad(beside)
 
 
-def _as_anndata(table: CountTable, path: Path) -> anndata.AnnData:
+def _whole_input(table: CountTable, path: Path) -> anndata.AnnData:
     """Return all that the input holds, of the samples that were kept."""
     if not table.source.startswith(("X", "layers[")):
         return as_anndata(table)

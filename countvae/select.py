@@ -237,9 +237,7 @@ def _than(name: str, gain: float, se: float) -> str:
 def law_without_factors(counts: np.ndarray | csr_array, k: int, random_state: int) -> Decoder:
     """Return the law of a centre and noise alone, in the place of a decoder of k factors."""
     del random_state
-    table = csr_array(counts)
-    rows = Rows(table, max(1, ENTRIES // table.shape[1]), torch.float64)
-    mu, sigma2 = without_factors(rows, SIGMA2_RANGE[0])
+    mu, sigma2 = without_factors(_in_batches(counts), SIGMA2_RANGE[0])
     return Decoder(mu.new_zeros(len(mu), k), mu, sigma2)
 
 
@@ -252,7 +250,7 @@ def principal_law(counts: np.ndarray | csr_array, k: int, random_state: int) -> 
 
 def answers_under(law: Decoder, counts: csr_array) -> Iterator[tuple[Tensor, Posterior]]:
     """Yield counts of samples, and their posterior under a law that has no encoder."""
-    for x in Rows(counts, max(1, ENTRIES // counts.shape[1]), torch.float64).in_order():
+    for x in _in_batches(counts).in_order():
         z = x.new_zeros(len(x), law.V.shape[1])
         yield x, refine(law, x, posterior_at(law, x, z, torch.ones_like(z)), NEWTON)
 
@@ -274,6 +272,10 @@ def evidence_under(
     )
     found, shapes = zip(*of_batches, strict=True)
     return np.concatenate(found), np.concatenate(shapes)
+
+
+def _in_batches(counts: np.ndarray | csr_array) -> Rows:
+    return Rows(csr_array(counts), max(1, ENTRIES // counts.shape[1]), torch.float64)
 
 
 def _samples(table: CountTable | csr_array, at: np.ndarray) -> CountTable | csr_array:

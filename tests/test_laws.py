@@ -10,6 +10,7 @@ import scipy.sparse as sp
 import torch
 from scipy.stats import multinomial
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import countvae.checkpoint
@@ -99,6 +100,14 @@ def test_the_bound_lies_below_the_evidence_by_importance_sampling(model, X):
     assert trusted.mean() > 0.9
     assert (bound[trusted] <= evidence[trusted] + 0.2).all()
     assert (evidence - bound)[trusted].mean() < 3
+
+
+@pytest.mark.parametrize(
+    "method", ["transform", "score_samples", "denoise", "interval", "sample_like"]
+)
+def test_a_model_that_was_not_fitted_says_so(method, X):
+    with pytest.raises(NotFittedError):
+        getattr(MultinomialVAE(), method)(X)
 
 
 def test_more_refinement_never_scores_lower(model, X):

@@ -35,6 +35,7 @@ from benchmarks.images.scene import (
     pictures,
     with_control,
 )
+from countvae.ppca import clr_counts
 
 KEPT = (0.02, 0.05, 0.1, 0.2, 0.5)
 ADDED = (0.3, 1, 3, 10, 30, 100, 300)
@@ -59,8 +60,7 @@ def gain(found: np.ndarray, rest: np.ndarray, common: np.ndarray) -> float:
 
 def plug_in(fitted: np.ndarray, counts: np.ndarray, pseudocount: float) -> np.ndarray:
     """Proportions that principal components of log(x + c) make of counts."""
-    known, asked = (np.log(X + pseudocount) for X in (fitted, counts))
-    known, asked = (logs - logs.mean(1, keepdims=True) for logs in (known, asked))
+    known, asked = (clr_counts(X, pseudocount) for X in (fitted, counts))
     components = PCA(K, random_state=0).fit(known)
     return softmax(components.inverse_transform(components.transform(asked)), axis=1)
 
@@ -103,9 +103,9 @@ def measure(name: str, seed: int) -> list[dict[str, object]]:
         )
         tell(rows[-1])
 
+    blurred = partial(smoothed, data.shape, common)
     for share, counts in kept.items():
         seen = counts[counts.sum(1) > 0]
-        blurred = partial(smoothed, data.shape, common)
         by_components = partial(plug_in, rng.binomial(data.fitted.astype(int), share))
         for method, make, settings in (
             ("counts", blurred, itertools.product((0.0,), ADDED)),

@@ -52,9 +52,9 @@ def _set(name: str) -> str:
     return {"digits": "Digits", "spots": "Simulated spots"}[name]
 
 
-def in_short() -> str:
+def in_short(rows: pd.DataFrame) -> str:
     """Say how far the network is ahead, and how much of that is of neighbours."""
-    rows, said = pd.read_csv(RESULTS / "bounds.csv", comment="#"), []
+    said = []
     for name, some in rows.groupby("pictures", sort=False):
         for measure in ("bound", "evidence"):
             wide = some.pivot_table(measure, "seed", "method")
@@ -238,11 +238,11 @@ SECTIONS: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
 
 def page() -> str:
     """Return the whole page."""
-    parts = [INTRODUCTION, in_short()]
+    found = {name: pd.read_csv(RESULTS / f"{name}.csv", comment="#") for name in SECTIONS}
+    parts = [INTRODUCTION, in_short(found["bounds"])]
     for name, (title, write) in SECTIONS.items():
-        path = RESULTS / f"{name}.csv"
-        command, *machine = origin_of(path)
-        rows = pd.read_csv(path, comment="#")
+        rows = found[name]
+        command, *machine = origin_of(RESULTS / f"{name}.csv")
         origin = f"`{command}`, seeds: {rows['seed'].nunique()}. {'; '.join(machine)}."
         parts.append(f"## {title}\n\n{write(rows)}\n\n{origin}\n")
     drawn = "\n\n".join(_figures("drawn", "Pictures drawn from the prior, and real ones"))

@@ -106,7 +106,7 @@ def ours(
     weight[i, j] = frame["weight"]
     kept = (frame["q_value"] <= FDR).to_numpy()
     right = shared[i, j]
-    of_strongest = edges(model, fdr=FDR).astype({"feature_1": int, "feature_2": int})
+    of_strongest = edges(model, fdr=FDR, draws=2).astype({"feature_1": int, "feature_2": int})
     true = shared[of_strongest["feature_1"], of_strongest["feature_2"]]
     inside = frame["low"].le(rho(C)[i, j]) & frame["high"].ge(rho(C)[i, j])
     return (

@@ -53,7 +53,18 @@ def at_5_percent(found: pd.DataFrame) -> float:
     return float((found["p_value"] <= 0.05).mean())
 
 
-def exchanged(seed: int) -> list[dict[str, object]]:
+def judged(found: pd.DataFrame, is_spoilt: np.ndarray) -> dict[str, float]:
+    """How well scores tell which samples are spoilt, and what they say of the others."""
+    untouched = found[~is_spoilt]
+    return {
+        "area": roc_auc_score(is_spoilt, -found["t"]),
+        "area_of_both_tails": roc_auc_score(is_spoilt, found["t"].abs()),
+        "untouched_at_5_percent": at_5_percent(untouched),
+        "p_with_depth": spearmanr(untouched["p_value"], untouched["depth"])[0],
+    }
+
+
+def exchanged(seed: int) -> dict[str, object]:
     """Exchange half of the samples of ecam that are scored, whose months are known."""
     rng, of_study = np.random.default_rng(seed), DATA / "ecam"
     table = read(of_study / "table.biom", metadata=of_study / "metadata.tsv")
@@ -65,18 +76,9 @@ def exchanged(seed: int) -> list[dict[str, object]]:
     places[is_spoilt] = np.roll(places[is_spoilt], 1)
     given = replace(new, counts=new.counts[places])
     found = scores(model, given, reference=REFERENCE, random_state=seed)
-    untouched = found[~is_spoilt]
-    row = {
-        "table": "ecam",
-        "spoilt": "exchanged",
-        "seed": seed,
-        "area": roc_auc_score(is_spoilt, -found["t"]),
-        "area_of_both_tails": roc_auc_score(is_spoilt, found["t"].abs()),
-        "untouched_at_5_percent": at_5_percent(untouched),
-        "p_with_depth": spearmanr(untouched["p_value"], untouched["depth"])[0],
-    }
+    row = {"table": "ecam", "spoilt": "exchanged", "seed": seed, **judged(found, is_spoilt)}
     tell(row)
-    return [row]
+    return row
 
 
 def measure(table: str, seed: int) -> list[dict[str, object]]:
@@ -113,17 +115,13 @@ def measure(table: str, seed: int) -> list[dict[str, object]]:
             scores(model, csr_array(given), clean=beside, random_state=seed)
             for beside in (None, clean)
         )
-        untouched = found[~is_spoilt]
         rows.append(
             {
                 "table": table,
                 "spoilt": kind,
                 "seed": seed,
-                "area": roc_auc_score(is_spoilt, -found["t"]),
-                "area_of_both_tails": roc_auc_score(is_spoilt, found["t"].abs()),
-                "untouched_at_5_percent": at_5_percent(untouched),
+                **judged(found, is_spoilt),
                 "untouched_at_5_percent_clean": at_5_percent(ranked[~is_spoilt]),
-                "p_with_depth": spearmanr(untouched["p_value"], untouched["depth"])[0],
             }
         )
         tell(rows[-1])
@@ -135,7 +133,7 @@ if __name__ == "__main__":
     tables = ("flat", "wide", "ecam")
     frame = pd.DataFrame(
         [row for table in tables for seed in range(seeds) for row in measure(table, seed)]
-        + [row for seed in range(seeds) for row in exchanged(seed)]
+        + [exchanged(seed) for seed in range(seeds)]
     )
     print(frame.drop(columns="seed").groupby(["table", "spoilt"], sort=False).median().to_string())
     write("score", frame, Path(__file__).parent)

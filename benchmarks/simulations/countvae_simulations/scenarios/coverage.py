@@ -22,13 +22,13 @@ def coverage_verdict(rows: pd.DataFrame) -> tuple[str, list[str]]:
         f"factors at {(all_off <= BAR).sum()} of {len(all_off)}{_worst(all_off)}."
     )
 
-    def covered(case: str) -> str:
+    def with_ranges(case: str) -> str:
         here = by_case.loc[[case]]
         return f"{case} {' and '.join(_range(here[name]) for name in NOMINAL)}"
 
     said = [
         f"The bar of ±{BAR} points is {word}, in % of the true coordinates that the intervals of "
-        f"50 and 90 % cover (medians, ranges over seeds): {'; '.join(map(covered, cases))}."
+        f"50 and 90 % cover (medians, ranges over seeds): {'; '.join(map(with_ranges, cases))}."
         for word, cases in (("missed", missed), ("met", met))
         if len(cases)
     ]

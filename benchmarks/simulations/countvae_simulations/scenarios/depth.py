@@ -401,7 +401,7 @@ def _refined(ours: pd.DataFrame) -> list[str]:
         if exact["seed"].nunique() < some["seed"].nunique() / 2:
             silent.append(f"{design} tables of {N:,} reads")
             continue
-        depths, of_exact = exact["settings.encoder_depth"].unique(), exact.filter(like="exact_")
+        of_exact = exact.filter(like="exact_")
         # fits of one seed are to one truth: a seed is drawn with all of its pseudocounts
         by_depth = of_exact.groupby([exact["settings.encoder_depth"], exact["seed"]]).mean()
         by_depth, refined = by_depth.groupby(level=0), of_exact.groupby(exact["seed"]).mean()
@@ -413,7 +413,7 @@ def _refined(ours: pd.DataFrame) -> list[str]:
         each = (f"{row[1]} and {row[3]} with {c:g}" for c, row in by_pseudocount.iterrows())
         said.append(
             f"{_of(design, N)}, against the exact posterior mean at the fitted decoder (told at "
-            f"every L on {len(exact) // len(depths)} of {tables} tables and pseudocounts), in "
+            f"every L on {len(exact) // by_depth.ngroups} of {tables} tables and pseudocounts), in "
             f"its standard deviations: the encoder's ẑ at L = "
             f"{', '.join(f'{L:g}' for L in by_depth.groups)} is {distance} away, its bias "
             f"{bias}; after two Newton steps it is {_with_interval(refined['exact_excess_2'])} "
