@@ -14,6 +14,7 @@ from countvae_simulations.cell import Cell
 from countvae_simulations.measures import SQUARES
 
 STATISTICS = ("min", "median", "max")
+DEPTH_COLOURS = {1: "#9ecae1", 2: "#4292c6", 3: "#08306b"}
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,27 @@ def named(rows: pd.DataFrame) -> pd.Series:
         return ", ".join(words)
 
     return rows.apply(label, axis=1)
+
+
+def gaps_against(rows: pd.DataFrame, column: str, label: str) -> Figure:
+    """Gap of fitted and of new samples against a column, a panel a design, a colour a depth."""
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for ax, (design, some) in zip(axes, rows.groupby("table.design", sort=False), strict=True):
+        for L, part in some.groupby("settings.encoder_depth"):
+            for measure, line in (("held_gap_0", "-"), ("gap_0", "--")):
+                grouped = part.groupby(column)[measure]
+                of = f"L = {L}, {'fitted' if line == '--' else 'new'} samples"
+                low, middle, high = grouped.min(), grouped.median(), grouped.max()
+                colour = DEPTH_COLOURS[int(str(L))]
+                ax.plot(middle, f"o{line}", color=colour, ms=4, label=of)
+                ax.fill_between(low.index, low, high, color=colour, alpha=0.15, lw=0)
+        ax.set(xscale="log", yscale="log", xlabel=label, title=f"{design} tables")
+        plain_log(ax.xaxis)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("gap, nats a sample")
+    axes[1].legend(frameon=False, fontsize=8)
+    return figure
 
 
 def plain_log(axis: Axis) -> None:

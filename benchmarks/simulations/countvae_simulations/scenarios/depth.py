@@ -372,8 +372,8 @@ def _in_sample_alone(ours: pd.DataFrame) -> list[str]:
         where = "; ".join(f"{design} tables of {N:,} reads" for design, N in learnt)
         said.append(
             f"In sample the gap falls and held out it does not, with pseudocount 1, on {where}: "
-            "what a deeper encoder gains there it gains on the samples that it was fitted to. Why "
-            "is not tested here; more samples may help."
+            "what a deeper encoder gains there it gains on the samples that it was fitted to (from "
+            "how many samples on it gains on new ones is the next question)."
         )
     times = pd.DataFrame({name: gaps[name][1] / gaps[name][3] for name in PLACES})
     less = times[(times["held_gap_0"] > 1) & (times["held_gap_0"] < times["gap_0"])]

@@ -8,15 +8,13 @@ from matplotlib.figure import Figure
 
 from countvae import MultinomialVAE
 from countvae_simulations.cell import Cell
-from countvae_simulations.scenarios.base import Scenario, plain_log
+from countvae_simulations.scenarios.base import Scenario, gaps_against
 
 MEASURES = ("covariance", "gap", "factors")
 DEFAULT = signature(MultinomialVAE).parameters["encoder_width"].default
 ENOUGH = 0.02
 FAR_OFF = 3
 """Times the median of its setting from which on a gap is told by itself."""
-
-COLOURS = {2: "#4292c6", 3: "#08306b"}
 
 
 def cells(full: bool) -> list[Cell]:
@@ -77,25 +75,7 @@ def _span(times: pd.Series) -> str:
 
 def draw(rows: pd.DataFrame) -> Figure:
     """Gap against width, a panel a design."""
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for ax, (design, some) in zip(axes, rows.groupby("table.design", sort=False), strict=True):
-        for L, part in some.groupby("settings.encoder_depth"):
-            for measure, line in (("held_gap_0", "-"), ("gap_0", "--")):
-                grouped = part.groupby("settings.encoder_width")[measure]
-                label = f"L = {L}, {'fitted' if line == '--' else 'new'} samples"
-                low, middle, high = grouped.min(), grouped.median(), grouped.max()
-                colour = COLOURS[int(str(L))]
-                ax.plot(middle, f"o{line}", color=colour, ms=4, label=label)
-                ax.fill_between(low.index, low, high, color=colour, alpha=0.15, lw=0)
-        ax.set(
-            xscale="log", yscale="log", xlabel="units of a hidden layer", title=f"{design} table"
-        )
-        plain_log(ax.xaxis)
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("gap, nats a sample")
-    axes[1].legend(frameon=False, fontsize=8)
-    return figure
+    return gaps_against(rows, "settings.encoder_width", "units of a hidden layer")
 
 
 SCENARIO = Scenario(
