@@ -398,6 +398,33 @@ def test_a_peer_gets_counts_and_settings_and_gives_centred_loadings(drawn, peers
         assert 0 < found.before_mb <= found.peak_mb
 
 
+PEERS_PYTHON = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
+
+
+@pytest.mark.skipif(
+    not PEERS_PYTHON.exists(), reason="no environment of the peers (make bench-peers)"
+)
+@pytest.mark.parametrize(
+    "name, settings, most",
+    [
+        ("glm_pca", {}, 0.7),
+        ("glm_pca", {"family": "nb"}, 0.4),
+        ("plnpca", {}, 0.4),
+        ("rpca", {}, 0.7),
+        ("nuts", {"draws": 100}, 0.1),
+    ],
+)
+def test_a_peer_comes_near_a_truth_that_it_can_find(monkeypatch, name, settings, most):
+    """Loadings turned, on the wrong scale or on the wrong features would have an error of 1."""
+    monkeypatch.setenv("COUNTVAE_PEERS", str(PEERS_PYTHON))
+    easy = {"n": 100, "d": 20, "k": 2, "reads": 5000, "sigma2": 0.0, "centre_sd": 0.5}
+    truth, held_out = tables.draw(easy, 0)
+    found = METHODS["peer"](truth, 2, 0, name=name, **settings)
+    assert measures.covariance(truth, held_out, found)["VV"] < most
+    if found.mu is not None:
+        assert np.corrcoef(found.mu, truth.mu)[0, 1] > 0.8
+
+
 def test_what_a_peer_compiles_is_told_apart_from_its_seconds(drawn, peers):
     peers(
         "jit",
