@@ -49,6 +49,7 @@ SCORE_BINS = np.concatenate([np.arange(0, 40, 0.001), [np.inf]])
 """Of |covariance| in standard errors, by which all pairs are counted."""
 
 INTERVAL = (0.05, 0.95)
+CONCENTRATION_STEPS = 100
 
 
 class _Law(NamedTuple):
@@ -175,10 +176,11 @@ def edges(
         A row a pair, largest absolute weight first: `feature_1`, `feature_2`, `weight`, its
         standard deviation `sd` and the interval `low` to `high`, of 90 %, which lies as far beyond
         the weight as draws fall short of it; the measures of the module's table; `p_value`,
-        two-sided, of no covariance by the factors, by :math:`v_i^\top v_j` over its standard error
-        (of log-ratios to the mean of all features, which a factor of many features moves too);
-        `q_value`, the share of false edges expected among all pairs with a p-value as small
-        (Benjamini and Hochberg).
+        two-sided, of no covariance by the factors, by :math:`v_i^\top v_j` over its standard error,
+        v less the mean of the half of the features whose loadings lie closest together: log-ratios
+        not to the mean of all features, which factors move, but to those that they leave alone, if
+        that is most; `q_value`, the share of false edges expected among all pairs with a p-value
+        as small (Benjamini and Hochberg).
 
     Raises
     ------
@@ -202,7 +204,7 @@ def edges(
     weight = _MEASURE[by].pairs(law, i, j)
     keep = np.abs(weight) >= min_weight
     i, j, weight = i[keep], j[keep], weight[keep]
-    of_pairs = _Score(law.V, sd**2, n)
+    of_pairs = _Score(law.V - _most(law.V), sd**2, n)
     score = of_pairs.pairs(i, j)
     q = _q_values(score, of_pairs.counted(blocks), d)
     if fdr is not None:
@@ -344,6 +346,20 @@ def _drawn(law: _Law, sd: np.ndarray, n: int, rng: np.random.Generator) -> _Law:
     T[np.diag_indices(k)] = np.sqrt(rng.chisquare(np.maximum(n - np.arange(k), 1)))
     V = V @ (T / np.sqrt(n))
     return _Law(V - V.mean(0), law.noise)
+
+
+def _most(V: Float[np.ndarray, "d k"]) -> Float[np.ndarray, " k"]:
+    """Mean of the half of the features whose loadings lie closest together (least trimmed squares).
+
+    By concentration steps (Rousseeuw and Van Driessen, 1999), from the medians of the axes.
+    """
+    half, middle, before = len(V) // 2 + 1, np.median(V, axis=0), None
+    for _ in range(CONCENTRATION_STEPS):
+        nearest = np.sort(np.argpartition(((V - middle) ** 2).sum(1), half - 1)[:half])
+        if np.array_equal(nearest, before):
+            break
+        middle, before = V[nearest].mean(0), nearest
+    return middle
 
 
 class _Score:
