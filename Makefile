@@ -39,6 +39,7 @@ docs: $(VENV)/.stamp-docs
 # The simulations: every figure and table in about 15 minutes, or the whole grid in hours.
 RESULTS := benchmarks/simulations/results
 
+# What needs the peers' environment (`make bench-peers`) is left out where there is none.
 bench: venv
 	COUNTVAE_PEERS="$(PEERS)/bin/python" "$(PY)" -m countvae benchmark -o benchmark --page benchmark/benchmarks.md
 

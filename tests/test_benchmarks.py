@@ -59,3 +59,10 @@ def test_what_is_measured_of_images_can_be_measured():
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT.parent, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert [f"{name} measured" in done.stdout for name in OF_IMAGES] == [True] * len(OF_IMAGES)
+
+
+def test_the_page_of_performance_is_what_its_tables_say():
+    published = ROOT.parent / "docs" / "performance.md"
+    assert (
+        published.read_text(encoding="utf-8") == import_module("benchmarks.performance.page").page()
+    )

@@ -415,12 +415,16 @@ PEERS_PYTHON = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
     ],
 )
 def test_a_peer_comes_near_a_truth_that_it_can_find(monkeypatch, name, settings, most):
-    """Loadings turned, on the wrong scale or on the wrong features would have an error of 1."""
+    """Loadings on the wrong features would have an error of 1, of another scale other lengths.
+
+    LinearSCVI does not come near it on a table as small as this.
+    """
     monkeypatch.setenv("COUNTVAE_PEERS", str(PEERS_PYTHON))
     easy = {"n": 100, "d": 20, "k": 2, "reads": 5000, "sigma2": 0.0, "centre_sd": 0.5}
     truth, held_out = tables.draw(easy, 0)
     found = METHODS["peer"](truth, 2, 0, name=name, **settings)
     assert measures.covariance(truth, held_out, found)["VV"] < most
+    assert 0.5 < np.square(found.V).sum() / np.square(truth.V).sum() < 1.6
     if found.mu is not None:
         assert np.corrcoef(found.mu, truth.mu)[0, 1] > 0.8
 
@@ -568,7 +572,10 @@ def test_ignoring_the_noise_is_seen_in_sigma2_and_in_coverage():
 
 @pytest.mark.parametrize("part", ["sampled_noise", "shared_noise"])
 def test_noise_drawn_from_its_prior_is_seen_in_sigma2_and_in_coverage(part):
-    """Shared by a whole minibatch, as in the published code, or each sample its own."""
+    """Each sample its own, or one for a minibatch as in the published code: alike in what is seen.
+
+    That noise is shared is seen where it is drawn from a posterior, below.
+    """
     names = ("noise_and_centre", "coverage")
     sound = measured("ours", {}, *names)
     broken = measured("ablation", {"part": part}, *names)
@@ -963,10 +970,10 @@ def test_where_a_peer_wins_it_is_said_first():
     rows.loc[lost & (rows["method"] == "ours"), "VV_common"] = 5.0
     rows["converged"], rows["seconds"] = np.nan, 1.0
     rows.loc[named(rows) == "log_pca, pseudocount=0.1", "seconds"] = 0.25
-    answer, _, _, lost_on, won_on, _ = scenario.conclude(rows)
+    answer, _, lost_on, won_on, _ = scenario.conclude(rows)
     assert answer.startswith("Others with a lower error: ")
     assert "PlnPCA in common features" in answer
-    assert answer.endswith("is missed (met on 0 of 2 tables).")
+    assert "is missed (met on 0 of 2 tables). " in answer
     assert " Quicker: PCA on 2 of 2 tables (0.25 to 0.25 times our time, " in answer
     assert "10,000 reads" in lost_on and "a lower error than ours has" in lost_on
     assert " 1,000 reads" in won_on and "a lower error" not in won_on
@@ -1015,10 +1022,10 @@ def test_a_goal_that_is_met_is_said_to_be():
     rows = made_up(scenario, True, 0.1)
     rows["seconds"] = np.where(rows["method"] == "ours", 1.0, 4.0)
     rows.loc[rows["method"] == "oracle", "VV_common"] = np.where(np.arange(12) < 3, 0.01, 0.6)
-    answer, floor, *_ = scenario.conclude(rows)
-    assert answer.endswith("is met (met on 4 of 4 tables).")
+    answer = scenario.conclude(rows)[0]
+    assert "is met (met on 4 of 4 tables). " in answer
     assert " Quicker: none. " in answer
-    assert floor.endswith("has less than half the error of the best other method on 1 of 4 tables.")
+    assert "has less than half the error of the best other method on 1 of 4 tables. " in answer
 
 
 def test_a_peer_that_had_not_converged_by_its_own_account_is_named():
@@ -1026,7 +1033,7 @@ def test_a_peer_that_had_not_converged_by_its_own_account_is_named():
     rows = made_up(scenario, True, 0.1)
     is_pln = rows["settings.name"] == "plnpca"
     rows["converged"] = np.where(is_pln, rows["table.reads"] == 1000, np.nan)
-    said = scenario.conclude(rows)[3]
+    said = scenario.conclude(rows)[2]
     assert said.startswith("PlnPCA had not converged, by its own account, in 6 of 12 fits")
     rows.loc[is_pln, "converged"] = 1.0
     assert "not converged" not in " ".join(scenario.conclude(rows))
@@ -1037,7 +1044,7 @@ def test_a_peer_that_wins_over_all_features_alone_is_a_peer_that_wins():
     rows = made_up(scenario, True, 0.1)
     rows.loc[rows["settings.name"] == "rpca", "VV"] = 1e-3
     rows["converged"] = np.nan
-    answer, _, _, *tables_, _ = scenario.conclude(rows)
+    answer, _, *tables_, _ = scenario.conclude(rows)
     assert "lower error: RPCA in all features (on 4 of 4 tables)." in answer
     assert all("a lower error than ours has RPCA in all features" in table for table in tables_)
 
@@ -1056,25 +1063,25 @@ def test_a_gap_that_does_not_fall_is_not_said_to():
     rows["gap_0"] = rows["held_gap_0"] = rows["held_z_bias_square"] = 1.0
     rows["z_bias_square"] = np.where(rows["settings.encoder_depth"] == 1, 900.0, 1.0)
     said = " ".join(scenario.conclude(rows))
-    assert "is to fall 10 times there, which is missed: in sample it " in said
+    assert "is to fall 10 times there, which is missed: held out it " in said
     assert ": met" not in said and said.count(": missed") == 4
-    assert "met in sample at 0 of 3 pseudocounts, held out at 0 of 3 pseudocounts" in said
+    assert "met in sample at 0 of 2 pseudocounts, held out at 0 of 2 pseudocounts" in said
     assert "gains there" not in said
     at_one = "(where it is 1, from {0} ({0} to {0}) to 1 (1 to 1) standard deviations)"
-    assert f"on flat tables in sample at 3 of 3 pseudocounts {at_one.format(30)}" in said
-    assert f"on wide tables held out at 0 of 3 pseudocounts {at_one.format(1)}" in said
+    assert f"on flat tables in sample at 2 of 2 pseudocounts {at_one.format(30)}" in said
+    assert f"on wide tables held out at 0 of 2 pseudocounts {at_one.format(1)}" in said
     same = "it does not fall, 1 (1 to 1) at L = 1 and 1 (1 to 1) at L = 3"
     assert f"on flat tables {same}; on wide tables {same}." in said
-    assert "on flat tables 1 to 1 with 0.1, 1 to 1 with 1, 1 to 1 with 2; on wide" in said
+    assert "on flat tables 1 to 1 with 0.1, 1 to 1 with 1; on wide" in said
     deep = rows["settings.encoder_depth"] == 3
     rows.loc[deep, "gap_0"] /= 20
     rows.loc[deep & (rows["table.design"] == "flat"), "held_gap_0"] *= 1.5
     rows.loc[deep & (rows["table.design"] == "wide"), "held_gap_0"] /= 5
     answer, goals, *more = scenario.conclude(rows)
     assert (
-        "met in part: in sample it falls 20 times, from 1 to 0.05 nats on flat tables and falls 20 "
-        "times, from 1 to 0.05 nats on wide tables; held out it grows by 50 %, from 1 to 1.5 nats "
-        "on flat tables and falls 5 times, from 1 to 0.2 nats on wide tables. "
+        "met in part: held out it grows by 50 %, from 1 to 1.5 nats on flat tables and falls 5 "
+        "times, from 1 to 0.2 nats on wide tables; in sample it falls 20 times, from 1 to 0.05 "
+        "nats on flat tables and falls 20 times, from 1 to 0.05 nats on wide tables (what"
     ) in answer
     assert (
         "Held out, on flat tables 1, 1 and 1.5 nats (0.667 to 0.667 times): missed; on wide tables "
@@ -1118,7 +1125,7 @@ def test_an_error_that_chance_explains_is_not_given_a_size():
     (silent,) = (s for s in said if s.startswith("Importance weights"))
     assert "of the seeds of flat tables of 100 reads; wide tables of 100 reads: nothing" in silent
     told = next(s for s in said if s.startswith("Flat tables of 1,000 reads, against the exact"))
-    assert "(told at every L on 6 of 6 tables and pseudocounts)" in told
+    assert "(told at every L on 4 of 4 tables and pseudocounts)" in told
     assert "By pseudocount the encoder's ẑ is at L = 1 and 3 0.2 and 0.2 with 0.1; 0.2 and" in told
     two_tenths, tenth, none = "0.2 (0.2 to 0.2)", "0.1 (0.1 to 0.1)", "none beyond chance (0 to 0)"
     assert f"is {', '.join(3 * [two_tenths])} away, its bias {', '.join(3 * [tenth])}; aft" in told
@@ -1127,7 +1134,7 @@ def test_an_error_that_chance_explains_is_not_given_a_size():
     first = (rows["seed"] == 0) & (rows["settings.encoder_depth"] == 2)
     rows.loc[first & (rows["settings.pseudocount"] == 1.0), "exact_excess_2"] = np.nan
     told = next(s for s in scenario.conclude(rows) if "1,000 reads, against the exact" in s)
-    assert "(told at every L on 5 of 6 tables and pseudocounts)" in told
+    assert "(told at every L on 3 of 4 tables and pseudocounts)" in told
 
 
 def test_a_bias_in_sample_that_is_chance_alone_does_not_fall():

@@ -11,7 +11,9 @@ from countvae_simulations.methods.ablations import ABLATIONS
 from countvae_simulations.methods.peer import SCRIPTS
 
 OTHERS = (
-    "Other columns are arguments of `countvae.simulate.simulate` and of the suite's `tables.draw`, "
+    "Designs: a `flat` table has equal abundances and factors of no order; a `wide` one abundances "
+    "over many orders of magnitude, stronger and weaker factors, and depths that differ. Other "
+    "columns are arguments of `countvae.simulate.simulate` and of the suite's `tables.draw`, "
     "or settings of `MultinomialVAE`; `draws` are those that a chain keeps, after as many to warm "
     "up. `seeds` counts the tables of a line."
 )

@@ -50,7 +50,7 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         for (n, d, k), some in rows.groupby(["table.n", "table.d", "k"])
         if (some["method"] == "peer").any()
     ]
-    lower, said, ratios, reached_by, won = [], [], [], [], []
+    lower, said, ratios, reached_by, won, of_mixed_chains = [], [], [], [], [], []
     for size, some in tables:
         ours = some[some["method"] == "ours"]
         if ours.empty:
@@ -77,11 +77,11 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         fewer = budgets.index[budgets.index < first.name]
         least = f" ({fewer[-1]:.0f} were too few)" if len(fewer) else " (the fewest tried)"
         mixed = enough[enough["r_hat"] < MIXED]
+        of_mixed_chains.append(mixed["seconds"].iloc[0] / seconds if len(mixed) else np.nan)
         pairs = nuts[nuts["settings.draws"] == first.name].merge(ours, on="seed")
         each = pairs["seconds_x"] / pairs["seconds_y"]
         of_mixed = (
-            f"with chains that had mixed (R-hat below {MIXED}) "
-            f"{mixed['seconds'].iloc[0] / seconds:.3g} times"
+            f"with chains that had mixed (R-hat below {MIXED}) {of_mixed_chains[-1]:.3g} times"
             if len(mixed)
             else f"chains that had mixed (R-hat below {MIXED}) did not reach it"
         )
@@ -102,7 +102,8 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         + (f", and as medians {'; '.join(lower)}. " if lower else ". ")
     )
     return [
-        f"{at_best}{_times(pd.DataFrame(ratios), np.array(reached_by))} Tables are of "
+        f"{at_best}{_times(pd.DataFrame(ratios), np.array(reached_by))} "
+        f"{_with_mixed(pd.Series(of_mixed_chains))} Tables are of "
         f"{tables[0][0].split(',')[0]} to {tables[-1][0].split(',')[0]}. {_agreement(rows)}",
         "NUTS has priors that a fit by maximum likelihood has not (on the scale of each factor, on "
         "the centre and on sigma): on tables of few samples they may be what it is ahead by.",
@@ -117,8 +118,8 @@ def _times(ratios: pd.DataFrame, reached: np.ndarray) -> str:
         bare, whole = (ratios.loc[reached, name] for name in ("seconds", "whole"))
         seen = "is what we see" if bare.min() >= THOUSANDS else "is not what we see"
         said.append(
-            "To our covariance error, with the least budget tried that reaches it, it takes "
-            f"{bare.min():.3g} to {bare.max():.3g} times our time "
+            "To our covariance error (within 5 %), with the least budget tried that reaches it, it "
+            f"takes {bare.min():.3g} to {bare.max():.3g} times our time "
             f"without compilation ({whole.min():.3g} to {whole.max():.3g} times with it); "
             f"thousands of times {seen}."
         )
@@ -129,6 +130,16 @@ def _times(ratios: pd.DataFrame, reached: np.ndarray) -> str:
             f"error in {least:.3g} times our time."
         )
     return " ".join(said)
+
+
+def _with_mixed(ratios: pd.Series) -> str:
+    """The same with chains that had mixed."""
+    found = ratios.dropna()
+    times = f"{found.min():.3g} to {found.max():.3g} times" if len(found) else "at no size"
+    return (
+        f"With chains that had mixed (R-hat below {MIXED}) it takes {times}, and at "
+        f"{len(ratios) - len(found)} of {len(ratios)} sizes these did not reach it."
+    )
 
 
 def _posterior(size: str, ours: pd.DataFrame) -> list[str]:
@@ -150,10 +161,11 @@ def _agreement(rows: pd.DataFrame) -> str:
     if "mcmc_error_2" not in rows:
         return ""
     looked = rows.dropna(subset="mcmc_error_2")
+    low, high = looked["mcmc_error_2"].min(), looked["mcmc_error_2"].max()
     return (
-        f"Our posterior means of z are {looked['mcmc_error_2'].median():.2g} standard deviations "
-        f"from those of long chains (median over {len(looked)} fits; the chains' own Monte-Carlo "
-        f"error is {looked['mcmc_noise'].median():.2g})."
+        f"Our posterior means of z are {low:.2g} to {high:.2g} standard deviations from those of "
+        f"long chains ({len(looked)} fits; the chains' own Monte-Carlo error is "
+        f"{looked['mcmc_noise'].min():.2g} to {looked['mcmc_noise'].max():.2g})."
     )
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -65,6 +65,18 @@ SHORT = {
 }
 
 
+class _Compared(NamedTuple):
+    """What was found on one size of table."""
+
+    size: str
+    times: pd.DataFrame
+    """Errors and seconds of each method in units of ours, medians over tables."""
+    floor: float
+    """The same of the true log-ratios: their error on common features."""
+    ours: pd.Series
+    """Our own errors and seconds."""
+
+
 def cells(full: bool) -> list[Cell]:
     """Wide tables of 1,000 features and more at several depths, every method."""
     sizes = ((1000, 1000), (1000, 2000)) if full else ((1000, 1000),)
@@ -90,35 +102,37 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         times = each.div(each.loc["ours"], axis=1).T.groupby(level=0).median().T
         floor = times.loc["oracle", "VV_common"]
         times = times.drop(index=["ours", "oracle"]).sort_values("VV_common")
-        tables.append((f"{n:,} x {d:,}, {N:,} reads", times, floor))
+        ours = each.loc["ours"].groupby(level=0).median()
+        tables.append(_Compared(f"{n:,} x {d:,}, {N:,} reads", times, floor, ours))
     without = f" Nothing to compare was run on {'; '.join(lacking)}." if lacking else ""
     if not tables:
         return [f"There is nothing to say.{without}"]
-    best = pd.DataFrame([times.iloc[0] for _, times, _ in tables])
+    best = pd.DataFrame([table.times.iloc[0] for table in tables])
     met = (best["VV_common"] > GOAL[0]) & (best["seconds"] > GOAL[1])
     absent = {_short(label) for label in _asked()} - {_short(x) for x in named(rows)}
     ours, limits = 1 / best[["VV_common", "seconds"]], _at_limits(rows)
-    within_reach = sum(t["VV_common"].iloc[0] > GOAL[0] * floor for _, t, floor in tables)
-    lower = Counter(name for _, times, _ in tables for name in _lower(times))
+    within_reach = sum(t.times["VV_common"].iloc[0] > GOAL[0] * t.floor for t in tables)
+    lower = Counter(name for table in tables for name in _lower(table.times))
     of_lower = (f"{name} (on {count} of {len(tables)} tables)" for name, count in lower.items())
-    missed = 1 / pd.Series([times["subspace_common"].min() for _, times, _ in tables])
+    missed = 1 / pd.Series([table.times["subspace_common"].min() for table in tables])
     return [
         f"Others with a lower error: {', '.join(of_lower) or 'none'}. {_quicker(tables)} "
-        f"Our error on common features is {ours['VV_common'].min():.2g} to "
-        f"{ours['VV_common'].max():.2g} times that of the best other method "
+        f"Our error of VVᵀ on common features is {ours['VV_common'].min():.3g} to "
+        f"{ours['VV_common'].max():.3g} times that of the best other method "
         f"({' or '.join(dict.fromkeys(_short(name) for name in best.index))}), in "
         f"{ours['seconds'].min():.3g} to {ours['seconds'].max():.3g} times its time; of the factor "
         f"space we miss {missed.min():.2g} to {missed.max():.2g} times what the best other method "
         "for that misses. The goal, less than half that error in under a third of the time, is "
-        f"{'met' if met.all() else 'missed'} (met on {met.sum()} of {len(met)} tables).",
+        f"{'met' if met.all() else 'missed'} (met on {met.sum()} of {len(met)} tables). "
         "Probabilistic PCA of the true log-ratios, which no method sees, has less than half the "
-        f"error of the best other method on {within_reach} of {len(met)} tables.",
+        f"error of the best other method on {within_reach} of {len(met)} tables. All tables are "
+        "drawn from our generative model.",
         "Which pseudocount c is best for PCA, PPCA or factor analysis, and which family (Poisson, "
-        "or NB, the negative binomial) for GLM-PCA, nobody knows without the truth. All tables are "
-        f"drawn from our generative model.{without}"
-        + (f" Not run here: {', '.join(sorted(absent))}." if absent else ""),
+        "or NB, the negative binomial) for GLM-PCA, nobody knows without the truth."
+        f"{without}" + (f" Not run here: {', '.join(sorted(absent))}." if absent else ""),
         *_unconverged(limits),
-        *(_ratios(*table) for table in sorted(tables, key=lambda table: not _lower(table[1]))),
+        *_with_patience(rows),
+        *(_ratios(table) for table in sorted(tables, key=lambda table: not _lower(table.times))),
         _held_out(rows),
     ]
 
@@ -149,9 +163,9 @@ def _asked() -> pd.Series:
     return named(pd.DataFrame(asked))
 
 
-def _quicker(tables: list[tuple[str, pd.DataFrame, float]]) -> str:
+def _quicker(tables: list[_Compared]) -> str:
     """Who is quicker with one of its settings, and what error the best of those has."""
-    together = pd.concat([times.assign(table=size) for size, times, _ in tables])
+    together = pd.concat([table.times.assign(table=table.size) for table in tables])
     quick = together[together["seconds"] < 1]
     said = []
     for name, some in quick.groupby(_family, sort=False):
@@ -178,18 +192,37 @@ def _lower(times: pd.DataFrame) -> list[str]:
     ]
 
 
-def _ratios(size: str, times: pd.DataFrame, floor: float) -> str:
-    lower = _lower(times)
+def _ratios(table: _Compared) -> str:
+    lower = _lower(table.times)
     text = ", ".join(
         f"{_short(name)} {row['VV_common']:.3g} ({row['seconds']:.3g})"
-        for name, row in times.iterrows()
+        for name, row in table.times.iterrows()
     )
+    error, seconds = table.ours["VV_common"], table.ours["seconds"]
     return (
-        f"{size}: "
+        f"{table.size}: "
         + (f"a lower error than ours has {' and '.join(lower)}. " if lower else "")
-        + f"Error of VVᵀ on common features in units of ours (and seconds): {text}; probabilistic "
-        f"PCA of the true log-ratios, which no method sees, {floor:.3g}."
+        + "Error of VVᵀ on common features and, in brackets, time, both in units of ours "
+        f"({error:.3g} in {seconds:.3g} s): {text}; probabilistic PCA of the true log-ratios, "
+        f"which no method sees, {table.floor:.3g}."
     )
+
+
+def _with_patience(rows: pd.DataFrame) -> list[str]:
+    """What PlnPCA's error becomes with more iterations, table by table."""
+    if "settings.maxiter" not in rows:
+        return []
+    _, settings = PATIENT
+    fits = rows[rows["settings.name"] == settings["name"]]
+    by = ["table.n", "table.d", "table.reads", "seed"]
+    longer = fits[fits["settings.maxiter"] == settings["maxiter"]]
+    pairs = fits[fits["settings.maxiter"].isna()].merge(longer, on=by, suffixes=("", "_longer"))
+    each = ", ".join(
+        f"from {row['VV_common']:.3g} to {row['VV_common_longer']:.3g} "
+        f"({row['table.n']:,} x {row['table.d']:,}, {row['table.reads']:,} reads)"
+        for _, row in pairs.iterrows()
+    )
+    return [f"With ten times the iterations PlnPCA's error goes {each}."] if each else []
 
 
 def _unconverged(limits: list[tuple[str, int, int]]) -> list[str]:

@@ -79,7 +79,8 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         f"with {_cases(worse.iloc[:WORST])}; elsewhere at most {worse.iloc[WORST:].max():.3g} "
         f"times (medians over seeds of the ratio). Where it is wrong, intervals of 50 and 90 % are "
         f"off by up to {short.iloc[WORST:].max():.2g} points, for the factors of which the data "
-        f"tell, but for what they cover with {covered(ours, short.index[:WORST])}. {verdict}",
+        f"tell, but for what they cover with {covered(ours, short.index[:WORST])}; for all factors "
+        f"most with {_cases(short_all.iloc[:1], ' points')}. {verdict}",
         f"For all factors intervals are off where the model is wrong by up to "
         f"{short_all.iloc[WORST:].max():.2g} but for {_cases(short_all.iloc[:WORST], ' points')}.",
         *of_intervals,
