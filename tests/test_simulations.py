@@ -970,7 +970,7 @@ def test_where_a_peer_wins_it_is_said_first():
     rows.loc[lost & (rows["method"] == "ours"), "VV_common"] = 5.0
     rows["converged"], rows["seconds"] = np.nan, 1.0
     rows.loc[named(rows) == "log_pca, pseudocount=0.1", "seconds"] = 0.25
-    answer, _, lost_on, won_on, _ = scenario.conclude(rows)
+    answer, _, _, lost_on, won_on, _ = scenario.conclude(rows)
     assert answer.startswith("Others with a lower error: ")
     assert "PlnPCA in common features" in answer
     assert "is missed (met on 0 of 2 tables). " in answer
@@ -1044,7 +1044,7 @@ def test_a_peer_that_wins_over_all_features_alone_is_a_peer_that_wins():
     rows = made_up(scenario, True, 0.1)
     rows.loc[rows["settings.name"] == "rpca", "VV"] = 1e-3
     rows["converged"] = np.nan
-    answer, _, *tables_, _ = scenario.conclude(rows)
+    answer, _, _, *tables_, _ = scenario.conclude(rows)
     assert "lower error: RPCA in all features (on 4 of 4 tables)." in answer
     assert all("a lower error than ours has RPCA in all features" in table for table in tables_)
 

@@ -137,7 +137,7 @@ def _with_mixed(ratios: pd.Series) -> str:
     found = ratios.dropna()
     times = f"{found.min():.3g} to {found.max():.3g} times" if len(found) else "at no size"
     return (
-        f"With chains that had mixed (R-hat below {MIXED}) it takes {times}, and at "
+        f"With chains that had mixed (R-hat below {MIXED}): {times}; at "
         f"{len(ratios) - len(found)} of {len(ratios)} sizes these did not reach it."
     )
 
