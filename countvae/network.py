@@ -353,12 +353,12 @@ def _most(V: Float[np.ndarray, "d k"]) -> Float[np.ndarray, " k"]:
 
     By concentration steps (Rousseeuw and Van Driessen, 1999), from the medians of the axes.
     """
-    half, middle, before = len(V) // 2 + 1, np.median(V, axis=0), np.empty(0)
+    half, middle = len(V) // 2 + 1, np.median(V, axis=0)
     for _ in range(CONCENTRATION_STEPS):
         nearest = np.sort(np.argpartition(((V - middle) ** 2).sum(1), half - 1)[:half])
-        if np.array_equal(nearest, before):
+        before, middle = middle, V[nearest].mean(0)
+        if np.array_equal(middle, before):
             break
-        middle, before = V[nearest].mean(0), nearest
     return middle
 
 

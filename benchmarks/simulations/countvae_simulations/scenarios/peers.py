@@ -102,8 +102,8 @@ def conclude(rows: pd.DataFrame) -> list[str]:
         times = each.div(each.loc["ours"], axis=1).T.groupby(level=0).median().T
         floor = times.loc["oracle", "VV_common"]
         times = times.drop(index=["ours", "oracle"]).sort_values("VV_common")
-        ours = each.loc["ours"].groupby(level=0).median()
-        tables.append(_Compared(f"{n:,} x {d:,}, {N:,} reads", times, floor, ours))
+        own = each.loc["ours"].groupby(level=0).median()
+        tables.append(_Compared(f"{n:,} x {d:,}, {N:,} reads", times, floor, own))
     without = f" Nothing to compare was run on {'; '.join(lacking)}." if lacking else ""
     if not tables:
         return [f"There is nothing to say.{without}"]
