@@ -177,10 +177,11 @@ def edges(
         standard deviation `sd` and the interval `low` to `high`, of 90 %, which lies as far beyond
         the weight as draws fall short of it; the measures of the module's table; `p_value`,
         two-sided, of no covariance by the factors, by :math:`v_i^\top v_j` over its standard error,
-        v less the mean of the half of the features whose loadings lie closest together: log-ratios
-        not to the mean of all features, which factors move, but to those that they leave alone, if
-        that is most; `q_value`, the share of false edges expected among all pairs with a p-value
-        as small (Benjamini and Hochberg).
+        v less the mean of those loadings that lie closest together and have half of the information
+        (inverse posterior variances): log-ratios not to the mean of all features, as those of the
+        measures, but to what most features do, which is to stay where they are if factors leave
+        more than half of them alone, and else is arbitrary; `q_value`, the share of false edges
+        expected among all pairs with a p-value as small (Benjamini and Hochberg).
 
     Raises
     ------
@@ -204,7 +205,7 @@ def edges(
     weight = _MEASURE[by].pairs(law, i, j)
     keep = np.abs(weight) >= min_weight
     i, j, weight = i[keep], j[keep], weight[keep]
-    of_pairs = _Score(law.V - _most(law.V), sd**2, n)
+    of_pairs = _Score(law.V - _reference(model), sd**2, n)
     score = of_pairs.pairs(i, j)
     q = _q_values(score, of_pairs.counted(blocks), d)
     if fdr is not None:
@@ -348,18 +349,30 @@ def _drawn(law: _Law, sd: np.ndarray, n: int, rng: np.random.Generator) -> _Law:
     return _Law(V - V.mean(0), law.noise)
 
 
-def _most(V: Float[np.ndarray, "d k"]) -> Float[np.ndarray, " k"]:
-    """Mean of the half of the features whose loadings lie closest together (least trimmed squares).
+def _most(V: Float[np.ndarray, "d k"], weight: Float[np.ndarray, " d"]) -> Float[np.ndarray, " k"]:
+    """Mean of the loadings that lie closest together and have half of the weight.
 
-    By concentration steps (Rousseeuw and Van Driessen, 1999), from the medians of the axes.
+    Weighted least trimmed squares, by concentration steps (Rousseeuw and Van Driessen, 1999) from
+    the medians of the axes; what these find may be a local optimum, another with other axes.
     """
-    half, middle = len(V) // 2 + 1, np.median(V, axis=0)
+    middle = np.median(V, axis=0)
     for _ in range(CONCENTRATION_STEPS):
-        nearest = np.sort(np.argpartition(((V - middle) ** 2).sum(1), half - 1)[:half])
-        before, middle = middle, V[nearest].mean(0)
+        order = np.argsort(((V - middle) ** 2).sum(1), kind="stable")
+        reached = np.cumsum(weight[order])
+        nearest = np.sort(order[: np.searchsorted(reached, reached[-1] / 2, side="right") + 1])
+        before, middle = middle, np.average(V[nearest], axis=0, weights=weight[nearest])
         if np.array_equal(middle, before):
             break
     return middle
+
+
+def _reference(model: MultinomialVAE) -> Float[np.ndarray, " k"]:
+    """Loadings of what most features do, each counting by how well its own are known.
+
+    Loadings of features with few reads are pulled towards the mean of all: counted alike they could
+    be the half that lies closest together.
+    """
+    return _most(model.clr_loadings_, 1 / (model.clr_loadings_sd_**2).mean(1))
 
 
 class _Score:

@@ -28,6 +28,7 @@ html_theme = "furo"
 html_title = "countvae"
 
 myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_heading_anchors = 2
 nb_execution_mode = "force" if DATA.is_dir() else "off"  # without the tables pages show no results
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300

@@ -35,6 +35,7 @@ from countvae_simulations.scenarios import SCENARIOS, depth
 from countvae_simulations.scenarios import base as base_of_scenarios
 from countvae_simulations.scenarios.base import named
 from matplotlib.figure import Figure
+from scipy.linalg import subspace_angles
 from sklearn.linear_model import LinearRegression
 
 import countvae
@@ -405,28 +406,33 @@ PEERS_PYTHON = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
     not PEERS_PYTHON.exists(), reason="no environment of the peers (make bench-peers)"
 )
 @pytest.mark.parametrize(
-    "name, settings, most",
+    "name, settings",
     [
-        ("glm_pca", {}, 0.7),
-        ("glm_pca", {"family": "nb"}, 0.4),
-        ("plnpca", {}, 0.4),
-        ("rpca", {}, 0.7),
-        ("nuts", {"draws": 100}, 0.1),
+        ("glm_pca", {}),
+        ("glm_pca", {"family": "nb"}),
+        ("plnpca", {}),
+        ("rpca", {}),
+        ("nuts", {"draws": 100}),
     ],
 )
-def test_a_peer_comes_near_a_truth_that_it_can_find(monkeypatch, name, settings, most):
-    """Loadings on the wrong features would have an error of 1, of another scale other lengths.
+def test_a_peer_finds_the_leading_direction_in_the_right_units(monkeypatch, name, settings):
+    """Loadings of other features point elsewhere, of another scale have other lengths.
 
-    LinearSCVI does not come near it on a table as small as this.
+    How near the truth peers come is theirs (`benchmarks/LOG.md` has it over seeds); LinearSCVI
+    finds nothing on a table as small as this.
     """
     monkeypatch.setenv("COUNTVAE_PEERS", str(PEERS_PYTHON))
     easy = {"n": 100, "d": 20, "k": 2, "reads": 5000, "sigma2": 0.0, "centre_sd": 0.5}
-    truth, held_out = tables.draw(easy, 0)
-    found = METHODS["peer"](truth, 2, 0, name=name, **settings)
-    assert measures.covariance(truth, held_out, found)["VV"] < most
-    assert 0.5 < np.square(found.V).sum() / np.square(truth.V).sum() < 1.6
-    if found.mu is not None:
-        assert np.corrcoef(found.mu, truth.mu)[0, 1] > 0.8
+    lengths, centres = [], []
+    for seed in range(3):
+        truth, _ = tables.draw(easy, seed)
+        found = METHODS["peer"](truth, 2, seed, name=name, **settings)
+        assert np.cos(subspace_angles(found.V, truth.V)).max() > 0.95
+        lengths.append(np.square(found.V).sum() / np.square(truth.V).sum())
+        if found.mu is not None:
+            centres.append(np.corrcoef(found.mu, truth.mu)[0, 1])
+    assert 0.4 < np.median(lengths) < 2
+    assert np.median(centres or [1.0]) > 0.7
 
 
 def test_what_a_peer_compiles_is_told_apart_from_its_seconds(drawn, peers):
@@ -885,7 +891,10 @@ def test_every_scenario_has_its_say_on_the_page(tmp_path, name, full):
     text = page(tmp_path / "results", tmp_path)
     rows = Ran.read(tmp_path / "results" / f"{name}.rows.csv.gz").rows
     assert f"## {scenario.question}" in text and "nan" not in text
-    assert f"- *{scenario.question}* {scenario.conclude(rows)[0]}\n" in text
+    answer = scenario.conclude(rows)[0]
+    link = f"- [{scenario.question}](#{page_of.anchor(scenario.question)}) "
+    said = text.split(link)[1].splitlines()[0]
+    assert said.endswith(".") and answer.startswith(said) and f"\n\n{answer}\n\n" in text
     assert f"`countvae benchmark{' --full' if full else ''} --scenario {name}`; countvae" in text
     assert f"The {'whole' if full else 'small'} grid: {len(rows):,} of" in text
     assert "cells were run, 3 left out; " in text
@@ -977,7 +986,7 @@ def test_where_a_peer_wins_it_is_said_first():
     assert " Quicker: PCA on 2 of 2 tables (0.25 to 0.25 times our time, " in answer
     assert "10,000 reads" in lost_on and "a lower error than ours has" in lost_on
     assert " 1,000 reads" in won_on and "a lower error" not in won_on
-    assert "lower error: none." in scenario.conclude(made_up(scenario, True, 0.1))[0]
+    assert "lower error: none;" in scenario.conclude(made_up(scenario, True, 0.1))[0]
 
 
 @pytest.mark.parametrize("missing", ["ours", "oracle"])
@@ -1004,7 +1013,7 @@ def test_what_is_said_of_wrong_models_and_of_width_follows_the_numbers():
     rows[["covariance", "gap_0", "held_gap_0"]] = 1.0
     rows.loc[widest, "covariance"] = 0.9
     said = width.conclude(rows)[0]
-    assert "128 units, the default, are too few: with 512 its error is 0.9 times that" in said
+    assert "are too few: with 512 its error changes by at most 10 %." in said
     rows.loc[widest, ["covariance", "held_gap_0"]] = 1.1, 0.5
     assert "are enough" in width.conclude(rows)[0]
     assert width.conclude(rows)[0].endswith("and 0.5 times held out.")
@@ -1015,6 +1024,27 @@ def test_what_is_said_of_wrong_models_and_of_width_follows_the_numbers():
     more.loc[lost & (more["table.design"] == "wide"), "held_gap_0"] = 5.0
     (told,) = (s for s in width.conclude(more) if s.startswith("One fit"))
     assert "(seed 2, wide table, L = 3, 512 units) has a gap held out of 5 nats" in told
+
+
+def test_from_how_many_samples_a_deeper_encoder_is_ahead_is_read_off_every_seed():
+    scenario = SCENARIOS["samples"]
+    rows = made_up(scenario, True, 1.0)
+    rows["gap_0"], rows["held_gap_0"] = 0.5, 2.0
+    n, L = rows["table.n"], rows["settings.encoder_depth"]
+    flat, first = rows["table.design"] == "flat", rows["seed"] == 0
+    rows.loc[(L == 2) & flat & ((n >= 3000) | (n == 300)), "held_gap_0"] = 1.0
+    rows.loc[(L == 3) & flat & ~first, "held_gap_0"] = 1.6
+    rows.loc[(L > 1) & ~flat, "held_gap_0"] = 0.5
+    answer, of_flat, _ = scenario.conclude(rows)
+    everywhere = "on wide tables at every number that was tried (4 to 4 times smaller with 10,000)"
+    assert "L = 2 on flat tables from 3,000 samples on (2 to 2 times smaller with" in answer
+    assert "L = 3 on flat tables at no number of samples that was tried (1 to 1.25" in answer
+    assert "with 10,000, smaller in 4 of 5 seeds)" in answer
+    assert answer.count(everywhere) == 2
+    assert "with 300 samples 2, 1, 1.6 (0.5, 0.5, 0.5); with 1,000" in of_flat
+    lacking = flat & (L == 3) & first & (n == 10_000)
+    assert "in 4 of 4 seeds" not in scenario.conclude(rows[~lacking])[0]
+    assert len(scenario.draw(rows[flat]).axes) == 1
 
 
 def test_a_goal_that_is_met_is_said_to_be():
@@ -1045,7 +1075,7 @@ def test_a_peer_that_wins_over_all_features_alone_is_a_peer_that_wins():
     rows.loc[rows["settings.name"] == "rpca", "VV"] = 1e-3
     rows["converged"] = np.nan
     answer, _, _, *tables_, _ = scenario.conclude(rows)
-    assert "lower error: RPCA in all features (on 4 of 4 tables)." in answer
+    assert "lower error: RPCA in all features (on 4 of 4 tables);" in answer
     assert all("a lower error than ours has RPCA in all features" in table for table in tables_)
 
 
@@ -1298,6 +1328,10 @@ def test_compilation_is_left_out_of_the_time_of_nuts_and_told_in_brackets():
     assert answer.startswith("With its largest budget NUTS has the lower error on 1 of 2 tables, ")
     assert "(0.4 against 0.5, R-hat 1.25, in 1.5 times our time)" in answer
     assert "1.5 to 1.5 times our time without compilation (5 to 5 times with it)" in answer
+    assert "not what we see at these sizes." in answer
+    largest = by_nuts & (rows["table.d"] == rows["table.d"].max())
+    grown = scenario.conclude(rows.assign(seconds=rows["seconds"].where(~largest, 8.0)))[0]
+    assert "but the ratio grows with the table (1.5, 4), and of larger ones" in grown
     few = "(10 were too few)"
     assert f"with 50 draws a chain {few}: error 0.5, R-hat 1.25, in 3 s (10 s with" in more[0]
 

@@ -7,6 +7,7 @@ every sentence.
 import gzip
 import json
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ defines each measure, and files beside the figures have them all. What does not 
 """
 
 BLANK = "\n\n"
+FIRST_SENTENCE = re.compile(r".*?\.(?= [A-Z]|$)")
 FEW_SEEDS = 3
 
 
@@ -186,13 +188,19 @@ def page(folder: Path, page_folder: Path) -> str:
         file = folder / f"{name}.md"
         if file.exists():
             text = file.read_text(encoding="utf-8")
-            answers.append(f"- *{scenario.question}* {text.split(BLANK, 2)[1]}")
+            answer = FIRST_SENTENCE.findall(text.split(BLANK, 2)[1])[0]
+            answers.append(f"- [{scenario.question}](#{anchor(scenario.question)}) {answer}")
             sections.append(text.replace(f"]({name}", f"]({where}/{name}"))
             cells += scenario.cells(True)
             code = Ran.read(folder / f"{name}.rows.csv.gz").versions.get("code", "")
             made_by.setdefault(code, []).append(name)
     introduction = INTRODUCTION.format(answers="\n".join(answers), code=_codes(made_by))
     return "\n".join([introduction, *sections, glossary(cells)])
+
+
+def anchor(heading: str) -> str:
+    """Where a heading is linked to, by GitHub and by MyST."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def _codes(made_by: Mapping[str, Sequence[str]]) -> str:
@@ -225,7 +233,8 @@ def _grid(scenario: Scenario, ran: Ran) -> str:
         return f"{said} Ranges and intervals over so few seeds say little."
     sure = 100 * (1 - 2.0 ** (1 - many))
     return (
-        f"{said} The range over {many} seeds is a {sure:.3g} % interval for the median over tables."
+        f"{said} The range over {many} seeds{', where there are as many,' * bool(few < many)} is a "
+        f"{sure:.3g} % interval for the median over tables."
     )
 
 

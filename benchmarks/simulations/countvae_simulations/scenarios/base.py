@@ -130,9 +130,10 @@ def named(rows: pd.DataFrame) -> pd.Series:
 
 def gaps_against(rows: pd.DataFrame, column: str, label: str) -> Figure:
     """Gap of fitted and of new samples against a column, a panel a design, a colour a depth."""
-    figure = Figure(figsize=(8, 3.4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for ax, (design, some) in zip(axes, rows.groupby("table.design", sort=False), strict=True):
+    designs = rows.groupby("table.design", sort=False)
+    figure = Figure(figsize=(4 * len(designs), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(designs), sharey=True, squeeze=False)[0]
+    for ax, (design, some) in zip(axes, designs, strict=True):
         for L, part in some.groupby("settings.encoder_depth"):
             for measure, line in (("held_gap_0", "-"), ("gap_0", "--")):
                 grouped = part.groupby(column)[measure]
@@ -145,7 +146,7 @@ def gaps_against(rows: pd.DataFrame, column: str, label: str) -> Figure:
         plain_log(ax.xaxis)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("gap, nats a sample")
-    axes[1].legend(frameon=False, fontsize=8)
+    axes[-1].legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -169,7 +169,7 @@ def _answer(ours: pd.DataFrame) -> str:
     word = "met" if all(met) else "met in part" if any(met) else "missed"
     return (
         f"The encoder's gap is to fall {BAR} times there, which is {word}: {'; '.join(places)} "
-        "(what falls in sample alone is learnt by heart). "
+        "(what falls in sample alone was learnt from these samples). "
         "Two Newton steps, which every answer takes by default, leave at most "
         f"{ours['held_gap_2'].max():.2g} nats of the gap held out."
     )

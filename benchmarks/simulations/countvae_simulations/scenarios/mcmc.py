@@ -116,12 +116,19 @@ def _times(ratios: pd.DataFrame, reached: np.ndarray) -> str:
     said = []
     if reached.any():
         bare, whole = (ratios.loc[reached, name] for name in ("seconds", "whole"))
-        seen = "is what we see" if bare.min() >= THOUSANDS else "is not what we see"
+        seen = "is what we see" if bare.min() >= THOUSANDS else "is not what we see at these sizes"
+        growing = len(bare) > 1 and bare.is_monotonic_increasing and bare.is_unique
         said.append(
             "To our covariance error (within 5 %), with the least budget tried that reaches it, it "
             f"takes {bare.min():.3g} to {bare.max():.3g} times our time "
             f"without compilation ({whole.min():.3g} to {whole.max():.3g} times with it); "
-            f"thousands of times {seen}."
+            f"thousands of times {seen}"
+            + (
+                f", but the ratio grows with the table ({', '.join(f'{r:.3g}' for r in bare)}), "
+                "and of larger ones this says nothing."
+                if growing
+                else "."
+            )
         )
     if not reached.all():
         least = ratios.loc[~reached, "seconds"].min()

@@ -12,6 +12,7 @@ MEASURES = ("gap", "factors")
 TABLE = {"d": 200, "k": 10, "reads": 1000}
 DESIGNS = ("flat", "wide")
 DEPTHS = (1, 2, 3)
+DEEPER = DEPTHS[1:]
 BY = ["table.n", "seed"]
 
 
@@ -27,45 +28,59 @@ def cells(full: bool) -> list[Cell]:
 
 
 def conclude(rows: pd.DataFrame) -> list[str]:
-    """From how many samples on three layers are ahead of one, and by how much."""
-    ahead, learnt, by_table = [], [], []
+    """From how many samples on deeper encoders are ahead of one layer, and by how much."""
+    ahead: dict[int, list[str]] = {L: [] for L in DEEPER}
+    learnt, by_table = [], []
     for design, some in rows.groupby("table.design", sort=False):
-        held = some.pivot_table("held_gap_0", BY, "settings.encoder_depth")
-        fitted = some.pivot_table("gap_0", BY, "settings.encoder_depth")
-        smaller = (held[3] < held[1]).groupby("table.n").all()
-        ever_after = smaller[::-1].cummin()[::-1]
-        enough = ever_after.index[ever_after]
-        where = (
-            "at no number that was tried"
-            if enough.empty
-            else "at every number that was tried"
-            if len(enough) == len(smaller)
-            else f"from {enough[0]:,} samples on"
+        held, fitted = (
+            some.pivot_table(name, BY, "settings.encoder_depth").dropna()
+            for name in ("held_gap_0", "gap_0")
         )
-        ahead.append(f"on {design} tables {where}")
-        times = (held[1] / held[3]).groupby("table.n")
-        middle = held.groupby("table.n").median()
-        of_fitted = fitted.groupby("table.n").median()
+        for L in DEEPER:
+            ahead[L].append(f"on {design} tables {_ahead(held[1] / held[L])}")
+        of_new, of_fitted = (gaps.groupby("table.n").median() for gaps in (held, fitted))
         falls = of_fitted[1] / of_fitted[3]
         learnt.append(
             f"from {falls.iloc[0]:.3g} with {falls.index[0]:,} samples to {falls.iloc[-1]:.3g} "
             f"with {falls.index[-1]:,} on {design} tables"
         )
         each = "; ".join(
-            f"{n:,} samples, {row[1]:.3g} and {row[3]:.3g} nats ({times.min()[n]:.3g} to "
-            f"{times.max()[n]:.3g} times over the seeds; of fitted samples "
-            f"{of_fitted.loc[n, 1]:.3g} and {of_fitted.loc[n, 3]:.3g})"
-            for n, row in middle.iterrows()
+            f"with {n:,} samples {_list(gaps)} ({_list(of_fitted.loc[n])})"
+            for n, gaps in of_new.iterrows()
         )
         by_table.append(
-            f"Gap of new samples of {design} tables at L = 1 and L = 3, by samples fitted: {each}."
+            f"{str(design).capitalize()} tables, gap of new samples in nats at L = "
+            f"{', '.join(f'{L:g}' for L in held)}, and in brackets that of the samples fitted: "
+            f"{each}."
         )
+    deeper = "; ".join(f"L = {L} {', '.join(said)}" for L, said in ahead.items())
     return [
-        "On new samples three layers have a smaller gap than one, in every seed, "
-        f"{' and '.join(ahead)}. Times by which the gap of fitted samples falls from L = 1 to "
-        f"L = 3: {'; '.join(learnt)}.",
+        f"On new samples a deeper encoder has a smaller gap than one layer, in every seed: {deeper}"
+        f". Times by which the gap of fitted samples falls from L = 1 to L = 3: "
+        f"{'; '.join(learnt)}.",
         *by_table,
     ]
+
+
+def _ahead(times: pd.Series) -> str:
+    """From how many samples on the gap of one layer is larger in every seed."""
+    larger = (times > 1).groupby("table.n").all()
+    ever_after = larger[::-1].cummin()[::-1]
+    enough = ever_after.index[ever_after]
+    if enough.empty:
+        where = "at no number of samples that was tried"
+    elif len(enough) == len(larger):
+        where = "at every number that was tried"
+    else:
+        where = f"from {enough[0]:,} samples on"
+    most = larger.index[-1]
+    last = times.xs(most, level="table.n")
+    in_some = "" if larger[most] else f", smaller in {(last > 1).sum()} of {len(last)} seeds"
+    return f"{where} ({last.min():.3g} to {last.max():.3g} times smaller with {most:,}{in_some})"
+
+
+def _list(gaps: pd.Series) -> str:
+    return ", ".join(f"{gap:.3g}" for gap in gaps)
 
 
 def draw(rows: pd.DataFrame) -> Figure:

@@ -92,10 +92,10 @@ def _ahead(whom: str, times: pd.Series) -> str:
     times = times.dropna()
     ahead = times[times > 1]
     if ahead.empty:
-        return f"On none of {len(times)} tables we miss less of the factor space than {whom} does."
+        return f"On none of {len(times)} tables we miss less of the factor space than {whom}."
     return (
-        f"On {len(ahead)} of {len(times)} tables we miss less of the factor space than {whom} does:"
-        f" {ahead.min():.3g} to {ahead.max():.3g} times less."
+        f"On {len(ahead)} of {len(times)} tables we miss less of the factor space than {whom}: "
+        f"{ahead.min():.3g} to {ahead.max():.3g} times what we miss is missed there."
     )
 
 

@@ -42,10 +42,12 @@ def conclude(rows: pd.DataFrame) -> list[str]:
     widest = rows["settings.encoder_width"].max()
     times = median.xs(widest, level=2) / median.xs(DEFAULT, level=2)
     verdict = "are enough" if times["covariance"].min() > 1 - ENOUGH else "are too few"
+    change = (times["covariance"] - 1).abs().max()
     said = [
-        f"For the covariance {DEFAULT} units, the default, {verdict}: with {widest} its error is "
-        f"{_span(times['covariance'])} times that. The encoder's gap is {_span(times['gap_0'])} "
-        f"times that in sample, and {_span(times['held_gap_0'])} times held out."
+        f"For the covariance {DEFAULT} units, the default, {verdict}: with {widest} its error "
+        f"changes by at most {100 * change:.2g} %. The encoder's gap is then "
+        f"{_span(times['gap_0'])} times as large in sample, and {_span(times['held_gap_0'])} times "
+        "held out."
     ]
     of_setting = rows.groupby(by)["held_gap_0"].transform("median")
     for _, fit in rows[rows["held_gap_0"] > FAR_OFF * of_setting].iterrows():

@@ -77,12 +77,13 @@ def conclude(rows: pd.DataFrame) -> list[str]:
     said = [
         "Where the model is wrong, the error is, in units of that of the table as assumed, largest "
         f"with {_cases(worse.iloc[:WORST])}; elsewhere at most {worse.iloc[WORST:].max():.3g} "
-        f"times (medians over seeds of the ratio). Where it is wrong, intervals of 50 and 90 % are "
-        f"off by up to {short.iloc[WORST:].max():.2g} points, for the factors of which the data "
-        f"tell, but for what they cover with {covered(ours, short.index[:WORST])}; for all factors "
-        f"most with {_cases(short_all.iloc[:1], ' points')}. {verdict}",
-        f"For all factors intervals are off where the model is wrong by up to "
-        f"{short_all.iloc[WORST:].max():.2g} but for {_cases(short_all.iloc[:WORST], ' points')}.",
+        "times (medians over seeds of the ratio). Intervals of 50 and 90 %, for the factors of "
+        f"which the data tell, are furthest off with {covered(ours, short.index[:WORST])}, and "
+        f"elsewhere by at most {short.iloc[WORST:].max():.2g} points; for all factors most with "
+        f"{_cases(short_all.iloc[:1], ' points')}. {verdict}",
+        "For all factors intervals are furthest off where the model is wrong with "
+        f"{_cases(short_all.iloc[:WORST], ' points')}, and elsewhere by at most "
+        f"{short_all.iloc[WORST:].max():.2g} points.",
         *of_intervals,
     ]
     for case, row in median.drop(index="as assumed").iterrows():
