@@ -1,6 +1,5 @@
 """The encoders, q(z | x) = N( F_L(Psi' log(x + pseudocount) - mu), D )."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,15 +11,13 @@ from countvae.logs import Logs, centred_logs
 
 LOG_D_RANGE = (-16.0, 2.0)
 
-Read = Callable[[Float[Tensor, "d h"]], Float[Tensor, "b h"]]
-"""The encoder's input of a batch, times a matrix."""
-
 
 class Encoder(nn.Module):
     """F_L and D: a linear map plus a network whose last layer starts at zero: depth only adds.
 
     F_1 is linear. Both read the CLR of the pseudocounted counts less the centre: Psi and Psi'
-    cancel. What the network is, a subclass says: of `hidden` layers, and a `last` one.
+    cancel. Covariates are read beside it, so that the factors need not follow them. What the
+    network is, a subclass says: of `hidden` layers, and a `last` one.
 
     Parameters
     ----------
@@ -34,6 +31,8 @@ class Encoder(nn.Module):
         L, at least 1.
     shared_D : bool
         One posterior variance for all samples, as in the paper, or one for each sample.
+    covariates : int
+        Columns of f; what the linear map makes of them is `A_f`, zero at the start.
     """
 
     centre: Tensor
@@ -49,12 +48,14 @@ class Encoder(nn.Module):
         depth: int,
         pseudocount: float,
         shared_D: bool,
+        covariates: int = 0,
     ) -> None:
         super().__init__()
         self.depth = depth
         self.pseudocount = pseudocount
         self.shared_D = shared_D
         self.A = nn.Parameter(A.clone())
+        self.A_f = nn.Parameter(A.new_zeros(covariates, A.shape[1]))
         self.b = nn.Parameter(b.clone())
         self.log_D = nn.Parameter(log_D.clone())
         self.register_buffer("centre", centre.clone())
@@ -65,9 +66,9 @@ class Encoder(nn.Module):
         self.last = zeros(width, k if self.shared_D else 2 * k, self.A)
 
     def _seen(
-        self, x: Float[Tensor, "b d"], shift: tuple[Tensor, Tensor] | None, read: Read
+        self, x: Float[Tensor, "b d"], inputs: Logs | Tensor, f: Float[Tensor, "b p"] | None
     ) -> Float[Tensor, "b width"]:
-        """Return what the hidden layers make of counts whose logs f and Theta shift, if given."""
+        """Return what the hidden layers make of counts, their centred logs and covariates."""
         raise NotImplementedError
 
     @property
@@ -79,37 +80,35 @@ class Encoder(nn.Module):
         self,
         x: Float[Tensor, "b d"],
         f: Float[Tensor, "b p"] | None = None,
-        Theta: Float[Tensor, "d p"] | None = None,
     ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
-        """Posterior mean z_hat and variance D of each sample.
-
-        With covariates f the input is what they leave of it, less Theta f.
-        """
+        """Posterior mean z_hat and variance D of each sample, given its covariates f."""
         learned = isinstance(self.pseudocount, Tensor)
         inputs = (centred_logs if learned else Logs)(x, self.pseudocount, self.centre)
-        shift = None if f is None or Theta is None or f.shape[1] == 0 else (f, Theta)
-
-        def read(W: Float[Tensor, "d h"]) -> Float[Tensor, "b h"]:
-            return inputs @ W if shift is None else inputs @ W - shift[0] @ (shift[1].T @ W)
-
-        z = self.b + read(self.A)
+        z = self.b + _read(inputs, f, self.A, self.A_f)
         log_D = self.log_D.expand_as(z)
         if self.depth > 1:
-            deep = self.last(self._seen(x, shift, read))
+            deep = self.last(self._seen(x, inputs, f))
             z = z + deep[:, : z.shape[1]]
             if not self.shared_D:
                 log_D = log_D + deep[:, z.shape[1] :]
         return z, log_D.clamp(*LOG_D_RANGE).exp()
 
     @torch.no_grad()
-    def rescale(self, A: Float[Tensor, "k k"], shift: Float[Tensor, " k"]) -> None:
-        """Encode into u where z = A u + shift.
+    def rescale(
+        self,
+        A: Float[Tensor, "k k"],
+        shift: Float[Tensor, " k"],
+        slope: Float[Tensor, "k p"] | None = None,
+    ) -> None:
+        """Encode into u where z = A u + shift + slope f.
 
         The mean exactly; log D to first order where A mixes factors, exactly where it does not.
         """
         inverse = torch.linalg.inv(A)
         self.A.copy_(self.A @ inverse.T)
         self.b.copy_(inverse @ (self.b - shift))
+        if slope is not None:
+            self.A_f.copy_((self.A_f - slope.T) @ inverse.T)
         parts = inverse.square() * self.log_D.exp()
         self.log_D.copy_(parts.sum(1).log())
         if self.depth > 1:
@@ -125,6 +124,16 @@ class Encoder(nn.Module):
         """Subtract another centre from the input and encode the same."""
         self.b += (centre - self.centre) @ self.A
         self.centre.copy_(centre)
+
+
+def _read(
+    inputs: Logs | Tensor,
+    f: Float[Tensor, "b p"] | None,
+    W: Float[Tensor, "d h"],
+    W_f: Float[Tensor, "p h"],
+) -> Float[Tensor, "b h"]:
+    """Take inputs and covariates through a layer that has weights for both."""
+    return inputs @ W if f is None or f.shape[1] == 0 else inputs @ W + f @ W_f
 
 
 class DenseEncoder(Encoder):
@@ -151,9 +160,10 @@ class DenseEncoder(Encoder):
     ) -> None:
         super().__init__(*start, depth=depth, **settings)
         if depth > 1:
-            A, k = start[0], len(self.b)
+            A, k, p = start[0], len(self.b), len(self.A_f)
             like = {"generator": generator, "dtype": A.dtype, "device": A.device}
             self.G = nn.Parameter(A @ (torch.randn(k, width, **like) / k**0.5))
+            self.G_f = nn.Parameter(A.new_zeros(p, width))
             self.G_bias = nn.Parameter(torch.randn(width, **like) / 2)
             layers: list[nn.Module] = [ACTIVATIONS[activation]()]
             for _ in range(depth - 2):
@@ -161,8 +171,8 @@ class DenseEncoder(Encoder):
             self.hidden = nn.Sequential(*layers)
             self._end(width)
 
-    def _seen(self, x, shift, read):
-        return self.hidden(self.G_bias + read(self.G))
+    def _seen(self, x, inputs, f):
+        return self.hidden(self.G_bias + _read(inputs, f, self.G, self.G_f))
 
     @property
     def wide(self) -> list[nn.Parameter]:
@@ -223,9 +233,6 @@ class ConvEncoder(Encoder):
             self.hidden = nn.Sequential(*layers)
             self._end(width * grid.halved(depth - 2).positions)
 
-    def _seen(self, x, shift, read):
+    def _seen(self, x, inputs, f):
         logs = centred_logs(x, self.pseudocount, self.seen_from)
-        if shift is not None:
-            f, Theta = shift
-            logs = logs - f @ Theta.T
         return self.hidden(self.grid.images(logs)).flatten(1)

@@ -999,7 +999,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 for name in ("V", "mu", "sigma2", "Theta")
             )
             decoder = model._new_decoder(V, mu, sigma2, Theta, generator=None)
-            encoder = model._new_encoder(V, V[0], V[0], mu, generator=None)
+            encoder = model._new_encoder(V, V[0], V[0], mu, Theta.shape[1], generator=None)
+            if "A_f" not in state["encoder"]:
+                state["encoder"] |= _of_schema_1(state["encoder"], arrays["decoder.Theta"])
             for room, module in (("encoder", encoder), ("decoder", decoder)):
                 tensors = {name: torch.from_numpy(value) for name, value in state[room].items()}
                 module.load_state_dict(tensors, assign=True)
@@ -1312,7 +1314,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         sigma2 = start.sigma2.expand(rows.d) if self.noise == "by_feature" else start.sigma2
         Theta = start.V.new_zeros(rows.d, rows.covariates.shape[1])
         decoder = self._new_decoder(start.V, start.mu, sigma2, Theta, generator=generator)
-        encoder = self._new_encoder(start.A, start.b, start.log_D, decoder.mu.detach(), generator)
+        parts = start.A, start.b, start.log_D, decoder.mu.detach()
+        encoder = self._new_encoder(*parts, Theta.shape[1], generator)
         if begun is not None and begun._encoder is not None:
             encoder.load_state_dict(begun._encoder.state_dict())
             decoder.load_state_dict(begun._decoder.state_dict())
@@ -1419,8 +1422,11 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
         return tell
 
-    def _new_encoder(self, A, b, log_D, centre, generator: torch.Generator | None) -> Encoder:
-        return DenseEncoder(A, b, log_D, centre, **self._of_encoder, generator=generator)
+    def _new_encoder(
+        self, A, b, log_D, centre, covariates: int, generator: torch.Generator | None
+    ) -> Encoder:
+        settings = self._of_encoder | {"covariates": covariates, "generator": generator}
+        return DenseEncoder(A, b, log_D, centre, **settings)
 
     @property
     def _of_encoder(self) -> dict[str, Any]:
@@ -1519,7 +1525,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                     z = x.new_zeros(len(x), self.n_components_)
                     begin, further = (z, torch.ones_like(z)), max(steps, WITHOUT_ENCODER)
                 else:
-                    begin, further = encoder(x, f, decoder.Theta), steps
+                    begin, further = encoder(x, f), steps
                     if self.posterior_variance == "none":
                         # codes have no variance, and the encoder learned none
                         begin = begin[0], torch.full_like(begin[1], float(steps > 0))
@@ -1620,6 +1626,19 @@ def _check_state(arrays: Mapping[str, np.ndarray], parameters: Mapping[str, Any]
         or len(arrays["basis.names"]) != d - 1
     ):
         raise ValueError("the arrays do not fit together")
+
+
+def _of_schema_1(encoder: Mapping[str, np.ndarray], Theta: np.ndarray) -> dict[str, np.ndarray]:
+    """Weights of covariates of a dense encoder that subtracted Theta f from its input.
+
+    Raises
+    ------
+    ValueError
+        If it convolved that input, which no weights of covariates make up for.
+    """
+    if Theta.shape[1] and "seen_from" in encoder:
+        raise ValueError("convolved what covariates left")
+    return {f"{layer}_f": -Theta.T @ encoder[layer] for layer in ("A", "G") if layer in encoder}
 
 
 def _digest(*arrays: np.ndarray) -> str:

@@ -167,6 +167,6 @@ class Moments:
             _, axes = factored(torch.linalg.eigh, V.T @ (self.noise.information[:, None] * V))
             root = root @ oriented(axes.flip(1))
         decoder.rescale(root, mean, slope)
-        encoder.rescale(root, mean)
+        encoder.rescale(root, mean, slope)
         encoder.recentre(decoder.mu.detach())
         return root

@@ -33,7 +33,7 @@ from countvae.memory import Room
 
 __all__ = ["CONFIG", "MODEL", "SCHEMA_VERSION", "files_of", "is_model", "load", "save"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CONFIG = "config.json"
 MODEL = "model.safetensors"
 

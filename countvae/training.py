@@ -213,7 +213,7 @@ def _epoch(
     for i, (index, x, f, size) in enumerate(rows.shuffled(state.generator, first), first):
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(group, epoch * state.steps + i, state.steps)
-        z, D = encoder(x, f, decoder.Theta.detach())
+        z, D = encoder(x, f)
         if points:
             D = torch.zeros_like(D)
         m0, Q = decoder(z, D, U, f, None if draws is None else draws[index])
@@ -290,7 +290,7 @@ def mean_bound(
     total = torch.zeros((), dtype=widest(rows.device), device=rows.device)
     for x, f in zip(rows.in_order(), rows.covariates_in_order(), strict=True):
         law = decoder.given(f)
-        z, D = encoder(x, f, decoder.Theta.detach())
+        z, D = encoder(x, f)
         answer = posterior_at(law, x, z, torch.zeros_like(D) if points else D)
         if not points:
             answer = in_expectation(law, x, refine(law, x, answer, refinement_steps))

@@ -10,14 +10,18 @@ from countvae.encoder import DenseEncoder
 from countvae.layers import ACTIVATIONS
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
-N, D, K = 6, 8, 3
+N, D, K, P = 6, 8, 3, 2
 
 
 def counts(seed=0):
     return torch.tensor(np.random.default_rng(seed).poisson(5, (N, D))).double()
 
 
-def make(depth=2, *, shared_D=False, activation="silu", pseudocount=1.0, seed=0):
+def covariates(seed=0):
+    return torch.tensor(np.random.default_rng(seed).normal(size=(N, P)))
+
+
+def make(depth=2, *, shared_D=False, activation="silu", pseudocount=1.0, seed=0, covariates=0):
     rng = np.random.default_rng(1)
     A, b, log_D, centre = (
         torch.tensor(rng.normal(size=shape)) for shape in ((D, K), (K,), (K,), (D,))
@@ -32,16 +36,17 @@ def make(depth=2, *, shared_D=False, activation="silu", pseudocount=1.0, seed=0)
         activation=activation,
         pseudocount=pseudocount,
         shared_D=shared_D,
+        covariates=covariates,
         generator=torch.Generator().manual_seed(seed),
     )
 
 
 def trained(depth=3, **settings):
-    """Return an encoder whose last layer is no longer zero."""
+    """Return an encoder whose last layer, and weights of covariates, are no longer zero."""
     encoder = make(depth, **settings)
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
-        for parameter in encoder.last.parameters():
+        for parameter in (*encoder.last.parameters(), encoder.A_f, encoder.G_f):
             parameter.normal_(0, 0.3, generator=generator)
     return encoder
 
@@ -68,8 +73,8 @@ def test_a_deeper_encoder_starts_exactly_equal_to_the_linear_one(depth, activati
 
 @pytest.mark.parametrize("shared_D", [False, True])
 def test_every_layer_of_a_deep_encoder_learns(shared_D):
-    encoder = trained(4, shared_D=shared_D)
-    z, variance = encoder(counts())
+    encoder = trained(4, shared_D=shared_D, covariates=P)
+    z, variance = encoder(counts(), covariates())
     (z.square().sum() + variance.sum()).backward()
     for name, parameter in encoder.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -85,17 +90,18 @@ def test_a_shared_variance_is_the_same_for_all_samples_and_the_other_is_not():
 
 @given(seed=st.integers(0, 10**6), depth=st.integers(1, 3))
 def test_rescaling_keeps_the_mean_that_is_encoded(seed, depth):
-    encoder = make(1) if depth == 1 else trained(depth)
+    encoder = make(1, covariates=P) if depth == 1 else trained(depth, covariates=P)
     rng = np.random.default_rng(seed)
     Q1, Q2 = (torch.tensor(np.linalg.qr(rng.normal(size=(K, K)))[0]) for _ in range(2))
     A, shift = (
         Q1 @ torch.diag(torch.tensor([0.4, 1.0, 3.0]).double()) @ Q2,
         torch.tensor(rng.normal(size=K)),
     )
-    before, _ = encoder(counts(seed))
-    encoder.rescale(A, shift)
-    after, _ = encoder(counts(seed))
-    torch.testing.assert_close(after @ A.T + shift, before, **EXACT)
+    f, slope = covariates(seed), torch.tensor(rng.normal(size=(K, P)))
+    before, _ = encoder(counts(seed), f)
+    encoder.rescale(A, shift, slope)
+    after, _ = encoder(counts(seed), f)
+    torch.testing.assert_close(after @ A.T + shift + f @ slope.T, before, **EXACT)
 
 
 def test_rescaling_keeps_a_shared_variance_on_the_diagonal_of_the_covariance():

@@ -29,13 +29,15 @@ def flat_table():
     return simulate(160, 30, 3, 500, design="flat", rng=np.random.default_rng(0))
 
 
-def start_on(counts, k=3, *, dtype=torch.float32, batch_size=32, depth=2, by_feature=False):
+def start_on(
+    counts, k=3, *, dtype=torch.float32, batch_size=32, depth=2, by_feature=False, covariates=0
+):
     """Return rows, encoder and decoder at the start of a fit."""
     rows = Rows(csr_array(counts), batch_size, dtype)
     generator = torch.Generator().manual_seed(0)
     start = residual_start(rows, k, pseudocount=1.0, generator=generator)
     sigma2 = start.sigma2.expand(rows.d) if by_feature else start.sigma2
-    decoder = Decoder(start.V, start.mu, sigma2)
+    decoder = Decoder(start.V, start.mu, sigma2, start.V.new_zeros(rows.d, covariates))
     encoder = DenseEncoder(
         start.A,
         start.b,
@@ -46,6 +48,7 @@ def start_on(counts, k=3, *, dtype=torch.float32, batch_size=32, depth=2, by_fea
         activation="silu",
         pseudocount=1.0,
         shared_D=False,
+        covariates=covariates,
         generator=generator,
     )
     return rows, encoder, decoder
@@ -315,6 +318,23 @@ def test_factors_are_scaled_by_their_whole_covariance(table):
         V = decoder.V.clone()
         moments.rescale(encoder, decoder, rotate=False)
     torch.testing.assert_close(decoder.V @ decoder.V.T, V @ expected @ V.T)
+
+
+def test_what_covariates_tell_of_the_factors_goes_to_their_effects_and_no_logit_moves(table):
+    rows, encoder, decoder = start_on(table.counts, dtype=torch.float64, covariates=2)
+    x = next(rows.in_order())
+    f = torch.tensor(np.random.default_rng(0).normal(size=(len(x), 2)))
+    f -= f.mean(0)
+    with torch.no_grad():
+        encoder.A_f.normal_(generator=torch.Generator().manual_seed(0))
+        moments = Moments(decoder, len(x))
+        z, D = encoder(x, f)
+        moments.add(z, D, f, z.sum(1))
+        before = decoder(z, D, None, f)[0].softmax(1)
+        moments.rescale(encoder, decoder, rotate=True)
+        z, D = encoder(x, f)
+        assert (z.T @ f).abs().max() < 1e-9 * len(x)
+        torch.testing.assert_close(decoder(z, D, None, f)[0].softmax(1), before)
 
 
 def test_the_gradient_in_the_variances_of_loadings_is_what_these_depend_on(table):
