@@ -10,6 +10,7 @@ from jaxtyping import Float, Shaped
 from matplotlib import patheffects
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import Bbox
 from scipy.sparse import csr_array
 from scipy.special import entr
@@ -437,12 +438,22 @@ def predictive(
         spread.loglog(mean[seen], variance[seen], ".", color=colour, markersize=3, label=label)
     zeros.set_xlabel("share of samples without a feature")
     zeros.set_ylabel("share of features")
-    depths.set(xlabel="reads of a sample", ylabel="share of samples", xscale="log")
+    depths.set_ylabel("share of samples")
+    reads_along(depths)
     diversity.set(xlabel="effective features of a sample", ylabel="share of samples")
     spread.set_xlabel("mean of a feature's share")
     spread.set_ylabel("its variance")
     zeros.legend(frameon=False)
     return axes
+
+
+def reads_along(ax: Axes) -> None:
+    """Lay the reads of samples along a logarithmic axis, with few and plain numbers."""
+    ax.set(xlabel="reads of a sample", xscale="log")
+    low, high = ax.get_xlim()
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 100 * low else (1,)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def selection(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:

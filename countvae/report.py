@@ -405,9 +405,8 @@ def _gap(model: MultinomialVAE, some: CountTable | CountFile, thinned: str) -> d
 
     def by_depth(ax: Any) -> None:
         ax.scatter(depth, np.maximum(gap, 1e-4), s=10, color=plots.COLOURS[0], alpha=0.6)
-        ax.set_xscale("log")
         ax.set_yscale("log")
-        ax.set_xlabel("reads of a sample")
+        plots.reads_along(ax)
         ax.set_ylabel("gap of the encoder (nats)")
         ax.spines[["top", "right"]].set_visible(False)
 

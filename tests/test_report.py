@@ -114,7 +114,7 @@ def test_a_feature_without_a_lineage_goes_by_its_id(folder, page):
     features = pd.read_csv(folder / "model" / "features.tsv", sep="\t", index_col=0)
     assert features["taxonomy"].isna().any()
     assert not re.search(r"\bnan\b", page.partition("<script")[0])
-    assert "<td>unassigned</td>" in page
+    assert "<td>unassigned<br>" in page
     model = MultinomialVAE.load(folder / "model")
     called = report._called(model, features)
     assert all(called[name] == name for name in features.index[features["taxonomy"].isna()])
