@@ -30,12 +30,14 @@ from typing import NamedTuple
 import networkx as nx
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float, Integer
 from scipy.special import ndtr
 
 from countvae.checks import check_ids, one_line
 from countvae.errors import ArgumentError, MissingPackage
 from countvae.estimator import MultinomialVAE
+from countvae.shrinkage import told
 
 __all__ = ["MEASURES", "edges", "graph", "modules"]
 
@@ -177,11 +179,13 @@ def edges(
         standard deviation `sd` and the interval `low` to `high`, of 90 %, which lies as far beyond
         the weight as draws fall short of it; the measures of the module's table; `p_value`,
         two-sided, of no covariance by the factors, by :math:`v_i^\top v_j` over its standard error,
-        v less the mean of those loadings that lie closest together and have half of the information
-        (inverse posterior variances): log-ratios not to the mean of all features, as those of the
-        measures, but to what most features do, which is to stay where they are if factors leave
-        more than half of them alone, and else is arbitrary; `q_value`, the share of false edges
-        expected among all pairs with a p-value as small (Benjamini and Hochberg).
+        v less the mean of the half of the loadings that lies closest together, each counting by the
+        share of its prior variance that the samples took away: log-ratios not to the mean of all
+        features, as those of the measures, but to what most features do, which is to stay where
+        they are if factors leave more than half of what is known alone, and else is arbitrary;
+        `q_value`, the share of false edges expected among all pairs with a p-value as small
+        (Benjamini and Hochberg), if there are factors enough and samples are independent.
+        Intervals of pairs that share a factor are too narrow where reads are few.
 
     Raises
     ------
@@ -367,12 +371,13 @@ def _most(V: Float[np.ndarray, "d k"], weight: Float[np.ndarray, " d"]) -> Float
 
 
 def _reference(model: MultinomialVAE) -> Float[np.ndarray, " k"]:
-    """Loadings of what most features do, each counting by how well its own are known.
+    """Loadings of what most features do, each counting by the share of its own that is known.
 
     Loadings of features with few reads are pulled towards the mean of all: counted alike they could
-    be the half that lies closest together.
+    be the half that lies closest together. By their precision a few of many reads would be.
     """
-    return _most(model.clr_loadings_, 1 / (model.clr_loadings_sd_**2).mean(1))
+    V, U = (torch.from_numpy(a) for a in (model.clr_loadings_, model.clr_loadings_sd_**2))
+    return _most(model.clr_loadings_, told(V, U).mean(1).numpy())
 
 
 class _Score:

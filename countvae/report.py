@@ -349,6 +349,8 @@ def _network(model: MultinomialVAE, features: pd.DataFrame) -> dict[str, Any]:
         "network_says": (
             f"The {len(strongest)} strongest of {len(found):,} pairs at a false-discovery rate of"
             " 5 %, by proportionality ρp of their log-ratios; the five strongest of each feature."
+            " The rate is of all pairs, and holds if there are factors enough and samples are"
+            " independent."
         ),
         "modules": [
             (f"{number}", f"{len(of)}", ", ".join(called[str(name)] for name in of[:NAMED]))

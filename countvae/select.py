@@ -98,7 +98,9 @@ class Selection:
     def verdict(self) -> str:
         """What was found, in a sentence."""
         chosen, best = self._chosen, self.table.loc[self.table["difference"].idxmax()]
-        if chosen.name == best.name:
+        if len(self.table) == 1:
+            why = "nothing else was tried"
+        elif chosen.name == best.name:
             why = "no other explains held-out samples as well"
         else:
             why = (
@@ -106,9 +108,10 @@ class Selection:
                 f"({-chosen['difference']:.2g} nats a read below it, "
                 f"± {chosen['difference_se']:.2g})"
             )
-        most = best["k"] == self.table["k"].max()
+        most = self.table["k"].min() < best["k"] == self.table["k"].max()
         edge = "; more factors than were tried may do better" if most else ""
-        than = " and ".join(_than(str(name), *gain) for name, *gain in self.gains.itertuples())
+        closest_first = self.gains.sort_values("gain").itertuples()
+        than = " and ".join(_than(str(name), *gain) for name, *gain in closest_first)
         against = f" Held-out samples are explained {than}." if than else ""
         return f"{self._called(chosen)}: {why}{edge}.{against}{self._caution}"
 

@@ -18,6 +18,9 @@ DEGREES_OF_FREEDOM = 3
 SHARE_OF_CHANGE = 0.1
 """Mean square by which loadings are first expected to differ from those gone on from."""
 
+EM_STEPS = 100
+"""By which a prior is found from loadings that no longer change."""
+
 TINY = 1e-8
 """Least square of a loading that a factor begins with: one that is all zeros has no scale."""
 
@@ -56,9 +59,12 @@ class Shrinkage:
 
     def update(self, V: Float[Tensor, "d k"], information: Float[Tensor, "d k"]) -> None:
         """Take one step of EM, given how much the samples say about each loading."""
-        nu = DEGREES_OF_FREEDOM
         self.U = self.variance(information)
-        square = self._away(V).square() + self.U
+        self.expect(self._away(V).square() + self.U)
+
+    def expect(self, square: Float[Tensor, "d k"]) -> None:
+        """Let the prior follow the mean squares of the loadings under their posterior."""
+        nu = DEGREES_OF_FREEDOM
         self.prior_var = (nu * self.tau2 + square) / (nu + 1)
         self.tau2 = self.tau2 * (square / self.prior_var).mean(0)
 
@@ -81,3 +87,11 @@ class Shrinkage:
 
     def _away(self, V: Float[Tensor, "d _"], columns: slice = slice(None)) -> Float[Tensor, "d _"]:
         return V if self.around is None else V - self.around[:, columns]
+
+
+def told(V: Float[Tensor, "d k"], U: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
+    """Share of the prior variance of each loading that the samples have taken away, 0 to 1."""
+    prior = Shrinkage(V)
+    for _ in range(EM_STEPS):
+        prior.expect(V.square() + U)
+    return (1 - U / prior.prior_var).clamp(TINY, 1)
