@@ -138,25 +138,28 @@ class Design:
         return replace(self, chance=tuple(map(tuple, chance.tolist())), samples=len(F))
 
     def settings(self) -> dict[str, Any]:
-        """Return plain JSON, from which `restore` makes the same."""
+        """Return plain JSON, from which and `chance` `restore` makes the same."""
         return {
             "formula": self.formula,
             "levels": {name: list(levels) for name, levels in self.levels.items()},
             "names": list(self.names),
             "centre": list(self.centre),
             "scale": list(self.scale),
-            "chance": [list(row) for row in self.chance],
             "samples": self.samples,
         }
 
     @classmethod
-    def restore(cls, settings: Mapping[str, Any]) -> "Design":
-        """Make a design of what `settings` gave."""
+    def restore(cls, settings: Mapping[str, Any], chance: np.ndarray | None = None) -> "Design":
+        """Make a design of what `settings` gave, in schema 1 with `chance`, and in 2 beside it."""
         variables(settings["formula"])
         names, centre, scale = (tuple(settings[name]) for name in ("names", "centre", "scale"))
-        chance = tuple(map(tuple, settings.get("chance", ())))
+        if chance is not None and chance.shape != (len(names), len(names)):
+            raise ValueError("chance: expected a row and a column for each name")
+        rows = settings.get("chance", ()) if chance is None else chance.tolist()
         known = cls(settings["formula"], dict(settings["levels"]), names, centre, scale)
-        return replace(known, chance=chance, samples=int(settings.get("samples", 0)))
+        return replace(
+            known, chance=tuple(map(tuple, rows)), samples=int(settings.get("samples", 0))
+        )
 
 
 def variables(formula: Any) -> list[str]:

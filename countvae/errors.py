@@ -34,6 +34,7 @@ __all__ = [
     "NotCounts",
     "NotReplaced",
     "NotStreamable",
+    "OlderModel",
     "OutputExists",
     "ProcessLost",
     "RepeatedIds",
@@ -262,6 +263,12 @@ class NewerModel(InputError):
     """A model was written by a newer version of countvae."""
 
     cure = "Upgrade countvae."
+
+
+class OlderModel(InputError):
+    """A model was written by an older version of countvae, and cannot be made one of this."""
+
+    cure = "Fit it again."
 
 
 class Unfinished(InputError):

@@ -37,6 +37,7 @@ from countvae.errors import (
     FeaturesDiffer,
     MetadataError,
     NotAModel,
+    OlderModel,
     ProcessLost,
     TooLarge,
     TooSmall,
@@ -956,6 +957,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             settings["kind"] = type(self).__name__
         if self._design is not None:
             settings["design"] = self._design.settings()
+            if self._design.chance:
+                arrays["design.chance"] = np.array(self._design.chance)
         store.save(path, arrays, settings, extra_files=extra_files, force=force)
         if self.checkpoint is not None:
             self.forget(self.checkpoint)
@@ -1001,15 +1004,17 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             decoder = model._new_decoder(V, mu, sigma2, Theta, generator=None)
             encoder = model._new_encoder(V, V[0], V[0], mu, Theta.shape[1], generator=None)
             if "A_f" not in state["encoder"]:
-                state["encoder"] |= _of_schema_1(state["encoder"], arrays["decoder.Theta"])
+                state["encoder"] |= _of_schema_1(path, state["encoder"], arrays["decoder.Theta"])
             for room, module in (("encoder", encoder), ("decoder", decoder)):
                 tensors = {name: torch.from_numpy(value) for name, value in state[room].items()}
                 module.load_state_dict(tensors, assign=True)
             design = settings.get("design")
-            model._design = None if design is None else Design.restore(design)
+            model._design = (
+                None if design is None else Design.restore(design, arrays.get("design.chance"))
+            )
             model._identify(encoder, decoder)
         except Exception as error:
-            if out_of_memory(error):
+            if out_of_memory(error) or isinstance(error, OlderModel):
                 raise
             raise NotAModel(f"{path}: not a MultinomialVAE that this version reads.") from error
         return model
@@ -1221,6 +1226,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             """What tells this fit from others: work that only a state that is there is worth."""
             parts = () if begun is None else begun._decoder.state_dict().values()
             return self._settings() | {
+                "schema": store.SCHEMA_VERSION,
                 "seed": seed,
                 "shape": [n, d],
                 "counts": _digest(self.depth_, *_content(counts)),
@@ -1628,16 +1634,20 @@ def _check_state(arrays: Mapping[str, np.ndarray], parameters: Mapping[str, Any]
         raise ValueError("the arrays do not fit together")
 
 
-def _of_schema_1(encoder: Mapping[str, np.ndarray], Theta: np.ndarray) -> dict[str, np.ndarray]:
+def _of_schema_1(
+    path: str | Path, encoder: Mapping[str, np.ndarray], Theta: np.ndarray
+) -> dict[str, np.ndarray]:
     """Weights of covariates of a dense encoder that subtracted Theta f from its input.
 
     Raises
     ------
-    ValueError
+    OlderModel
         If it convolved that input, which no weights of covariates make up for.
     """
     if Theta.shape[1] and "seen_from" in encoder:
-        raise ValueError("convolved what covariates left")
+        raise OlderModel(
+            f"{path}: is of an older version, whose convolutions read what covariates leave."
+        )
     return {f"{layer}_f": -Theta.T @ encoder[layer] for layer in ("A", "G") if layer in encoder}
 
 

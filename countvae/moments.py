@@ -16,6 +16,9 @@ from countvae.shrinkage import Shrinkage
 FEATURE_NOISE_SHRINKAGE = 50
 """Samples' worth of information by which a feature's own sigma2 is held to the common one."""
 
+ALIKE = 1e-4
+"""Share of the largest variance of covariates below which what is left of them counts as none."""
+
 
 class Moments:
     """What an epoch adds up: moments of the factors and of the noise."""
@@ -25,7 +28,7 @@ class Moments:
         zeros = decoder.V.new_zeros
         self.n, self.bound = n, zeros((), dtype=widest(decoder.V.device))
         self.z, self.zz = zeros(k), zeros(k, k)
-        self.zf, self.ff = zeros(k, p), zeros(p, p)
+        self.f, self.zf, self.ff = zeros(p), zeros(k, p), zeros(p, p)
         self.noise = Sums(zeros(d), zeros(d), zeros(d))
         self.of_loadings = zeros(d, k + p)
         self.left_out, self.looked = zeros(k, k), zeros(())
@@ -38,6 +41,7 @@ class Moments:
         self.z += z.sum(0)
         self.zz += z.T @ z + torch.diag(D.sum(0))
         if f.shape[1]:
+            self.f += f.sum(0)
             self.zf += z.T @ f
             self.ff += f.T @ f
 
@@ -158,8 +162,13 @@ class Moments:
         left_out = self.left_out / self.looked.clamp_min(1)
         covariance = self.zz / self.n + left_out - torch.outer(mean, mean)
         if self.ff.shape[0]:
-            slope = torch.linalg.solve(self.ff, self.zf.T).T
-            covariance = covariance - slope @ self.zf.T / self.n
+            # of validation nothing is seen: there may be levels that no sample here has
+            f = self.f / self.n
+            with_f = self.zf / self.n - torch.outer(mean, f)
+            of_f = self.ff / self.n - torch.outer(f, f)
+            slope = with_f @ torch.linalg.pinv(of_f.cpu(), rtol=ALIKE, hermitian=True).to(of_f)
+            covariance = covariance - slope @ with_f.T
+            mean = mean - slope @ f
         variances, axes = factored(torch.linalg.eigh, covariance)
         root = (axes * variances.clamp_min(1e-6).sqrt()) @ axes.T
         if rotate:

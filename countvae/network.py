@@ -234,7 +234,7 @@ def edges(
             "covariance": covariance,
             "log_ratio_variance": diagonal[i] + diagonal[j] - 2 * covariance,
             "rho": rho,
-            "phi_s": (1 - rho) / (1 + rho),
+            "phi_s": np.divide(1 - rho, 1 + rho, out=np.full_like(rho, np.inf), where=rho > -1),
             "correlation": _MEASURE["correlation"].pairs(law, i, j),
             "partial_correlation": _MEASURE["partial_correlation"].pairs(law, i, j),
             "p_value": 2 * ndtr(-score),

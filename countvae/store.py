@@ -40,6 +40,9 @@ MODEL = "model.safetensors"
 MAX_CONFIG_BYTES = 16 * 2**20
 """No configuration comes near this; a larger file is refused unread."""
 
+DIGESTS_BYTES = 2**16
+"""Left in it for digests of the files beside it."""
+
 REPLACED = 5
 """A folder that was replaced while it was read is read again, so often at most."""
 
@@ -108,6 +111,8 @@ def save(
         text = json.dumps(described, allow_nan=False)
     except ValueError as error:
         raise ArgumentError("settings: expected finite numbers; got NaN or infinity.") from error
+    if len(json.dumps(described, indent=1)) > MAX_CONFIG_BYTES - DIGESTS_BYTES:
+        raise ArgumentError("settings: more than 16 MiB of JSON, which `load` would not read.")
     if json.loads(text) != described:
         raise TypeError("settings: expected plain JSON (no tuples, keys that are strings).")
 

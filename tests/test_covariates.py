@@ -10,9 +10,9 @@ from scipy.spatial.distance import pdist, squareform
 from scipy.stats import kstest
 from skbio import DistanceMatrix
 
-from countvae import ConvMultinomialVAE, MultinomialVAE, store
+from countvae import MultinomialVAE
 from countvae.cli import main
-from countvae.errors import CountvaeWarning, InputError, NotAModel
+from countvae.errors import CountvaeWarning, InputError
 from countvae.metrics import subspace_error
 from countvae.ordination import coefficient_frame
 from countvae.score import scores
@@ -390,15 +390,22 @@ def test_a_fit_to_sparse_counts_does_not_run_away_from_what_covariates_tell(shar
     assert given.history_["bound"].iloc[-1] > plain.history_["bound"].iloc[-1]
 
 
-def test_a_convolution_of_the_first_schema_that_read_what_covariates_left_is_refused(
-    drawn, tmp_path
-):
-    model = ConvMultinomialVAE(
-        K, grid=(5, 6), decoder="linear", formula="~ age", max_epochs=2, encoder_width=4
-    ).fit(drawn[0])
-    model.save(tmp_path / "now")
-    arrays, settings = store.load(tmp_path / "now")
-    del arrays["encoder.A_f"]
-    store.save(tmp_path / "then", arrays, settings)
-    with pytest.raises(NotAModel):
-        MultinomialVAE.load(tmp_path / "then")
+def test_levels_that_only_validation_has_move_nothing():
+    """Their columns are constant among the samples fitted, and of these alike."""
+    rng = np.random.default_rng(0)
+    truth = simulate(60, 12, 2, 500, rng=rng)
+    samples = np.array([f"s{i}" for i in range(60)], dtype=object)
+    features = np.array([f"f{j}" for j in range(12)], dtype=object)
+    site = np.array(["a", "b"] * 30, dtype=object)
+    for seed in range(4):
+        held = np.random.default_rng(seed).permutation(60)[:5]
+        site[held] = [f"only{i}" for i in range(5)]
+        metadata = pd.DataFrame({"site": site}, index=samples)
+        table = CountTable(truth.counts, samples, features, metadata)
+        model = MultinomialVAE(
+            2, formula="~ site", validation_fraction=0.3, max_epochs=20, random_state=seed
+        ).fit(table)
+        assert model.history_["bound"].is_monotonic_increasing or (
+            model.history_["bound"].iloc[-1] > model.history_["bound"].iloc[0]
+        )
+        assert model.noise_variance_ < 5

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 
-from countvae import MultinomialVAE, errors
+from countvae import ConvMultinomialVAE, MultinomialVAE, errors
 from countvae.basis import make_basis, sequential
 from countvae.checks import check_ids
 from countvae.cli import main
@@ -48,8 +49,21 @@ def left_by_a_fit(folder):
 def newer(folder):
     save(folder / "m", {}, {})
     config = folder / "m" / "config.json"
-    config.write_text(config.read_text().replace('"schema_version": 1', '"schema_version": 9'))
+    config.write_text(re.sub(r'"schema_version": \d+', '"schema_version": 99', config.read_text()))
     load(folder / "m")
+
+
+def older(folder):
+    samples, features = (np.array([f"{a}{i}" for i in range(6)], dtype=object) for a in "sf")
+    counts = csr_array(np.random.default_rng(0).poisson(5.0, (6, 6)).astype(float))
+    table = CountTable(counts, samples, features, pd.DataFrame({"age": range(6)}, samples))
+    ConvMultinomialVAE(
+        1, grid=(3, 2), decoder="linear", formula="~ age", max_epochs=1, encoder_width=2
+    ).fit(table).save(folder / "m")
+    arrays, settings = load(folder / "m")
+    del arrays["encoder.A_f"]
+    save(folder / "older", arrays, settings)
+    MultinomialVAE.load(folder / "older")
 
 
 def altered(folder):
@@ -164,6 +178,7 @@ PROVOCATIONS = {
     errors.NotAModel: lambda folder: MultinomialVAE.load(folder),
     errors.DamagedModel: altered,
     errors.NewerModel: newer,
+    errors.OlderModel: older,
     errors.Unfinished: unfinished,
     errors.CheckpointOfAnother: checkpoint_of_another,
     errors.Diverged: diverged,
