@@ -49,7 +49,6 @@ from countvae.convolutional import DECODERS, ConvMultinomialVAE
 from countvae.design import columns, variables
 from countvae.devices import DEVICES, chosen
 from countvae.errors import (
-    ArgumentError,
     CountvaeWarning,
     FeaturesDiffer,
     InputError,
@@ -1065,10 +1064,7 @@ def _encoded(
 
 
 def _beside(output: Path) -> Path:
-    output = output.absolute()
-    if not output.name:
-        raise ArgumentError(f"{output}: is no name for a folder to make.")
-    return output.with_name(f"{output.name}.checkpoint")
+    return output.absolute().with_name(f"{output.name}.checkpoint")
 
 
 def _settle(checkpoint: Path, options: dict[str, Any], say: Callable[[str], None]) -> None:

@@ -265,6 +265,8 @@ def holds_only(*names: str) -> Callable[[Path], bool]:
 
 def _check_parent(path: Path) -> None:
     parent = path.absolute().parent
+    if not path.resolve().name:
+        raise CannotWrite(f"{path}: expected a file or folder in another; this is the outermost.")
     if not parent.is_dir():
         raise CannotWrite(f"{path}: the folder {str(parent)!r} does not exist.")
     with _writing(path), tempfile.TemporaryFile(dir=parent):

@@ -358,7 +358,7 @@ def _alter_values(values: np.ndarray, rng: np.random.Generator) -> Any:
         return values[: rng.integers(len(values) + 1)]
     if how == 1:
         return np.concatenate([values, values])
-    if how == 2:
+    if how == 2 and len(values):
         return values[0]
     if how == 3:
         return np.zeros(rng.integers(0, 4, rng.integers(1, 4)))
