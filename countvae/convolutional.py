@@ -195,11 +195,8 @@ class ConvMultinomialVAE(MultinomialVAE):
     def _decoder_depth(self) -> int:
         return max(2, int(self.encoder_depth))
 
-    def _new_encoder(
-        self, A, b, log_D, centre, covariates: int, generator: torch.Generator | None
-    ) -> Encoder:
-        settings = self._of_encoder | {"covariates": covariates, "generator": generator}
-        return ConvEncoder(A, b, log_D, centre, grid=self._on(len(A)), **settings)
+    def _new_encoder(self, *start: torch.Tensor, **given: Any) -> Encoder:
+        return ConvEncoder(*start, grid=self._on(len(start[0])), **self._of_encoder, **given)
 
     def _new_decoder(self, V, mu, sigma2, Theta, generator: torch.Generator | None) -> Decoder:
         if self.decoder == "linear":

@@ -1002,7 +1002,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 for name in ("V", "mu", "sigma2", "Theta")
             )
             decoder = model._new_decoder(V, mu, sigma2, Theta, generator=None)
-            encoder = model._new_encoder(V, V[0], V[0], mu, Theta.shape[1], generator=None)
+            encoder = model._new_encoder(
+                *(V, V[0], V[0], mu), covariates=Theta.shape[1], generator=None
+            )
             if "A_f" not in state["encoder"]:
                 state["encoder"] |= _of_schema_1(path, state["encoder"], arrays["decoder.Theta"])
             for room, module in (("encoder", encoder), ("decoder", decoder)):
@@ -1321,7 +1323,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Theta = start.V.new_zeros(rows.d, rows.covariates.shape[1])
         decoder = self._new_decoder(start.V, start.mu, sigma2, Theta, generator=generator)
         parts = start.A, start.b, start.log_D, decoder.mu.detach()
-        encoder = self._new_encoder(*parts, Theta.shape[1], generator)
+        encoder = self._new_encoder(*parts, covariates=Theta.shape[1], generator=generator)
         if begun is not None and begun._encoder is not None:
             encoder.load_state_dict(begun._encoder.state_dict())
             decoder.load_state_dict(begun._decoder.state_dict())
@@ -1428,11 +1430,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
         return tell
 
-    def _new_encoder(
-        self, A, b, log_D, centre, covariates: int, generator: torch.Generator | None
-    ) -> Encoder:
-        settings = self._of_encoder | {"covariates": covariates, "generator": generator}
-        return DenseEncoder(A, b, log_D, centre, **settings)
+    def _new_encoder(self, *start: torch.Tensor, **given: Any) -> Encoder:
+        return DenseEncoder(*start, **self._of_encoder, **given)
 
     @property
     def _of_encoder(self) -> dict[str, Any]:

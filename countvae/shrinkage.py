@@ -91,7 +91,7 @@ class Shrinkage:
 
 def told(V: Float[Tensor, "d k"], U: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
     """Share of the prior variance of each loading that the samples have taken away, 0 to 1."""
-    prior = Shrinkage(V)
+    prior, square = Shrinkage(V), V.square() + U
     for _ in range(EM_STEPS):
-        prior.expect(V.square() + U)
+        prior.expect(square)
     return (1 - U / prior.prior_var).clamp(TINY, 1)

@@ -108,10 +108,10 @@ def save(
         "settings": dict(settings),
     }
     try:
-        text = json.dumps(described, allow_nan=False)
+        text = json.dumps(described, indent=1, allow_nan=False)
     except ValueError as error:
         raise ArgumentError("settings: expected finite numbers; got NaN or infinity.") from error
-    if len(json.dumps(described, indent=1)) > MAX_CONFIG_BYTES - DIGESTS_BYTES:
+    if len(text) > MAX_CONFIG_BYTES - DIGESTS_BYTES:
         raise ArgumentError("settings: more than 16 MiB of JSON, which `load` would not read.")
     if json.loads(text) != described:
         raise TypeError("settings: expected plain JSON (no tuples, keys that are strings).")

@@ -396,8 +396,8 @@ def test_levels_that_only_validation_has_move_nothing():
     truth = simulate(60, 12, 2, 500, rng=rng)
     samples = np.array([f"s{i}" for i in range(60)], dtype=object)
     features = np.array([f"f{j}" for j in range(12)], dtype=object)
-    site = np.array(["a", "b"] * 30, dtype=object)
     for seed in range(4):
+        site = np.array(["a", "b"] * 30, dtype=object)
         held = np.random.default_rng(seed).permutation(60)[:5]
         site[held] = [f"only{i}" for i in range(5)]
         metadata = pd.DataFrame({"site": site}, index=samples)
@@ -405,7 +405,5 @@ def test_levels_that_only_validation_has_move_nothing():
         model = MultinomialVAE(
             2, formula="~ site", validation_fraction=0.3, max_epochs=20, random_state=seed
         ).fit(table)
-        assert model.history_["bound"].is_monotonic_increasing or (
-            model.history_["bound"].iloc[-1] > model.history_["bound"].iloc[0]
-        )
+        assert model.history_["bound"].iloc[-1] > model.history_["bound"].iloc[0]
         assert model.noise_variance_ < 5

@@ -75,13 +75,13 @@ def test_a_missing_folder_is_named_before_the_work(tmp_path):
     assert content(tmp_path) == []
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder nobody can write to")
 @pytest.mark.parametrize("outermost", ["/", "/."])
 def test_the_outermost_folder_is_no_place_to_write_to(outermost):
     with pytest.raises(CannotWrite, match="this is the outermost"), claimed(outermost):
         pass
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder nobody can write to")
 def test_an_unwritable_folder_is_a_sentence():
     with pytest.raises(InputError, match=r"^/proc/self/out.txt: cannot be written \(.*\)\.$"):
         check_writable("/proc/self/out.txt", force=False)

@@ -107,9 +107,8 @@ def blocks_of_factors(seed, both_ways=True, centre_sd=None, n=300, d=48, k=4):
     for c in range(k):
         size = rng.uniform(0.7, 1.2, (of == c).sum() // 2)
         V[of == c, c] = np.concatenate([size, -size if both_ways else size])
-    return simulate(n, d, k, 3000, V=V, centre_sd=centre_sd, rng=rng), (of[:, None] == of) & (
-        of < k
-    )
+    tied = (of[:, None] == of) & (of < k)
+    return simulate(n, d, k, 3000, V=V, centre_sd=centre_sd, rng=rng), tied
 
 
 def fits_of_blocks(both_ways, centre_sd=None):
