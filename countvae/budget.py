@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from countvae.rows import GROUP_ENTRIES
+from countvae.start import MOST_SAMPLES
 
 __all__ = ["Needs", "fit_needs"]
 
@@ -20,6 +21,9 @@ SKETCHES = 6
 
 GROUP_BYTES = 24
 """Bytes a non-zero of a streamed group takes while it is read, sorted and shuffled."""
+
+SAMPLE_BYTES = 32
+"""Bytes a non-zero of the samples that the start looks at takes while they are read."""
 
 SLACK = 1.4
 """Share by which memory that was given back lies about in pieces."""
@@ -45,6 +49,7 @@ def fit_needs(
     d: int,
     k: int,
     *,
+    covariates: int = 0,
     batch_size: int,
     nnz: int,
     streamed: bool,
@@ -62,6 +67,8 @@ def fit_needs(
     ----------
     n, d, k : int
         Samples, features, factors.
+    covariates : int
+        Columns of the regression, each with an effect on every feature.
     batch_size : int
         Samples of a step.
     nnz : int
@@ -87,7 +94,7 @@ def fit_needs(
     Needs
         What was measured beside it is on the page "Performance" of the documentation.
     """
-    loadings, encoder = d * k, d * k + layers
+    loadings, encoder = d * (k + covariates), d * k + layers
     state = 3 * (loadings + encoder)  # of the last whole epoch
     parameters = 5 * (loadings + encoder) + 9 * loadings + state
     if processes > 1:
@@ -96,11 +103,13 @@ def fit_needs(
     own = -(-min(batch_size, n) // processes)
     dense = DENSE_BATCHES_ON_DEVICE if on_device else DENSE_BATCHES
     steps = parameters + own * (dense * d + HIDDEN_COPIES * hidden)
-    rest = ANSWERS * 8 * n * k + REST
+    rest = ANSWERS * 8 * n * k + REST + (8 + itemsize) * n * covariates
+    of_sample = nnz * min(1, MOST_SAMPLES / n)
     if streamed:
-        rest += 2 * GROUP_BYTES * min(nnz, GROUP_ENTRIES)
-    elif cast:
-        rest += 8 * nnz
+        group = min(nnz, max(GROUP_ENTRIES, own * nnz // n))
+        rest += max(2 * GROUP_BYTES * group, int(SAMPLE_BYTES * of_sample))
+    else:
+        rest += (8 * nnz if cast else 0) + int(SAMPLE_BYTES // 2 * of_sample)
     if checkpoint:
         rest += 2 * itemsize * state
     return Needs(int(SLACK * itemsize * steps), rest)

@@ -50,6 +50,7 @@ from countvae.design import columns, variables
 from countvae.devices import DEVICES, chosen
 from countvae.errors import (
     CountvaeWarning,
+    Diverged,
     FeaturesDiffer,
     InputError,
     MetadataError,
@@ -57,6 +58,7 @@ from countvae.errors import (
     NoSuchFile,
     NotAModel,
     Unfinished,
+    out_of_memory,
 )
 from countvae.estimator import MultinomialVAE
 from countvae.files import (
@@ -321,8 +323,9 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
     --min-overlap with it is refused, and one without some of its features too, unless --zero-fill
     says that they were looked for and not seen.
 
-    A fit of more than half a minute leaves its state in OUTPUT_DIR.checkpoint until it ends. Under
-    torchrun all processes share one fit, and the first of them writes.
+    A fit of more than half a minute leaves its state in OUTPUT_DIR.checkpoint until it ends; of one
+    that diverges the model of its best epoch is kept, in OUTPUT_DIR.diverged. Under torchrun all
+    processes share one fit, and the first of them writes.
     """
     tree = options["tree"]
     if tree and _given(ctx, "basis"):
@@ -398,6 +401,7 @@ def transform(
         mean, sd = answering.posterior(aligned)
         if distances is None:
             _write_coordinates(output, options["force"], model, table, counts, mean, sd)
+            _tell_written(options["quiet"], output)
             return
         points = mean
         if kind == "aitchison":
@@ -409,6 +413,7 @@ def transform(
         with new_file(one, force=True) as beside:
             ordination.distances(aligned.sample_ids, points).write(str(beside))
         _write_coordinates(other, True, model, table, counts, mean, sd)
+    _tell_written(options["quiet"], output, distances)
 
 
 @main.command(example="countvae info fitted")
@@ -509,9 +514,11 @@ def select_command(
         rows = found.table.to_dict("records")
         gains = found.gains.to_dict("index")
         chosen = {"k": found.k, "encoder_depth": found.encoder_depth}
-        _print_json({**chosen, "verdict": found.verdict, "gains": gains, "table": rows})
+        found = {**chosen, "verdict": found.verdict, "gains": gains, "table": rows}
+        _print_json({**found, "written": str(output)})
     else:
         click.echo(found.verdict)
+        _tell_written(False, output)
 
 
 @main.command(name="score", example="countvae score new.biom --model fitted -o scores.tsv")
@@ -650,6 +657,7 @@ def denoise(
             beside = whole.enter_context(new_file(path, force))
             values = proportions if end is None else layers[end]
             _write_table(known(values), beside, force=True, layers=layers)
+    _tell_written(options["quiet"], *outputs)
 
 
 @main.command(example="countvae generate --model fitted --n-samples 50 -o generated.biom")
@@ -731,6 +739,7 @@ def generate(
         ids = known.index.to_numpy(dtype=object)
     features = np.array(model.feature_ids_, dtype=object)
     _write_table(CountTable(counts, ids, features, known), output, force, obsm={"X_mvae": y})
+    _tell_written(options["quiet"], output)
 
 
 @main.command(name="network", example="countvae network --model fitted -o network --fdr 0.05")
@@ -814,6 +823,7 @@ def network_command(folder: Path, output: Path, as_json: bool, force: bool, **op
     if options["modules"]:
         found["modules"] = int(nodes["module"].nunique())
         found["in_no_module"] = int((nodes["module"].isna() & (nodes["degree"] > 0)).sum())
+    found["written"] = str(output)
     _tell(found, as_json)
 
 
@@ -854,7 +864,7 @@ def report_command(
         )
     with new_file(output, force) as beside:
         beside.write_text(text, encoding="utf-8")
-    click.echo(f"written   {output}")
+    _tell_written(False, output)
 
 
 @main.command(
@@ -985,7 +995,11 @@ def _fitted(
             # only now: a mistake in what is read must not cost what was left to go on with
             MultinomialVAE.forget(checkpoint)
     ctx.meta["begun"] = True
-    with renamed({"X:": f"{table}:", "basis:": f"{basis}:"}), timed(seconds, "fit"):
+    with (
+        renamed({"X:": f"{table}:", "basis:": f"{basis}:"}),
+        timed(seconds, "fit"),
+        _keeping_the_best(model, output.with_name(f"{output.name}.diverged"), first),
+    ):
         waited = _with_progress(options["quiet"], model, kept)
     if isinstance(kept, CountFile):
         seconds["waiting for the disk"] = round(waited, 3)
@@ -1082,18 +1096,31 @@ def _settle(checkpoint: Path, options: dict[str, Any], say: Callable[[str], None
 def _saying_how_to_go_on(
     ctx: click.Context, checkpoint: Path, processes: Processes
 ) -> Iterator[None]:
-    """Add to an interrupt the command that goes on, if this fit has left a state to go on from."""
+    """Add to an error the command that goes on, if this fit has left a state to go on from."""
     try:
         yield
-    except KeyboardInterrupt:
-        if processes.count > 1:
-            raise KeyboardInterrupt(f"interrupted; {GOES_ON}.") from None
-        if "begun" not in ctx.meta or not Checkpoint(checkpoint, dict).holds_a_state():
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt) and not out_of_memory(error):
             raise
-        again = sys.argv[1:] + ["--resume"] * ("--resume" not in sys.argv)
-        raise KeyboardInterrupt(
-            f"interrupted; it goes on by: {shlex.join(['countvae', *again])}"
-        ) from None
+        if processes.count > 1:
+            error.add_note(GOES_ON)
+        elif "begun" in ctx.meta and Checkpoint(checkpoint, dict).holds_a_state():
+            again = sys.argv[1:] + ["--resume"] * ("--resume" not in sys.argv)
+            error.add_note(f"it goes on by: {shlex.join(['countvae', *again])}")
+        raise
+
+
+@contextmanager
+def _keeping_the_best(model: MultinomialVAE, place: Path, first: bool) -> Iterator[None]:
+    """Save what a fit that diverged had come to, and say where."""
+    try:
+        yield
+    except Diverged as error:
+        if error.history and first:
+            with suppress(InputError, OSError):
+                model.save(place, force=True)
+                error.add_note(f"the model of its best epoch is in {place}")
+        raise
 
 
 def _check_outputs(
@@ -1143,6 +1170,11 @@ def size(table: Table) -> str:
 
 def _say(quiet: bool) -> Callable[[str], None]:
     return (lambda text: None) if quiet else (lambda text: click.echo(text, err=True))
+
+
+def _tell_written(quiet: bool, *outputs: Path) -> None:
+    if not quiet:
+        click.echo(f"written   {', '.join(map(str, outputs))}")
 
 
 def _write_json(content: Any, path: Path) -> None:
@@ -1252,9 +1284,13 @@ def _read(paths: Sequence[Path], options: dict[str, Any], processes: Processes =
     if options["stream"] or len(paths) > 1:
         if options["transpose"]:
             raise click.UsageError("--transpose: a table that stays on disk is read by its rows.")
-        names = ("layer", "drop_empty", "allow_fractional")
-        given = {name: options[name] for name in names}
-        table = CountFile(*paths, **given, processes=processes)
+        table = CountFile(
+            *paths,
+            layer=options["layer"],
+            allow_fractional=options["allow_fractional"],
+            empty_samples="drop" if options["drop_empty"] else "error",
+            processes=processes,
+        )
         if options["metadata"]:
             table = table.with_metadata(options["metadata"])
     else:

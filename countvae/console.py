@@ -184,13 +184,14 @@ def explain(error: BaseException) -> tuple[int, str]:
     code = next((c for kind, c in EXIT_CODES.items() if isinstance(error, kind)), INTERNAL_ERROR)
     if out_of_memory(error):
         code = EXIT_CODES[MemoryError]
-    text = " ".join(str(error).split())
+    text, notes = " ".join(str(error).split()), getattr(error, "__notes__", [])
     if code == EXIT_CODES[MemoryError]:
-        text = "out of memory."
+        text = "; ".join(["out of memory", *notes]) if notes else "out of memory."
     elif code == EXIT_CODES[KeyboardInterrupt]:
-        text = text or "interrupted; nothing was written."
+        text = "; ".join(["interrupted", *(notes or ["nothing was written."])])
     elif code == EXIT_CODES[Diverged]:
-        text = f"the fit did not converge: {text.rstrip('.')}; nothing was written."
+        what = notes or ["nothing was written."]
+        text = "; ".join([f"the fit did not converge: {text.rstrip('.')}", *what])
     elif isinstance(error, OSError):
         text = f"{error.filename or 'output'}: {error.strerror or text}."
     elif code == INTERNAL_ERROR:

@@ -354,12 +354,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             self.basis_operator_ = make_basis(self.basis, self.feature_ids_)
             begun = self._begun()
             seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-            self._design = None
-            if self.formula is not None:
-                learned = (
-                    Design.of(self.formula, _metadata(table)) if begun is None else begun._design
-                )
-                self._design = learned
+            self._design = self._design_for(table, begun)
             fitted, held_out = self._split(
                 counts, self._covariates(table), _names(table, counts), seed
             )
@@ -1176,6 +1171,12 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             )
         return min(int(self.n_components), most)
 
+    def _design_for(self, table: Any, begun: "MultinomialVAE | None") -> Design | None:
+        """Learn the design of a table, unless a fit to go on from has one."""
+        if self.formula is None or begun is not None:
+            return begun and begun._design
+        return Design.of(self.formula, _metadata(table))
+
     def _covariates(self, table: Any) -> np.ndarray | None:
         """Return the covariates of each sample of a table, (n, p)."""
         if self._design is None:
@@ -1215,8 +1216,13 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         n, d = counts.shape
         size = self._batch_size(n, d)
         dtype, device, processes = getattr(torch, self.dtype), chosen(self.device), joined()
+        if size < processes.count:
+            raise ArgumentError(
+                f"batch_size: a step of {size} samples cannot be shared by {processes.count}"
+                " processes; take larger steps, or fewer processes."
+            )
         with processes.in_step():
-            self._check_memory(counts, k, None if held_out is None else held_out.counts)
+            self._check_memory(fitted, k, held_out)
         where = size, dtype, device, processes
         rows = Rows(counts, *where, fitted.covariates)
         validation = (
@@ -1331,13 +1337,11 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _begun(self) -> "MultinomialVAE | None":
         """Return the fit to go on from, if there is one, having checked that it can be."""
-        if self.init is None:
+        begun = self._loaded_start()
+        if begun is None:
             if self.freeze is not None:
                 raise ArgumentError("freeze: there is nothing to keep without init.")
             return None
-        begun = (
-            self.init if isinstance(self.init, MultinomialVAE) else MultinomialVAE.load(self.init)
-        )
         check_is_fitted(begun)
         if type(begun) is not type(self):
             raise ArgumentError(f"init: a {type(begun).__name__}, not a {type(self).__name__}.")
@@ -1355,6 +1359,12 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             )
         return begun
 
+    def _loaded_start(self) -> "MultinomialVAE | None":
+        """Return the fit to go on from, unchecked."""
+        if self.init is None or isinstance(self.init, MultinomialVAE):
+            return self.init
+        return MultinomialVAE.load(self.init)
+
     def _as_start(self, dtype: torch.dtype) -> Start:
         """Return a start of the shapes of this fit."""
         encoder, decoder = self._encoder, self._decoder
@@ -1367,7 +1377,7 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
         Parameters
         ----------
-        X : anything with a shape, or CountTable
+        X : CountTable, CountFile, path or anything with a shape
             The table.
 
         Returns
@@ -1376,14 +1386,20 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             Of an accelerator's memory and this machine's together, where there are both.
         """
         self._check_settings()
-        return sum(self._needs(X.counts if isinstance(X, CountTable) else X))
+        table = open_counts(X, joined()) or X
+        counts = table.counts if isinstance(table, CountTable) else table
+        if not hasattr(counts, "shape"):
+            raise ArgumentError(f"X: expected a table; got {type(X).__name__}.")
+        design = self._design_for(table, self._loaded_start())
+        return sum(self._needs(counts, 0 if design is None else len(design.names)))
 
-    def _needs(self, counts: Any) -> Needs:
+    def _needs(self, counts: Any, covariates: int) -> Needs:
         n, d = counts.shape
         return fit_needs(
             n,
             d,
             min(int(self.n_components), most_components(n, d)),
+            covariates=covariates,
             batch_size=self._batch_size(n, d),
             **self._size_of_networks(d),
             nnz=int(getattr(counts, "nnz", n * d)),
@@ -1399,20 +1415,22 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """What they add to a fit's memory, as `fit_needs` takes it."""
         return {"layers": d * int(self.encoder_width) if self.encoder_depth > 1 else 0}
 
-    def _check_memory(self, counts: Any, k: int, held_out: Any = None) -> None:
+    def _check_memory(self, fitted: Samples, k: int, held_out: Samples | None = None) -> None:
         """Refuse a fit that there is no room for, on its device or beside it."""
-        (n, d), needs, device = counts.shape, self._needs(counts), chosen(self.device)
-        what = f"X: besides the table, a fit of {n} samples × {d} features with {k} factors"
+        (n, d), device = fitted.counts.shape, chosen(self.device)
+        needs = self._needs(fitted.counts, fitted.covariates.shape[1])
+        what = f"a fit of {n} samples × {d} features with {k} factors"
         less = "fewer factors, a smaller batch_size and a smaller encoder_width take less"
-        here, free = Room(what, less, shared_by=joined().here), free_bytes(device)
+        beside = f"X: besides the table, {what}"
+        here, free = Room(beside, less, shared_by=joined().here), free_bytes(device)
         if free is None:
             here.check(sum(needs))
             return
         here.check(needs.rest)
         dtype, there = getattr(torch, self.dtype), needs.steps
-        for table in (counts, held_out):
-            there += bytes_on_device(table, dtype, free)
-        Room(f"{what} on {device.type!r}", less, free=free).check(there)
+        for part in filter(None, (fitted, held_out)):
+            there += bytes_on_device(part.counts, dtype, free)
+        Room(f"X: {what} on {device.type!r}", less, free=free).check(there)
 
     def _batch_size(self, n: int, d: int) -> int:
         return int(self.batch_size or default_batch_size(n, d))

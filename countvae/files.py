@@ -36,7 +36,7 @@ __all__ = [
     "sync",
 ]
 
-BEGUN = r"\.[0-9a-f]{8}-"
+BEGUN = r"\.countvae-[0-9a-f]{8}-"
 """How names begin of what is not finished."""
 
 ASIDE = ".before"
@@ -89,7 +89,12 @@ def check_apart(
 def _same(path: Path, other: Path) -> bool:
     if path.exists() and other.exists():
         return path.samefile(other)
-    return path.resolve() == other.resolve()
+    return _place(path) == _place(other)
+
+
+def _place(path: Path) -> Path:
+    """Where something is written: what a link points to, but for one that leads back to itself."""
+    return Path(os.path.realpath(path))
 
 
 @contextmanager
@@ -113,7 +118,7 @@ def claimed(path: str | os.PathLike[str]) -> Iterator[None]:
     """
     path = Path(path)
     _check_parent(path)
-    place = path.resolve()
+    place = _place(path)
     lock = FileLock(place.with_name(f".{place.name}.lock"), timeout=0)
     with _writing(path):
         try:
@@ -132,7 +137,7 @@ def claimed(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _claimed_once(path: Path) -> AbstractContextManager[None]:
-    place = path.resolve()
+    place = _place(path)
     held = any(above in _held for above in (place, *place.parents))
     return nullcontext() if held else claimed(path)
 
@@ -172,7 +177,8 @@ def new_file(path: str | os.PathLike[str], force: bool = False) -> Iterator[Path
     check_writable(path, force)
     if path.is_dir():
         raise NotReplaced(f"{path}: is a folder; expected a file.")
-    beside = _beside(path)
+    place = _place(path)
+    beside = _beside(place)
     with _claimed_once(path):
         try:
             with _writing(path, beside):
@@ -180,10 +186,10 @@ def new_file(path: str | os.PathLike[str], force: bool = False) -> Iterator[Path
                 yield beside
                 sync(beside)
                 check_writable(path, force)
-                os.replace(beside, path)
+                os.replace(beside, place)
         finally:
             beside.unlink(missing_ok=True)
-        sync(path.absolute().parent)
+        sync(place.parent)
 
 
 @contextmanager
@@ -220,7 +226,7 @@ def new_folder(
     path = Path(path)
     check_writable(path, force)
     _check_replaceable(path, replaceable)
-    place = path.resolve()
+    place = _place(path)
     beside = _beside(place)
     with _claimed_once(path):
         try:
@@ -264,12 +270,12 @@ def holds_only(*names: str) -> Callable[[Path], bool]:
 
 
 def _check_parent(path: Path) -> None:
-    parent = path.absolute().parent
-    if not path.resolve().name:
+    place = _place(path)
+    if not place.name:
         raise CannotWrite(f"{path}: expected a file or folder in another; this is the outermost.")
-    if not parent.is_dir():
-        raise CannotWrite(f"{path}: the folder {str(parent)!r} does not exist.")
-    with _writing(path), tempfile.TemporaryFile(dir=parent):
+    if not place.parent.is_dir():
+        raise CannotWrite(f"{path}: the folder {str(place.parent)!r} does not exist.")
+    with _writing(path), tempfile.TemporaryFile(dir=place.parent):
         pass
 
 
@@ -346,7 +352,7 @@ def _remove(path: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
+    return path.with_name(f".countvae-{uuid.uuid4().hex[:8]}-{path.name}")
 
 
 def sync(path: Path) -> None:

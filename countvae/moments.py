@@ -58,7 +58,10 @@ class Moments:
         if shrinkage is not None:
             H += torch.diag_embed(w @ shrinkage.U[:, : D.shape[1]])
         sd = (D * H.diagonal(dim1=1, dim2=2)).sqrt()
-        S = sd[:, :, None] * torch.linalg.inv(H) * sd[:, None, :]
+        inverse, failed = torch.linalg.inv_ex(H)
+        # which is found at the epoch's end, then by all processes
+        inverse[failed != 0] = torch.nan
+        S = sd[:, :, None] * inverse * sd[:, None, :]
         self.left_out += (S - torch.diag_embed(D)).sum(0)
         self.looked += len(w)
 
@@ -134,8 +137,8 @@ class Moments:
     @property
     def finite(self) -> bool:
         """Whether all sums are."""
-        sums = self.zz.sum() + self.noise.squares.sum() + self.noise.information.sum()
-        return bool(torch.isfinite(sums))
+        noise = self.noise.squares.sum() + self.noise.information.sum()
+        return bool(torch.isfinite(self.zz.sum() + self.left_out.sum() + noise))
 
     @torch.no_grad()
     def solve_sigma2(self, decoder: Decoder, shrunk: bool) -> None:

@@ -154,10 +154,11 @@ class Rows:
 
     def sample(self, most: int, generator: torch.Generator) -> "Rows":
         """Draw so many rows, or take all if there are no more, into the memory of each process."""
-        chosen = np.arange(self.n)
         if self.n > most:
-            chosen = torch.randperm(self.n, generator=generator)[:most].numpy()
-        return Rows(self.counts[chosen], self.batch_size, self.dtype, self.device)
+            some = self.counts[torch.randperm(self.n, generator=generator)[:most].numpy()]
+        else:
+            some = self.counts[np.arange(self.n)] if self.streamed else self.counts
+        return Rows(some, self.batch_size, self.dtype, self.device)
 
     @property
     def batches(self) -> int:

@@ -164,9 +164,7 @@ def _folder(path: Path) -> tuple[int, int]:
 
 
 def _load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    if not path.is_dir():
-        raise NotAModel(f"{path}: expected a model folder; there is no such folder.")
-    config = _read_config(path / CONFIG)
+    config = _read_config(path)
     for name, digest in config["files"].items():
         _check_file(path / name, digest)
     tensors = _read_tensors(path / MODEL, config["model"])
@@ -184,7 +182,7 @@ def _load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 def is_model(path: Path) -> bool:
     """Whether a folder is one that `save` wrote, and holds nothing else."""
     try:
-        config = _read_config(path / CONFIG)
+        config = _read_config(path)
     except InputError:
         return False
     return {file.name for file in path.iterdir()} <= {CONFIG, MODEL, *config["files"]}
@@ -198,7 +196,7 @@ def files_of(path: Path) -> list[Path]:
     InputError
         If it is not one.
     """
-    return [path / name for name in (CONFIG, MODEL, *_read_config(path / CONFIG)["files"])]
+    return [path / name for name in (CONFIG, MODEL, *_read_config(path)["files"])]
 
 
 def _digest(config: Mapping[str, Any]) -> str:
@@ -286,7 +284,10 @@ def _check_file(file: Path, digest: str) -> None:
         raise DamagedModel(f"{file}: does not match the SHA-256 in {CONFIG}, so it was altered.")
 
 
-def _read_config(file: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise NotAModel(f"{folder}: expected a model folder; there is no such folder.")
+    file = folder / CONFIG
     if (size := _size(file)) > MAX_CONFIG_BYTES:
         raise DamagedModel(f"{file}: {size} bytes is too large for a model's configuration.")
     content = _read(file)

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -58,6 +58,9 @@ PASS_ENTRIES = 1 << 21
 AT_ONCE = 1 << 20
 """Non-zeros of one request, about, at most."""
 
+NAMED = 3
+"""Files of a table that a sentence names, at most."""
+
 GAP_ENTRIES = 1 << 12
 """Non-zeros of rows not asked for that are read: skipping them costs a request more."""
 
@@ -77,8 +80,8 @@ class CountFile:
         The layer of ``.h5ad`` files, or "X"; by default ``layers["counts"]``, else X.
     allow_fractional : bool
         Warn of values that are not whole, rather than refuse them.
-    drop_empty : bool
-        Leave out samples without a read, with a warning that names them.
+    empty_samples : {"error", "drop", "warn"}
+        Refuse samples without a read, or leave them out or in, with a warning that names them.
     processes : Processes
         Who shares the looking through: all of them have to open, filter and align alike.
 
@@ -112,19 +115,21 @@ class CountFile:
         *paths: str | os.PathLike[str],
         layer: str | None = None,
         allow_fractional: bool = False,
-        drop_empty: bool = False,
+        empty_samples: Literal["error", "drop", "warn"] = "error",
         processes: Processes = ALONE,
     ) -> None:
         if not paths:
             raise ArgumentError("paths: expected at least one file; got none.")
-        self.name = ", ".join(str(path) for path in paths)
+        self.name = ", ".join(map(str, paths[:NAMED])) + (
+            f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+        )
         self._processes = processes
         self._parts = [_Part(Path(path), layer) for path in paths]
         first = self._parts[0].stored
         self.feature_ids, self.feature_metadata = first.feature_ids, first.feature_metadata
         check_unique(self.feature_ids, f"{self._parts[0].path}: feature ids")
         for part in self._parts[1:]:
-            part.align(self.feature_ids, self._parts[0].path)
+            part.follow(self._parts[0])
         self.sample_ids = np.concatenate([part.stored.sample_ids for part in self._parts])
         check_unique(self.sample_ids, f"{self.name}: sample ids")
         frames = [part.stored.sample_metadata for part in self._parts]
@@ -138,10 +143,10 @@ class CountFile:
         self._place: np.ndarray | None = None
         check_shape(self.shape, self.name)
         self.depth = self._checked(allow_fractional)
-        if drop_empty:
+        if empty_samples == "drop":
             self.__dict__.update(self.without_empty(self.name).__dict__)
         else:
-            check_depth(self.depth, self.sample_ids, "error", self.name)
+            check_depth(self.depth, self.sample_ids, empty_samples, self.name)
 
     def __enter__(self) -> "CountFile":
         """Give the table; `__exit__` closes its files."""
@@ -289,12 +294,17 @@ class CountFile:
         for number in np.unique(part_of):
             part, start = self._parts[number], self._starts[number]
             own = at[part_of == number] - start
+            if not part.file:
+                raise ArgumentError(f"{part.path}: was closed; open it again.")
             with reading(part.path, "a count table"):
-                pieces += [part.chosen(run) for run in part.runs(own)]
+                pieces += [self._put(part.chosen(run)) for run in part.runs(own)]
                 check_unchanged(part.file, part.path, part.state)
         if not pieces:
             return csr_array((0, self.d))
-        counts = pieces[0] if len(pieces) == 1 else csr_array(vstack(pieces, format="csr"))
+        return pieces[0] if len(pieces) == 1 else csr_array(vstack(pieces, format="csr"))
+
+    def _put(self, counts: csr_array) -> csr_array:
+        """Put the features that were read to their places."""
         return counts if self._place is None else moved(counts, self._place, self.d)
 
     def _checked(self, allow_fractional: bool) -> np.ndarray:
@@ -337,7 +347,7 @@ class _Part:
 
     def __init__(self, path: Path, layer: str | None) -> None:
         self.path = path
-        form = format_of(path)
+        self.form = form = format_of(path)
         if form not in ("BIOM 2.1", "h5ad"):
             raise NotStreamable(
                 f"{path}: is {form}, which has no rows to be read from disk; write it as .h5ad or"
@@ -382,15 +392,20 @@ class _Part:
         ):
             raise DamagedFile(f"{self.path}: the matrix does not fit the ids.")
 
-    def align(self, feature_ids: np.ndarray, first: Path) -> None:
-        """Put the features in the order of the first file."""
-        own = self.stored.feature_ids
+    def follow(self, first: "_Part") -> None:
+        """Put the features in the order of the first file, if both have the same kind of counts."""
+        own, feature_ids = self.stored.feature_ids, first.stored.feature_ids
+        if self.stored.source != first.stored.source and self.form == first.form:
+            raise NoSuchLayer(
+                f"{self.path}: its counts would be {self.stored.source}, those of {first.path}"
+                f" {first.stored.source}; say which layer to read of all."
+            )
         check_unique(own, f"{self.path}: feature ids")
         place = pd.Index(feature_ids).get_indexer(pd.Index(own))
         if len(own) != len(feature_ids) or (place < 0).any():
             alone = sorted(set(own.tolist()) ^ set(feature_ids.tolist()))
             raise FeaturesDiffer(
-                f"{self.path}: its features are not those of {first}; only one of the two has"
+                f"{self.path}: its features are not those of {first.path}; only one of the two has"
                 f" {examples(alone)}."
             )
         if not np.array_equal(own, feature_ids):
@@ -439,4 +454,4 @@ def open_counts(given: Any, processes: Processes = ALONE) -> "CountFile | None":
     paths = given if isinstance(given, list | tuple) else [given]
     if not paths or not all(isinstance(path, str | os.PathLike) for path in paths):
         return None
-    return CountFile(*paths, allow_fractional=True, processes=processes)
+    return CountFile(*paths, allow_fractional=True, empty_samples="warn", processes=processes)

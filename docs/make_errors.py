@@ -26,8 +26,8 @@ exception of the class named here; those of bad input are all an `errors.InputEr
 | 1 | an error of the program's own: please report it |
 | 2 | usage: an unknown option, a missing argument |
 | 3 | bad input, or an output that cannot be written |
-| 4 | did not converge, or not finite |
-| 5 | out of memory: as `TooLarge` below, noticed too late to say how much is missing |
+| 4 | a fit diverged; what its best epoch came to is in `OUTPUT_DIR.diverged` |
+| 5 | out of memory: as `TooLarge` below, noticed late; of a fit with the command that goes on |
 | 6 | another process of the fit ended |
 | 130 | interrupted: once a step of a fit is done, the sentence has the command that goes on |
 """

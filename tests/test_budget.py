@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.sparse import csr_array
@@ -12,7 +13,9 @@ from scipy.sparse import csr_array
 from countvae import MultinomialVAE, memory
 from countvae.budget import fit_needs
 from countvae.errors import InputError
+from countvae.estimator import Samples
 from countvae.memory import available_bytes
+from countvae.table import CountTable, write
 
 SIZE = {"batch_size": 128, "layers": 10**5, "nnz": 10**6, "streamed": True}
 CAPPED = """
@@ -36,6 +39,52 @@ model = MultinomialVAE(4, max_epochs=1, encoder_width=8, batch_size=8).fit(count
 assert np.isfinite(model.transform(counts[:3])).all()
 """
 
+MEASURED = """
+import sys, warnings
+from pathlib import Path
+import numpy as np, pandas as pd, scipy.sparse as sp
+import torch, torch._dynamo
+from countvae import MultinomialVAE
+from countvae.stream import CountFile
+from countvae.table import CountTable, write
+
+warnings.simplefilter("ignore")
+
+def resident(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+kind, path = sys.argv[1:]
+n, d, share = {
+    "covariates": (300, 40_000, 0.01),
+    "filtered": (4100, 10_000, 0.5), "streamed": (4100, 10_000, 0.5),
+}[kind]
+rng = np.random.default_rng(0)
+columns = [np.flatnonzero(rng.random(d) < share * np.linspace(0.2, 1.8, d)) for _ in range(n)]
+ends = np.cumsum([0, *map(len, columns)])
+counts = sp.csr_array(
+    (rng.poisson(3.0, ends[-1]) + 1, np.concatenate(columns).astype(np.int32), ends), shape=(n, d)
+)
+names = (np.array([f"{axis}{i}" for i in range(m)]) for axis, m in zip("sf", counts.shape))
+samples, features = names
+known = pd.DataFrame({"site": [f"level {i % 200}" for i in range(n)]}, index=samples)
+table = CountTable(counts, samples, features, known)
+MultinomialVAE(1, max_epochs=1).fit(counts[:20, :500]).transform(counts[:2, :500])  # compiles
+if kind in ("filtered", "streamed"):
+    write(table, path)
+    del table, counts, columns
+    table = CountFile(path)
+if kind == "filtered":
+    table = table.filter(min_feature_count=n * 2)
+of_kind = {"formula": "~ site", "encoder_depth": 1} if kind == "covariates" else {}
+model = MultinomialVAE(2, max_epochs=1, **of_kind)
+estimate = model.estimate_memory(table)
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+before = resident("VmRSS")
+model.fit(table)
+print(estimate, resident("VmHWM") - before)
+"""
+
 
 def test_the_estimate_grows_with_every_size():
     def total(*size, **settings):
@@ -51,6 +100,40 @@ def test_the_estimate_grows_with_every_size():
     assert total(10**6, 1000, 10) >= least + 4 * 8 * 10 * (10**6 - 1000)
     cast, held = (total(1000, 1000, 10, streamed=False, cast=cast) for cast in (True, False))
     assert cast == held + 8 * 10**6
+    assert total(1000, 1000, 10, covariates=5) > least
+    many = {"nnz": 10**9, "batch_size": 10**4}
+    assert total(10**5, 1000, 10, **many) > total(10**5, 1000, 10, **many | {"nnz": 5 * 10**8})
+
+
+def test_the_estimate_takes_what_a_fit_takes(tmp_path):
+    counts = csr_array(np.random.default_rng(0).poisson(2.0, (30, 12)).astype(float))
+    samples, features = (
+        np.array([f"{axis}{i}" for i in range(m)]) for axis, m in (("s", 30), ("f", 12))
+    )
+    known = pd.DataFrame({"site": ["a", "b", "c"] * 10}, index=samples)
+    table = CountTable(counts, samples, features, known)
+    write(table, tmp_path / "t.h5ad")
+    plain = MultinomialVAE(2)
+    assert plain.estimate_memory(table) == plain.estimate_memory(counts)
+    assert plain.estimate_memory(tmp_path / "t.h5ad") > 0
+    assert MultinomialVAE(2, formula="~ site").estimate_memory(table) > plain.estimate_memory(table)
+    with pytest.raises(InputError, match="X: expected a table; got dict"):
+        plain.estimate_memory({})
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs a process's peak")
+@pytest.mark.parametrize("kind", ["covariates", "filtered", "streamed"])
+def test_a_fit_takes_no_more_than_estimated(tmp_path, kind):
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, kind, str(tmp_path / "t.h5ad")],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    estimate, peak = map(int, done.stdout.split()[-2:])
+    assert peak <= estimate, f"{peak >> 20} MiB, {estimate >> 20} expected"
 
 
 def test_each_of_several_processes_has_its_share_of_the_batch_and_all_of_the_gradients():
@@ -66,13 +149,13 @@ def test_what_goes_to_an_accelerator_is_checked_against_its_memory(monkeypatch):
     table = X.nnz * (4 + 8)
     model = MultinomialVAE(2)
     monkeypatch.setattr("countvae.estimator.chosen", lambda name: torch.device("cuda"))
-    needs = model._needs(X)
+    needs = model._needs(X, covariates=0)
     assert needs.steps > fit_needs(300, 8, 2, **SIZE | {"batch_size": 1, "layers": 1024}).steps
 
     def check(there, here=2**40):
         monkeypatch.setattr("countvae.estimator.free_bytes", lambda device: there)
         monkeypatch.setattr(memory, "available_bytes", lambda: here)
-        model._check_memory(X, 2)
+        model._check_memory(Samples(X, np.empty((300, 0)), np.arange(300)), 2)
 
     check(needs.steps + table)
     with pytest.raises(InputError, match="on 'cuda' takes"):

@@ -20,6 +20,7 @@ from scipy.sparse import csr_array
 from skbio import DistanceMatrix, OrdinationResults
 
 import countvae.checkpoint
+import countvae.training
 from countvae import MultinomialVAE, cli, demo, select, store
 from countvae.cli import main
 from countvae.console import EXIT_CODES, Progress, explain
@@ -517,6 +518,22 @@ def test_info_tells_of_a_table_and_of_what_is_odd_about_it(run, tmp_path, counts
     assert run("info", "t.tsv").stderr == ""
 
 
+def test_commands_say_what_they_have_written_unless_quiet(run, shared):
+    on_table = ["--model", shared / "model", shared / "table.biom"]
+    for arguments, written in (
+        (["transform", *on_table, "-o", "y.tsv"], "y.tsv"),
+        (["transform", *on_table, "-o", "z.tsv", "--distances", "d.tsv"], "z.tsv, d.tsv"),
+        (
+            ["denoise", *on_table, "-o", "p.tsv", "--interval", "0.9"],
+            "p.tsv, p.lower.tsv, p.upper.tsv",
+        ),
+        (["generate", "--model", shared / "model", "-o", "g.tsv"], "g.tsv"),
+    ):
+        assert run(*arguments).stdout == f"written   {written}\n"
+        assert all(Path(name).is_file() for name in written.split(", "))
+        assert run(*arguments, "--force", "--quiet").stdout == ""
+
+
 @pytest.mark.parametrize("suffix", ["biom", "h5ad", "tsv"])
 def test_simulate_writes_counts_and_the_truth_that_made_them(run, tmp_path, suffix):
     size = ["--samples", "9", "--features", "7", "-k", "2", "--seed", "1"]
@@ -605,6 +622,45 @@ def test_each_error_has_its_exit_code_one_sentence_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
     assert "Traceback" in run(*arguments, "--debug", code=code).stderr
     assert explain(error)[0] == code
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_of_a_fit_that_diverges_the_best_epoch_is_kept_beside_it(
+    run, shared, tmp_path, monkeypatch, epoch
+):
+    take = countvae.training._epoch
+
+    def diverges(number, phase, state, *rest):
+        if number == epoch:
+            raise state.diverged("the bound is not finite")
+        return take(number, phase, state, *rest)
+
+    monkeypatch.setattr(countvae.training, "_epoch", diverges)
+    arguments = ["fit", shared / "table.biom", "-o", "m", *QUICK, "--max-epochs", "8"]
+    said = run(*arguments, code=4).stderr.splitlines()[-1]
+    assert said.startswith("Error: the fit did not converge: the bound is not finite; ")
+    if epoch == 0:
+        assert said.endswith("; nothing was written.")
+        assert not list(tmp_path.iterdir())
+    else:
+        assert said.endswith("; the model of its best epoch is in m.diverged")
+        assert {path.name for path in tmp_path.iterdir()} == {"m.diverged"}
+        assert MultinomialVAE.load("m.diverged").n_iter_ == 3
+
+
+def test_memory_that_ends_within_a_fit_is_told_with_how_to_go_on(
+    run, shared, tmp_path, monkeypatch
+):
+    def used_up(self, row):
+        if row["epoch"] == 2:
+            raise MemoryError
+
+    monkeypatch.setattr("countvae.console.Progress.__call__", used_up)
+    monkeypatch.setattr(sys, "argv", ["countvae", "fit", "t.biom", "-o", "m"])
+    said = run("fit", shared / "table.biom", "-o", "m", *QUICK[:-1], code=5).stderr
+    how = "it goes on by: countvae fit t.biom -o m --resume"
+    assert said.endswith(f"Error: out of memory; {how}\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"m.checkpoint"}
 
 
 def test_torch_says_what_is_taken_for_out_of_memory():
@@ -895,6 +951,7 @@ def test_network_writes_edges_nodes_and_a_graph_with_the_features_names(shared, 
         "with_edges": 6,
         "edges": len(edges),
         "positive": int((edges["weight"] > 0).sum()),
+        "written": "net",
     }
 
 
@@ -953,7 +1010,7 @@ def test_select_writes_a_table_and_a_picture_and_prints_the_verdict(shared, run,
     assert (tmp_path / "s/selection.png").read_bytes().startswith(b"\x89PNG")
     again = run(*arguments, "--max-epochs", 2, "--quiet", "--force", "--json")
     found = json.loads(again.stdout)
-    assert found["verdict"] == told.stdout.strip()
+    assert told.stdout == f"{found['verdict']}\nwritten   s\n" and found["written"] == "s"
     assert [row["k"] for row in found["table"]] == [1, 2]
     assert found["encoder_depth"] == 2
     more = "--noise", "by-feature", "--draws", 16, "--metadata", "known.tsv", "--formula", "~ who"
@@ -1250,7 +1307,7 @@ def _full_at(place, save):
 
 def test_a_state_that_was_only_begun_is_none_to_go_on_from(shared, run):
     arguments = ("fit", shared / "table.biom", "-o", "m", *QUICK[:-1])
-    Path("m.checkpoint/.01234567-0-000001").mkdir(parents=True)
+    Path("m.checkpoint/.countvae-01234567-0-000001").mkdir(parents=True)
     assert "it left no state; --force begins anew" in run(*arguments, code=3).stderr
     assert "no state was left there; beginning anew" in run(*arguments, "--resume").stderr
     assert Path("m").is_dir() and not Path("m.checkpoint").exists()

@@ -1,6 +1,7 @@
 """Devices by name, tables on them, and fits on a GPU against the processor's."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
@@ -12,6 +13,7 @@ from countvae.estimator import Samples
 from countvae.metrics import subspace_error
 from countvae.rows import Rows, _OnDevice
 from countvae.simulate import simulate
+from countvae.table import CountTable
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
@@ -112,6 +114,21 @@ def test_a_fit_on_a_gpu_is_that_of_the_processor(settings, d):
 
 
 @on_gpu
+def test_effects_of_covariates_on_a_gpu_are_those_of_the_processor():
+    X = table(400, 60)
+    samples, features = (
+        np.array([f"{axis}{i}" for i in range(m)]) for axis, m in (("s", 400), ("f", 60))
+    )
+    known = pd.DataFrame({"age": np.random.default_rng(1).normal(size=400)})
+    given = CountTable(X, samples, features, known.set_index(samples))
+    there, here = (
+        MultinomialVAE(3, formula="~ age", device=name).fit(given) for name in ("cuda", "cpu")
+    )
+    assert there.score(given) == pytest.approx(here.score(given), abs=0.1)
+    np.testing.assert_allclose(there.coefficients_, here.coefficients_, atol=0.02)
+
+
+@on_gpu
 @pytest.mark.parametrize("decoder", ["linear", "network"])
 def test_a_convolutional_fit_on_a_gpu_is_that_of_the_processor(decoder):
     X, settings = table(400, 60), {"grid": (10, 6), "decoder": decoder, "encoder_width": 8}
@@ -139,9 +156,11 @@ def test_answers_on_a_gpu_are_those_of_the_processor(tmp_path):
 @on_gpu
 @pytest.mark.parametrize("fits", [True, False])
 def test_a_table_goes_to_the_gpu_whole_or_by_batches(monkeypatch, fits):
-    monkeypatch.setattr(Rows, "_fits", lambda self, counts: fits)
+    monkeypatch.setattr("countvae.rows.free_bytes", lambda device: 2**40 if fits else 1)
     X = table()
-    for index, x, _, _ in Rows(X, 32, device="cuda").shuffled(torch.Generator().manual_seed(0)):
+    rows = Rows(X, 32, device="cuda")
+    assert (rows._there is not None) == fits
+    for index, x, _, _ in rows.shuffled(torch.Generator().manual_seed(0)):
         assert x.device.type == "cuda"
         np.testing.assert_array_equal(x.cpu().numpy(), X[index.numpy()].toarray())
 

@@ -1270,7 +1270,7 @@ def test_what_else_lies_in_a_checkpoint_stays(X, tmp_path, monkeypatch):
     with pytest.raises(BrokenOff):
         clone(model).set_params(progress=broken_off_after(2)).fit(X)
     (tmp_path / "state" / ".DS_Store").touch()
-    (tmp_path / "state" / ".01234567-0-000003").mkdir()
+    (tmp_path / "state" / ".countvae-01234567-0-000003").mkdir()
     clone(model).fit(X).set_params(checkpoint=tmp_path / "state").save(tmp_path / "model")
     assert [path.name for path in (tmp_path / "state").iterdir()] == [".DS_Store"]
 

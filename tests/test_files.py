@@ -140,6 +140,35 @@ def test_somebodys_own_folder_is_not_removed_even_with_force(tmp_path, beside):
     assert content(home) == sorted({"thesis.txt", beside})
 
 
+def test_what_a_link_points_to_is_written_and_the_link_stays(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("file", "folder"):
+        (tmp_path / name).symlink_to(elsewhere / name)
+    (elsewhere / "folder").mkdir()
+    for path in (elsewhere / "file", elsewhere / "folder" / "a"):
+        path.write_text("old")
+    with new_file(tmp_path / "file", force=True) as beside:
+        assert beside.parent == elsewhere
+        beside.write_text("new")
+    with new_folder(tmp_path / "folder", force=True, replaceable=holds_only("a")) as beside:
+        (beside / "a").write_text("new")
+    assert (elsewhere / "file").read_text() == (elsewhere / "folder" / "a").read_text() == "new"
+    assert (tmp_path / "file").is_symlink() and (tmp_path / "folder").is_symlink()
+    assert content(elsewhere) == ["file", "folder"]
+
+
+def test_a_link_into_a_missing_folder_or_in_a_circle_is_a_sentence(tmp_path):
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere" / "x")
+    (tmp_path / "there").symlink_to("back")
+    (tmp_path / "back").symlink_to("there")
+    for path in (tmp_path / "gone", tmp_path / "there" / "x"):
+        with pytest.raises(CannotWrite, match="does not exist"), new_file(path, force=True):
+            pass
+    with pytest.raises(InputError, match="is already there"), new_file(tmp_path / "there"):
+        pass
+
+
 def test_sha256_is_that_of_the_content(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
@@ -188,7 +217,7 @@ def test_a_place_is_claimed_by_one_and_free_when_that_ends(tmp_path):
 
 def test_what_is_written_claims_its_place_and_tidies_it(tmp_path):
     path = tmp_path / "a.tsv"
-    left = [tmp_path / ".01234567-a.tsv", tmp_path / ".89abcdef-b.tsv"]
+    left = [tmp_path / ".countvae-01234567-a.tsv", tmp_path / ".countvae-89abcdef-b.tsv"]
     for file in left:
         file.write_text("half")
     with new_file(path) as beside:
@@ -216,9 +245,10 @@ def _claim(path):
 
 
 def test_a_claim_removes_what_a_killed_run_began_there_and_nothing_else(tmp_path):
-    for name in (".0123abcd-m", ".4567abcd-m.before"):
+    for name in (".countvae-0123abcd-m", ".countvae-4567abcd-m.before"):
         (tmp_path / name).mkdir()
-    others = {".0123abcd-mm", ".0123abcd-my-m", ".0123abcd-m.after", ".notes-m", "m"}
+    begun = {f".countvae-0123abcd-{name}" for name in ("mm", "my-m", "m.after")}
+    others = begun | {".deadbeef-m", ".notes-m", "m"}
     for name in others:
         (tmp_path / name).mkdir()
     with claimed(tmp_path / "m"):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from countvae import MultinomialVAE
+from countvae.errors import InputError
 from countvae.processes import ALONE, GOES_ON, Processes
 from countvae.rows import Rows
 from countvae.simulate import simulate
@@ -99,6 +100,8 @@ def folder_with_a_table(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared")
     truth = simulate(300, 40, 3, 1000, rng=np.random.default_rng(0))
     write(CountTable(truth.counts, truth.sample_ids, truth.feature_ids), folder / "table.h5ad")
+    known = pd.DataFrame({"age": truth.z[:, 0] + np.arange(300) % 7}, index=truth.sample_ids)
+    known.to_csv(folder / "known.tsv", sep="\t", index_label="sample-id")
     (folder / "program.py").write_text(ALWAYS_KEEP)
     (folder / "after_seven.py").write_text(AFTER_SEVEN)
     return folder
@@ -122,10 +125,11 @@ def launch(folder, *arguments, count, table="table.h5ad", program="program.py", 
     "stream, settings",
     [
         (True, []),
+        (True, ["--metadata", "known.tsv", "--formula", "~ age", "--validation-fraction", "0.2"]),
         (False, ["--validation-fraction", "0.2", "--noise", "by-feature"]),
         (False, ["--batch-size", "299"]),  # of one sample, one process has none
     ],
-    ids=["on disk", "in memory", "a last step of one sample"],
+    ids=["on disk", "on disk with covariates", "in memory", "a last step of one sample"],
 )
 def test_two_processes_find_what_one_finds_and_one_writes(folder, stream, settings):
     for count in (1, 2):
@@ -138,6 +142,9 @@ def test_two_processes_find_what_one_finds_and_one_writes(folder, stream, settin
     np.testing.assert_allclose(one.history_["bound"], two.history_["bound"], rtol=1e-6)
     V, W = (m.components_.T * np.sqrt(m.explained_variance_) for m in (one, two))
     np.testing.assert_allclose(W @ W.T, V @ V.T, atol=1e-4 * np.abs(V @ V.T).max())
+    if "--formula" in settings:
+        effects = one.coefficients_, two.coefficients_
+        np.testing.assert_allclose(*effects, atol=1e-4 * np.abs(effects[0]).max())
     tables = [pd.read_csv(folder / name / "samples.tsv", sep="\t") for name in ("by1", "by2")]
     assert list(tables[0]["sample-id"]) == list(tables[1]["sample-id"])
     assert not list(folder.glob("*.checkpoint"))
@@ -160,6 +167,13 @@ def test_bad_input_stops_all_by_one_sentence(folder):
     said, _ = process.communicate(timeout=120)
     assert said.count("Error: ") >= 2 and "--resume" not in said
     assert said.count(str(truth.sample_ids[290])) == 2
+
+
+def test_a_step_of_fewer_samples_than_processes_is_refused(monkeypatch):
+    monkeypatch.setattr("countvae.estimator.joined", lambda: Processes(8, 0))
+    X = np.random.default_rng(0).poisson(3.0, (30, 8))
+    with pytest.raises(InputError, match="4 samples cannot be shared by 8 processes"):
+        MultinomialVAE(2, batch_size=4).fit(X)
 
 
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])

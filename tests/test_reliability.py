@@ -40,6 +40,8 @@ def test_every_fault_ends_in_a_sentence_and_leaves_what_was_there():
     assert found["lost"].sum() == 0, found.to_string()
     for fault in ("full_disk", "vanished_input", "not_finite"):
         assert (found.loc[found["fault"] == fault, "outcome"] == "refused").all()
+    used_up = found.query("fault == 'memory_used_up' and output != 'with more again'")
+    assert (used_up["code"] == 5).all(), used_up.to_string()
 
 
 def test_of_broken_and_hostile_files_only_our_error_comes_out():

@@ -205,9 +205,42 @@ def test_empty_samples_are_refused_or_left_out_by_name(table, tmp_path):
     with pytest.raises(InputError, match="2 of 60 have none: 's4', 's9'"):
         CountFile(tmp_path / "t.biom")
     with pytest.warns(CountvaeWarning, match="left out 2 of 60"):
-        kept = CountFile(tmp_path / "t.biom", drop_empty=True)
+        kept = CountFile(tmp_path / "t.biom", empty_samples="drop")
     assert kept.n == 58
+    model = MultinomialVAE(2, max_epochs=2)
+    with pytest.warns(CountvaeWarning, match="2 of 60 have none: 's4', 's9'"):
+        model.fit(tmp_path / "t.biom")
+    with pytest.warns(CountvaeWarning, match="2 of 60 have none: 's4', 's9'"):
+        assert len(model.transform(tmp_path / "t.biom")) == 60
     np.testing.assert_array_equal(kept[3:5].toarray(), counts[[3, 5]])
+
+
+def test_files_whose_counts_lie_in_different_places_are_refused_unless_told(table, tmp_path):
+    halves = table.select_samples(np.arange(30)), table.select_samples(np.arange(30, 60))
+    for name, half, where in zip("ab", halves, ("layer", "X"), strict=True):
+        names = (pd.DataFrame(index=list(ids)) for ids in (half.sample_ids, half.feature_ids))
+        layers = {"counts": half.counts} if where == "layer" else {}
+        anndata.AnnData(half.counts, *names, layers=layers).write_h5ad(tmp_path / f"{name}.h5ad")
+    paths = tmp_path / "a.h5ad", tmp_path / "b.h5ad"
+    with pytest.raises(InputError, match=r"b\.h5ad: its counts would be X, those of .*a\.h5ad lay"):
+        CountFile(*paths)
+    with CountFile(*paths, layer="X") as both:
+        np.testing.assert_array_equal(both[:].toarray(), table.counts.toarray())
+
+
+def test_a_table_of_many_files_is_called_by_the_first_of_them(table, tmp_path):
+    for i in range(5):
+        write(table.select_samples(np.array([2 * i, 2 * i + 1])), tmp_path / f"{i}.biom")
+    with CountFile(*(tmp_path / f"{i}.biom" for i in range(5))) as many:
+        assert many.name.endswith("2.biom and 2 more")
+
+
+def test_a_closed_file_is_called_that(table, tmp_path):
+    write(table, tmp_path / "t.biom")
+    with CountFile(tmp_path / "t.biom") as closed:
+        pass
+    with pytest.raises(InputError, match=r"t\.biom: was closed; open it again"):
+        closed[:3]
 
 
 def test_files_without_rows_are_refused_with_advice(table, tmp_path):

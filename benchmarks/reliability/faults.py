@@ -1,6 +1,8 @@
 """Faults put into real runs: each must end in a sentence, and leave what was there before."""
 
 import os
+import resource
+import shlex
 import shutil
 import signal
 import tempfile
@@ -36,6 +38,7 @@ SHARES = (0.0, 0.1, 0.4, 0.7, 0.95)
 FAULTS = {
     "full_disk": "the disk is full",
     "no_memory": "too little memory",
+    "memory_used_up": "memory used up in the midst of a fit",
     "one_writer": "two fits into one folder",
     "cannot_be_written": "an output that cannot be made",
     "vanished_input": "a table cut, emptied or overwritten while it is streamed",
@@ -46,6 +49,7 @@ FAULTS = {
 CODES = {
     "full_disk": {0, 3},
     "no_memory": {0, 3, 5},
+    "memory_used_up": {0, 5},
     "one_writer": {3, 130},
     "cannot_be_written": {2, 3},
     "vanished_input": {3},
@@ -79,7 +83,7 @@ def measure(commands: dict[str, tuple[str, ...]] | None = None) -> pd.DataFrame:
         for fault in (full_disk, no_memory):
             rows += [{"fault": fault.__name__, **row} for row in fault(warm, folder, commands)]
         for fault in (
-            *(one_writer, cannot_be_written, vanished_input),
+            *(memory_used_up, one_writer, cannot_be_written, vanished_input),
             *(not_finite, damaged_checkpoint),
         ):
             rows += [{"fault": fault.__name__, **row} for row in fault(warm, folder)]
@@ -111,6 +115,28 @@ def no_memory(
         for more in (1, 4, 16, 64):
             limits = {"RLIMIT_AS": taken + more * MIB}
             yield tried(warm, folder, output, *command, limits=limits)
+
+
+def memory_used_up(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
+    """No more memory is given from some epoch on: a state is left, and more memory goes on."""
+    write_table(simulated(1000, 2000, 2, 3000), folder / "wide.h5ad")
+    place, states = folder / "wide", folder / "wide.checkpoint"
+    fit = ("fit", "wide.h5ad", "-k", "2", "--max-epochs", "16", "-o", "wide", "--force")
+    for less in (0, 8, 64):
+        before = content(place)
+        pid = warm.start(*fit, often=True)
+        while not list(states.glob("[0-9]*")):
+            time.sleep(0.02)
+        taken = address_space(pid) - less * MIB
+        resource.prlimit(pid, resource.RLIMIT_AS, (taken, taken))
+        done = warm.wait(pid)
+        _, says_how, again = done.said.rstrip().rpartition("it goes on by: countvae ")
+        lost = content(place) != before or not says_how or bool(left_over(folder))
+        yield {"output": f"{less} MiB less", **ended(done), "lost": lost}
+        done = warm.run(*shlex.split(again)) if says_how else done
+        went_on = says_how and done.code == 0 and loads(place) and not states.exists()
+        yield {"output": "with more again", **ended(done), "lost": not went_on}
+    shutil.rmtree(states, ignore_errors=True)
 
 
 def one_writer(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:

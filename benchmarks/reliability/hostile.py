@@ -61,13 +61,13 @@ IDS = [f"f{j}" for j in range(12)]
 
 
 def _streamed(path: Path) -> None:
-    with CountFile(path, allow_fractional=True, drop_empty=True) as table:
+    with CountFile(path, allow_fractional=True, empty_samples="drop") as table:
         for _ in table.blocks():
             pass
 
 
 def _read(path: Path) -> None:
-    read(path, allow_fractional=True, drop_empty=True)
+    read(path, allow_fractional=True, empty_samples="drop")
 
 
 def _report(path: Path) -> None:

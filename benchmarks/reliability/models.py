@@ -28,6 +28,7 @@ KINDS = {
     "covariates": {"formula": "~ site"},
     "balances": {"basis": "sequential"},
     "grid": {"grid": (2, 4)},
+    "grid-covariates": {"grid": (2, 4), "decoder": "linear", "formula": "~ site"},
     "codes": {"posterior_variance": "none"},
 }
 

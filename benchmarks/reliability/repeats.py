@@ -141,6 +141,7 @@ if __name__ == "__main__":
     print(summary(near).to_string())
     write("tolerances", pd.DataFrame(near), HERE)
     found = summary(near).drop(index="another seed")
-    end(identical[identical["identical"] < identical["repeats"]])
-    end(identical[identical["from_one_thread"] > THREADS_COVARIANCE])
-    end(found[(found["covariance"] > COVARIANCE) | (found["bound"] > NATS)])
+    differs = identical["identical"] < identical["repeats"]
+    apart = identical["from_one_thread"] > THREADS_COVARIANCE
+    beyond = (found["covariance"] > COVARIANCE) | (found["bound"] > NATS)
+    end(pd.concat([identical[differs | apart], found[beyond]]))
