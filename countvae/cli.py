@@ -791,7 +791,9 @@ def network_command(folder: Path, output: Path, as_json: bool, force: bool, **op
     both where the table had it), nodes.tsv (a row a feature) and network.graphml, both with the
     features' names and what else features.tsv says. Modules have two features or more.
 
-    Ties are of log-ratios to the mean of all features: what moves most of them moves that mean.
+    Weights are of log-ratios to the mean of all features: what moves most of them moves that mean.
+    --fdr asks whether both features of a pair move otherwise than most do; where reads are many,
+    nearly all pairs pass, and --min-weight says which are worth having.
     """
     with new_folder(output, force, replaceable=holds_only(*NETWORK)) as made:
         model = MultinomialVAE.load(folder)

@@ -115,22 +115,46 @@ def through(c: Float[Tensor, "b d"], J: Float[Tensor, "*b d k"]) -> Float[Tensor
 @torch.no_grad()
 def factor_precision(J: Float[Tensor, "*b d k"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b k k"]:
     """Information about the factors, I + J'(diag(c) - c c'/sum(c))J, of logits that have c."""
-    (b, d), k = c.shape, J.shape[-1]
-    H = J.new_empty(b, k, k)
-    rows = max(1, BLOCK_ENTRIES // (d * k))
-    slopes = J.expand(b, d, k)
-
-    def work(at: slice) -> None:
-        parts = (whole[at].split(rows) for whole in (c, slopes, H))
-        for weights, of_part, out in zip(*parts, strict=True):
-            V = J if J.ndim == 2 else of_part
-            torch.matmul(weights[:, None, :] * V.mT, V, out=out)
-
-    threads = worth(b * d * k, c.device)
-    share(work, cut(b, threads), threads)
+    H = _of_shared_slopes(J, c) if J.ndim == 2 else _of_own_slopes(J, c)
     border = through(c, J) / c.sum(1, keepdim=True).sqrt()
     H -= border[:, :, None] * border[:, None, :]
     H.diagonal(dim1=1, dim2=2).add_(1)
+    return H
+
+
+def _of_shared_slopes(V: Float[Tensor, "d k"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b k k"]:
+    """V' diag(c) V of each sample: one product of matrices, c and the products of two columns."""
+    (b, d), k = c.shape, V.shape[1]
+    pairs = torch.tril_indices(k, k, device=V.device)
+    columns, found = V.mT.contiguous(), V.new_zeros(b, pairs.shape[1])
+    rows = max(1, BLOCK_ENTRIES // pairs.shape[1])
+
+    def work(at: slice) -> None:
+        i, j = pairs[:, at]
+        for some, weights in zip(columns.split(rows, 1), c.split(rows, 1), strict=True):
+            found[:, at] += weights @ (some[i] * some[j]).mT
+
+    threads = worth(b * d * k, c.device)
+    share(work, cut(pairs.shape[1], threads), threads)
+    H = V.new_empty(b, k, k)
+    H[:, pairs[0], pairs[1]] = found
+    H[:, pairs[1], pairs[0]] = found
+    return H
+
+
+def _of_own_slopes(J: Float[Tensor, "b d k"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b k k"]:
+    """J' diag(c) J of each sample."""
+    b, d, k = J.shape
+    H = J.new_empty(b, k, k)
+    rows = max(1, BLOCK_ENTRIES // (d * k))
+
+    def work(at: slice) -> None:
+        parts = (whole[at].split(rows) for whole in (c, J, H))
+        for weights, slopes, out in zip(*parts, strict=True):
+            torch.matmul(weights[:, None, :] * slopes.mT, slopes, out=out)
+
+    threads = worth(b * d * k, c.device)
+    share(work, cut(b, threads), threads)
     return H
 
 
