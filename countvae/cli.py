@@ -251,7 +251,11 @@ def main() -> None:
 @click.argument("tables", type=PATH, nargs=-1, required=True, metavar="TABLE...")
 @click.option("-o", "--output-dir", "output", type=PATH, required=True, help="Folder to make.")
 @setting("n_components", "-k", "--n-components", type=ONE_OR_MORE, help="Factors.")
-@setting("encoder_depth", type=ONE_OR_MORE, help="Dense layers of the encoder; 1 is linear.")
+@setting(
+    "encoder_depth",
+    type=ONE_OR_MORE,
+    help="Layers of the encoder (on a grid convolutions before the last); 1 is linear.",
+)
 @setting("encoder_width", type=ONE_OR_MORE, help="Units of its hidden layers.")
 @setting("activation", type=click.Choice(list(ACTIVATIONS)), help="Of its hidden layers.")
 @gridding
@@ -825,8 +829,7 @@ def network_command(folder: Path, output: Path, as_json: bool, force: bool, **op
     if options["modules"]:
         found["modules"] = int(nodes["module"].nunique())
         found["in_no_module"] = int((nodes["module"].isna() & (nodes["degree"] > 0)).sum())
-    found["written"] = str(output)
-    _tell(found, as_json)
+    _tell({**found, "written": str(output)}, as_json)
 
 
 @main.command(name="report", example="countvae report fitted -o report.html")

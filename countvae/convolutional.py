@@ -31,7 +31,7 @@ class ConvMultinomialVAE(MultinomialVAE):
     ----------
     n_components : int
         k, the number of factors.
-    grid : sequence of one or two int, optional
+    grid : int or sequence of one or two int, optional
         Positions along each axis. Features are those of ``images.reshape(n, -1)``. With None they
         are a line.
     channels : int
@@ -142,8 +142,8 @@ class ConvMultinomialVAE(MultinomialVAE):
 
     def _check_settings(self) -> None:
         super()._check_settings()
-        given = (1,) if self.grid is None else self.grid
-        shape = given if isinstance(given, list | tuple | np.ndarray) else ()
+        given = 1 if self.grid is None else self.grid
+        shape = given if isinstance(given, list | tuple | np.ndarray) else (given,)
         sizes = [*shape, self.channels]
         whole = all(
             isinstance(size, int | np.integer) and not isinstance(size, bool) and size >= 1
@@ -161,7 +161,7 @@ class ConvMultinomialVAE(MultinomialVAE):
 
     def _on(self, d: int) -> Grid:
         """Return the grid of d features."""
-        shape = (d // self.channels,) if self.grid is None else self.grid
+        shape = np.atleast_1d(d // self.channels if self.grid is None else self.grid)
         return Grid(tuple(int(size) for size in shape), int(self.channels))
 
     def _counts(self, X: Any, *, reset: bool) -> Any:

@@ -163,9 +163,15 @@ def _times(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [("begun", run["started"]), *seconds, *run["versions"].items()]
 
 
+def _bent(model: MultinomialVAE) -> bool:
+    """Whether its decoder is a network."""
+    return getattr(model, "decoder", "linear") == "network"
+
+
 def _fit(model: MultinomialVAE) -> dict[str, Any]:
     ratio, history = model.explained_variance_ratio_, model.history_
-    gained = history["bound"].iloc[-1] - history["bound"].iloc[max(0, len(history) - 5)]
+    last = min(len(history), 5) - 1
+    gained = history["bound"].iloc[-1] - history["bound"].iloc[-1 - last]
 
     def bars(ax: Any) -> None:
         ax.bar(np.arange(1, len(ratio) + 1), 100 * ratio, color=plots.COLOURS[0])
@@ -177,10 +183,11 @@ def _fit(model: MultinomialVAE) -> dict[str, Any]:
         "curve": _svg(lambda ax: plots.history(history, ax=ax)),
         "curve_says": (
             f"Bound by epoch, nats a sample without the multinomial coefficient; over the last"
-            f" epochs of {len(history)} it rose by {gained:.2f}."
+            f" {last} of {len(history)} it rose by {gained:.2f}."
         ),
         "variances": _svg(bars),
         "noise_share": f"{1 - ratio.sum():.0%}",
+        "bent": _bent(model),
     }
 
 
@@ -325,11 +332,11 @@ def _no_network(says: str) -> dict[str, Any]:
 
 
 def _network(model: MultinomialVAE, features: pd.DataFrame) -> dict[str, Any]:
+    if _bent(model):
+        says = "There is none of a model whose decoder is itself a network: it has no loadings."
+        return _no_network(says)
     if model.n_features_in_ > NETWORK_FEATURES:
         says = f"Not drawn for more than {NETWORK_FEATURES:,} features; countvae network writes it."
-        return _no_network(says)
-    if getattr(model, "decoder", "linear") == "network":
-        says = "There is none of a model whose decoder is itself a network: it has no loadings."
         return _no_network(says)
     found = network.edges(model, partners=TOP, fdr=0.05)
     strongest = found[:EDGES]

@@ -1235,7 +1235,10 @@ def test_a_table_on_a_grid_is_fitted_by_the_convolutional_model(run, tmp_path, c
     refusal = run("network", "--model", "m", "-o", "net", code=3)
     assert "needs a linear decoder" in refusal.stderr
     run("report", "m", "-o", "report.html")
-    assert "decoder is itself a network" in Path("report.html").read_text()
+    page = Path("report.html").read_text()
+    assert "decoder is itself a network" in page
+    assert "is what the network bends, and noise of single features" in page
+    assert "along the network's straight map only" in page
     for command in ("score", "denoise"):
         run(command, "images.tsv", "--model", "m", "-o", f"{command}d.tsv", "--quiet")
     run("generate", "--model", "m", "--n-samples", 3, "-o", "drawn.biom", "--quiet")

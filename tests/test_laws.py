@@ -233,7 +233,7 @@ def test_a_table_of_another_width_is_refused(model, X):
     [
         ({"grid": (4, 4)}, "4 × 4 positions of 1 channels are 16 features; the table has 30"),
         ({"grid": (6, 5, 1)}, "grid, channels: expected one or two whole numbers"),
-        ({"grid": 30}, "grid, channels: expected one or two whole numbers"),
+        ({"grid": 30.0}, "grid, channels: expected one or two whole numbers"),
         ({"grid": (6, 0)}, "grid, channels: expected one or two whole numbers"),
         ({"channels": 0}, "grid, channels: expected"),
         ({"decoder": "deep"}, "decoder: expected one of"),
@@ -243,6 +243,11 @@ def test_a_table_of_another_width_is_refused(model, X):
 def test_a_bad_grid_is_refused_in_a_sentence(X, settings, sentence):
     with pytest.raises(InputError, match=sentence):
         ConvMultinomialVAE(**{"grid": SHAPE, "max_epochs": 1} | settings).fit(X)
+
+
+def test_a_line_of_positions_is_given_by_their_number(X):
+    line, number = (ConvMultinomialVAE(2, grid=grid, max_epochs=1).fit(X) for grid in ((30,), 30))
+    np.testing.assert_array_equal(line.components_, number.components_)
 
 
 @pytest.mark.parametrize("name", ["get_covariance", "subcomposition"])

@@ -1,18 +1,21 @@
 """Bits a picture: `python -m benchmarks.images.compress`.
 
-Without loss: deflate (zlib, level 9) of the counts of all held-out pictures at once, and PNG of
-them as one sheet; beside what an ideal coder needs that uses the model, -log2 p(x) by importance
-sampling, or a table of how often each pixel of the fitted pictures has each count. With loss: the
-coordinates of each picture as float16, or as int8 in steps of a 127th of the largest that a fitted
-picture has; the distortion is half the absolute difference between the proportions decoded and the
-true ones, or those of all counts of a digit. Either way the number of photons has to be told, and
-is counted with as many bits as the largest needs. What decodes, the decoder or table in 16 bits a
-number, is told apart, and shared out among all pictures of the set.
+Without loss: deflate (zlib, level 9) and xz of the counts of all held-out pictures at once, and PNG
+of them as one sheet, side by side; beside what an ideal coder needs that uses the model, -log2 p(x)
+by importance sampling, or a table of how often each pixel of the fitted pictures has each count.
+With loss: the coordinates of each picture as float16, or as int8 in steps of a 127th of the largest
+that a fitted picture has; the distortion is half the absolute difference between the proportions
+decoded and the true ones, or those of all counts of a digit. Either way the number of photons has
+to be told, and is counted with as many bits as the largest needs. What decodes, the decoder or
+table in 16 bits a number, is told apart, and shared out among all pictures of the set.
 """
 
 import io
+import lzma
 import math
 import zlib
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -24,14 +27,17 @@ from countvae import MultinomialVAE
 DRAWS = 200
 
 
-def deflated(counts: np.ndarray) -> float:
-    """Bits a picture of all together, by zlib."""
-    return 8 * len(zlib.compress(_bytes(counts).tobytes(), 9)) / len(counts)
+def packed(counts: np.ndarray, pack: Callable[[bytes], bytes]) -> float:
+    """Bits a picture of all together."""
+    return 8 * len(pack(_bytes(counts).tobytes())) / len(counts)
 
 
 def png(counts: np.ndarray, shape: tuple[int, int]) -> float:
-    """Bits a picture of all as one sheet, a picture under the other, by PNG."""
-    sheet, file = Image.fromarray(_bytes(counts).reshape(-1, shape[1])), io.BytesIO()
+    """Bits a picture of all as one sheet, about as wide as high, by PNG."""
+    across = math.isqrt(len(counts))
+    missing = np.zeros((-len(counts) % across, counts.shape[1]), np.uint8)
+    laid = np.concatenate([_bytes(counts), missing]).reshape(-1, across, *shape).swapaxes(1, 2)
+    sheet, file = Image.fromarray(laid.reshape(-1, across * shape[1])), io.BytesIO()
     sheet.save(file, "png", optimize=True)
     return 8 * file.getbuffer().nbytes / len(counts)
 
@@ -88,7 +94,8 @@ def measure(name: str, seed: int) -> list[dict[str, object]]:
         rows.append(row | {"distance": distance(found, true)})
         tell(rows[-1])
 
-    tell_row("deflate", deflated(data.held), whole)
+    tell_row("deflate", packed(data.held, partial(zlib.compress, level=9)), whole)
+    tell_row("xz", packed(data.held, partial(lzma.compress, preset=9 | lzma.PRESET_EXTREME)), whole)
     tell_row("PNG", png(data.held, data.shape), whole)
     bits, numbers = of_histograms(data.fitted, data.held)
     tell_row("a histogram a pixel: ideal", bits, whole, numbers)
@@ -106,7 +113,7 @@ def measure(name: str, seed: int) -> list[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    seeds = arguments(__doc__ or "", 2).seeds
+    seeds = arguments(__doc__ or "", 3).seeds
     frame = on_all(measure, seeds)
     print(frame.drop(columns="seed").groupby(["pictures", "method"], sort=False).mean().to_string())
     write("compress", frame, HERE)

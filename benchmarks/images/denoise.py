@@ -26,6 +26,7 @@ from benchmarks.core.common import arguments, tell, write
 from benchmarks.images.scene import (
     HERE,
     NETWORK,
+    PSEUDOCOUNTS,
     TUNED_ON,
     K,
     Pictures,
@@ -40,7 +41,6 @@ from countvae.ppca import clr_counts
 KEPT = (0.02, 0.05, 0.1, 0.2, 0.5)
 ADDED = (0.3, 1, 3, 10, 30, 100, 300)
 WIDTHS = (0.4, 0.6, 0.8, 1.2, 1.8, 2.5, 3.5, 5)
-PSEUDOCOUNTS = (0.01, 0.03, 0.1, 0.3, 1, 3)
 
 
 def smoothed(

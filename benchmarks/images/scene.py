@@ -1,5 +1,6 @@
 """The pictures, and the models compared on them."""
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,9 @@ TUNED_ON = 300
 
 SHARES = np.geomspace(1, 0.001, 13)
 """Of the variance of the logarithms that may be noise besides that of counting."""
+
+PSEUDOCOUNTS = (0.01, 0.03, 0.1, 0.3, 1, 3)
+"""That other methods may choose from."""
 
 SIDE = 32
 DENSE_WIDTH = 128
@@ -82,29 +86,35 @@ def pictures(name: str, seed: int) -> Pictures:
 
 
 class PCA:
-    """Probabilistic PCA of log(x + 1), its law put in the place of ours; answers as ours gives.
+    """Probabilistic PCA of log(x + c), its law put in the place of ours; answers as ours gives.
 
-    The noise variance of the logarithms has that of counting in it, which the law adds again: with
-    `own_noise` the one is taken instead under which some of the fitted pictures have the largest
-    bound.
+    The noise variance of the logarithms has that of counting in it, which the law adds again: when
+    `tuned` it and c are those under which some pictures have the largest bound that the components
+    were not taken of, until these are taken of all. Otherwise c is 1.
     """
 
     formula, posterior_variance = None, "per_sample"
 
-    def __init__(self, k: int, random_state: int, own_noise: bool = False) -> None:
-        self.k, self.random_state, self.own_noise = k, random_state, own_noise
+    def __init__(self, k: int, random_state: int, tuned: bool = False) -> None:
+        self.k, self.random_state, self.tuned = k, random_state, tuned
 
     def fit(self, X: np.ndarray) -> "PCA":
         """Take principal components."""
-        self.law = principal_law(X, self.k, self.random_state).requires_grad_(False)
-        if self.own_noise:
-            of_logs = self.law.sigma2.clone()
+        chosen = 1.0, 1.0
+        if self.tuned:
+            watched, rest = np.split(X, [min(TUNED_ON, len(X) // 2)])
 
-            def bound(share: float) -> float:
-                self.law.sigma2.copy_(of_logs * share)
-                return float(self.score_samples(X[:TUNED_ON]).sum())
+            def bound(setting: tuple[float, float]) -> float:
+                return float(self._of(rest, *setting).score_samples(watched).sum())
 
-            self.law.sigma2.copy_(of_logs * max(SHARES, key=bound))
+            chosen = max(itertools.product(PSEUDOCOUNTS, SHARES), key=bound)
+        return self._of(X, *chosen)
+
+    def _of(self, X: np.ndarray, pseudocount: float, share: float) -> "PCA":
+        # the log-ratios of x / c + 1 are those of x + c
+        law = principal_law(X / pseudocount, self.k, self.random_state).requires_grad_(False)
+        law.sigma2.mul_(share)
+        self.law = law
         return self
 
     def match(self, X: np.ndarray) -> tuple["PCA", np.ndarray]:
@@ -188,7 +198,7 @@ def distance(found: np.ndarray, true: np.ndarray) -> float:
 
 Model = MultinomialVAE | PCA | Shuffled
 NETWORK, LINEAR, DENSE = "convolutional, network", "convolutional, linear", "dense"
-OWN_NOISE = "PCA, noise refitted"
+TUNED = "PCA, tuned"
 SHUFFLED, DENSE_NETWORK = "network, pixels shuffled", "network of dense layers"
 PLAIN = "convolutional, plain autoencoder"
 
@@ -209,7 +219,7 @@ def models(shape: tuple[int, int], seed: int, k: int = K) -> dict[str, Multinomi
         LINEAR: ConvMultinomialVAE(k, grid=shape, decoder="linear", random_state=seed),
         DENSE: MultinomialVAE(k, random_state=seed),
         "PCA": PCA(k, seed),
-        OWN_NOISE: PCA(k, seed, own_noise=True),
+        TUNED: PCA(k, seed, tuned=True),
     }
 
 
@@ -225,7 +235,7 @@ def answering_alike(model: Model) -> Model:
 def with_control(shape: tuple[int, int], seed: int) -> dict[str, Model]:
     """Make those models, and beside them networks that know no neighbours, and no posterior."""
     d, network = math.prod(shape), ConvMultinomialVAE(K, grid=shape, random_state=seed)
-    no_grid = {"grid": (1, 1), "channels": d, "encoder_width": DENSE_WIDTH}
+    no_grid = {"grid": 1, "channels": d, "encoder_width": DENSE_WIDTH}
     return {
         **models(shape, seed),
         SHUFFLED: Shuffled(network, d),
