@@ -67,7 +67,7 @@ def _streamed(path: Path) -> None:
 
 
 def _read(path: Path) -> None:
-    read(path, allow_fractional=True, empty_samples="drop")
+    read(path, allow_fractional=True, drop_empty=True)
 
 
 def _report(path: Path) -> None:

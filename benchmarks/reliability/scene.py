@@ -17,6 +17,10 @@ MODEL = "fitted"
 FIT = ("fit", "table.h5ad", "-k", "2", "--max-epochs", "40", "--seed", "1", "--quiet")
 
 
+SHOWN = 100
+"""Findings that are printed, at most."""
+
+
 def arguments(description: str, tries: int) -> int:
     """Read --tries, how often."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
@@ -28,7 +32,7 @@ def end(findings: pd.DataFrame) -> None:
     """End with 1 and what was found, or well where nothing was."""
     if len(findings):
         with pd.option_context("display.width", 250, "display.max_colwidth", 200):
-            raise SystemExit(f"{len(findings)} findings:\n{findings.to_string()}")
+            raise SystemExit(f"{len(findings)} findings:\n{findings[:SHOWN].to_string()}")
 
 
 def simulated(n: int, d: int, k: int, reads: int, seed: int = 0) -> CountTable:
