@@ -1,6 +1,7 @@
 """The command ``countvae``: each command reads, calls one function, writes.
 
-Exit codes are those of `console`; no output is written in any case but the first.
+Exit codes are those of `console`; no output is written in any case but the first, save what a fit
+that was broken off or diverged leaves beside it.
 """
 
 import inspect
@@ -49,6 +50,7 @@ from countvae.convolutional import DECODERS, ConvMultinomialVAE
 from countvae.design import columns, variables
 from countvae.devices import DEVICES, chosen
 from countvae.errors import (
+    CannotWrite,
     CountvaeWarning,
     Diverged,
     FeaturesDiffer,
@@ -112,6 +114,9 @@ SELECTION = ("selection.tsv", "selection.png")
 TRIED = "k = {k}, encoder depth {encoder_depth}, fold {fold}: {evidence_a_read:.5g}"
 NETWORK = ("edges.tsv", "nodes.tsv", "network.graphml")
 TAXONOMY = "taxonomy"
+LARGEST = 2**63
+"""What numbers of a run come nowhere near."""
+
 OF_TABLE = dict.fromkeys(("samples", "features", "reads"), int | float)
 OF_RUN = {
     "arguments": {
@@ -966,9 +971,11 @@ def _fitted(
     say = _say(options["quiet"])
     started, seconds, table = datetime.now(UTC), {}, ", ".join(map(str, tables))
     first, checkpoint = processes.rank == 0, _beside(output)
+    diverged = output.with_name(f"{output.name}.diverged")
     with processes.in_step():
         if first:
             rehearse(output, options["force"])
+            check_writable(diverged, options["force"])
             _settle(checkpoint, options, say)
     begun = _going_on(ctx, options) if options["init"] else None
     with timed(seconds, "read"):
@@ -1003,7 +1010,7 @@ def _fitted(
     with (
         renamed({"X:": f"{table}:", "basis:": f"{basis}:"}),
         timed(seconds, "fit"),
-        _keeping_the_best(model, output.with_name(f"{output.name}.diverged"), first),
+        _keeping_the_best(model, diverged, first, options["force"]),
     ):
         waited = _with_progress(options["quiet"], model, kept)
     if isinstance(kept, CountFile):
@@ -1090,7 +1097,7 @@ def _settle(checkpoint: Path, options: dict[str, Any], say: Callable[[str], None
     """Refuse or announce the state that a fit has left."""
     there = Checkpoint(checkpoint, dict).holds_a_state()
     if options["resume"]:
-        said = "going on from there" if there else "no state was left there; beginning anew"
+        said = "a state was left there" if there else "no state was left there; beginning anew"
         say(f"{checkpoint}: {said}")
     elif checkpoint.exists() and not options["force"]:
         goes_on = "--resume goes on with it, --force" if there else "it left no state; --force"
@@ -1105,26 +1112,31 @@ def _saying_how_to_go_on(
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, KeyboardInterrupt) and not out_of_memory(error):
+        interrupted, begun = isinstance(error, KeyboardInterrupt), "begun" in ctx.meta
+        if not (interrupted or isinstance(error, CannotWrite) or out_of_memory(error)):
             raise
-        if processes.count > 1:
+        if processes.count > 1 and (interrupted or begun):
             error.add_note(GOES_ON)
-        elif "begun" in ctx.meta and Checkpoint(checkpoint, dict).holds_a_state():
+        elif begun and Checkpoint(checkpoint, dict).holds_a_state():
             again = sys.argv[1:] + ["--resume"] * ("--resume" not in sys.argv)
             error.add_note(f"it goes on by: {shlex.join(['countvae', *again])}")
         raise
 
 
 @contextmanager
-def _keeping_the_best(model: MultinomialVAE, place: Path, first: bool) -> Iterator[None]:
+def _keeping_the_best(
+    model: MultinomialVAE, place: Path, first: bool, force: bool
+) -> Iterator[None]:
     """Save what a fit that diverged had come to, and say where."""
     try:
         yield
     except Diverged as error:
         if error.history and first:
-            with suppress(InputError, OSError):
-                model.save(place, force=True)
+            try:
+                model.save(place, force=force)
                 error.add_note(f"the model of its best epoch is in {place}")
+            except (InputError, OSError) as why:
+                error.add_note(f"its best epoch could not be kept: {why}")
         raise
 
 
@@ -1227,7 +1239,8 @@ def _has(found: Any, expected: Any) -> bool:
     if isinstance(expected, list):
         return isinstance(found, list) and all(_has(value, expected[0]) for value in found)
     if not isinstance(expected, dict):
-        return isinstance(found, expected)
+        number = isinstance(found, int | float)
+        return isinstance(found, expected) and (not number or abs(found) < LARGEST)
     return isinstance(found, dict) and all(
         all(_has(value, of) for value in found.values())
         if name is ...

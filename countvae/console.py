@@ -186,17 +186,16 @@ def explain(error: BaseException) -> tuple[int, str]:
         code = EXIT_CODES[MemoryError]
     text, notes = " ".join(str(error).split()), getattr(error, "__notes__", [])
     if code == EXIT_CODES[MemoryError]:
-        text = "; ".join(["out of memory", *notes]) if notes else "out of memory."
+        text = "out of memory."
     elif code == EXIT_CODES[KeyboardInterrupt]:
-        text = "; ".join(["interrupted", *(notes or ["nothing was written."])])
+        text, notes = "interrupted", notes or ["nothing was written."]
     elif code == EXIT_CODES[Diverged]:
-        what = notes or ["nothing was written."]
-        text = "; ".join([f"the fit did not converge: {text.rstrip('.')}", *what])
+        text, notes = f"the fit did not converge: {text}", notes or ["nothing was written."]
     elif isinstance(error, OSError):
-        text = f"{error.filename or 'output'}: {error.strerror or text}."
+        text = f"{error.filename or 'stdout'}: {error.strerror or text}."
     elif code == INTERNAL_ERROR:
-        text = f"{type(error).__name__}: {text} (unexpected; --debug shows where)"
-    return code, text
+        return code, f"{type(error).__name__}: {text} (unexpected; --debug shows where)"
+    return code, "; ".join([text.rstrip("."), *notes]) if notes else text
 
 
 class Progress:

@@ -1257,6 +1257,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 )
             if writer is not None and isinstance(counts, CountFile):
                 counts.digests()  # now: a state that is left in haste must not wait for them
+            history: Sequence[dict[str, Any]] = []
+            best: tuple[Encoder, Decoder, Sequence[dict[str, Any]]] | None = None
             while True:
                 generator = torch.Generator().manual_seed(seed)
                 rate = float(self.learning_rate) / SMALLER**attempt
@@ -1285,7 +1287,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                         break
                     except Diverged as error:
                         diverged, kept = _naming(error, fitted.names), None
-                        history = diverged.history
+                        reached = encoder, decoder, diverged.history
+                        if best is None or _bound_of(reached[2]) > _bound_of(best[2]):
+                            best = reached
                         if attempt >= RETRIES or stop():
                             break
                         attempt += 1
@@ -1304,8 +1308,11 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                         raise
             if writer:
                 (writer.finish if diverged is None else writer.forget)()
-        if diverged is not None and not history:
-            raise diverged
+        if diverged is not None and best is not None:
+            encoder, decoder, history = best
+            diverged.history = history
+            if not history:
+                raise diverged
         return encoder.cpu(), decoder.cpu(), history, diverged
 
     def _begin(
@@ -1694,6 +1701,11 @@ def _names(table: Any, counts: Any) -> np.ndarray:
 def _is_no_fault(error: BaseException) -> bool:
     """Whether a fit that this ended could go on another time."""
     return isinstance(error, KeyboardInterrupt | ProcessLost) or out_of_memory(error)
+
+
+def _bound_of(history: Sequence[dict[str, Any]]) -> float:
+    """Return the best bound that was reached, of what was held out if there is such."""
+    return max((row.get("validation_bound", row["bound"]) for row in history), default=-np.inf)
 
 
 def _naming(error: Diverged, names: np.ndarray) -> Diverged:

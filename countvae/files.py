@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -188,7 +187,8 @@ def new_file(path: str | os.PathLike[str], force: bool = False) -> Iterator[Path
                 check_writable(path, force)
                 os.replace(beside, place)
         finally:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink()
         sync(place.parent)
 
 
@@ -275,8 +275,10 @@ def _check_parent(path: Path) -> None:
         raise CannotWrite(f"{path}: expected a file or folder in another; this is the outermost.")
     if not place.parent.is_dir():
         raise CannotWrite(f"{path}: the folder {str(place.parent)!r} does not exist.")
-    with _writing(path), tempfile.TemporaryFile(dir=place.parent):
-        pass
+    beside = _beside(place)
+    with _writing(path, beside):
+        beside.touch(exist_ok=False)
+        beside.unlink()
 
 
 def _check_replaceable(path: Path, replaceable: Callable[[Path], bool]) -> None:

@@ -15,7 +15,8 @@ HEAD = """\
 # Errors: causes and cures
 
 A command that cannot go on says one sentence on stderr, which names the argument or file and, where
-there is one, the sample and the feature; nothing is written then, and what was there is untouched.
+there is one, the sample and the feature; what was there is untouched, and nothing is written but
+what a fit that was broken off or diverged leaves beside its output.
 `--debug` shows where in the code it came from. From Python the same sentence is that of an
 exception of the class named here; those of bad input are all an `errors.InputError`, which is a
 `ValueError`.
@@ -26,7 +27,7 @@ exception of the class named here; those of bad input are all an `errors.InputEr
 | 1 | an error of the program's own: please report it |
 | 2 | usage: an unknown option, a missing argument |
 | 3 | bad input, or an output that cannot be written |
-| 4 | a fit diverged; what its best epoch came to is in `OUTPUT_DIR.diverged` |
+| 4 | a fit diverged; what its best epoch came to, if it had one, is in `OUTPUT_DIR.diverged` |
 | 5 | out of memory: as `TooLarge` below, noticed late; of a fit with the command that goes on |
 | 6 | another process of the fit ended |
 | 130 | interrupted: once a step of a fit is done, the sentence has the command that goes on |

@@ -646,6 +646,8 @@ def test_of_a_fit_that_diverges_the_best_epoch_is_kept_beside_it(
         assert said.endswith("; the model of its best epoch is in m.diverged")
         assert {path.name for path in tmp_path.iterdir()} == {"m.diverged"}
         assert MultinomialVAE.load("m.diverged").n_iter_ == 3
+        refused(run(*arguments, code=3), "m.diverged: is already there")
+        assert "best epoch is in m.diverged" in run(*arguments, "--force", code=4).stderr
 
 
 def test_memory_that_ends_within_a_fit_is_told_with_how_to_go_on(
@@ -1290,7 +1292,10 @@ def test_a_fit_that_could_not_be_saved_is_not_lost(shared, run, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "save", _full_at("m", store.save))
-        refused(run(*arguments, code=3), "No space left")
+        patch.setattr(sys, "argv", ["countvae", "fit", "t.biom", "-o", "m"])
+        said = run(*arguments, code=3).stderr
+    how = "it goes on by: countvae fit t.biom -o m --resume"
+    assert said == f"Error: m: cannot be written (No space left on device); {how}\n"
     assert Path("m.checkpoint").is_dir()
     assert "--resume goes on with it" in run(*arguments, code=3).stderr
     run(*arguments, "--resume")

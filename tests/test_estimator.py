@@ -902,6 +902,24 @@ def test_a_fit_that_diverges_names_the_samples_and_leaves_the_best_epoch(X, monk
     assert model.n_iter_ == 3 and np.isfinite(model.transform(rows)).all()
 
 
+def test_of_two_attempts_that_diverge_the_better_one_is_kept(X, monkeypatch):
+    take, attempts = countvae.training._epoch, []
+
+    def diverges(number, phase, state, *rest):
+        attempts.extend([state] * (number == 0))
+        if number == (5 if len(attempts) == 1 else 0):
+            raise state.diverged("the bound is not finite")
+        return take(number, phase, state, *rest)
+
+    monkeypatch.setattr(countvae.training, "_epoch", diverges)
+    model = MultinomialVAE(**SMALL | {"max_epochs": 8})
+    with pytest.warns(CountvaeWarning, match="trying again"), pytest.raises(Diverged) as found:
+        model.fit(X)
+    assert len(attempts) == 2
+    assert model.n_iter_ == len(found.value.history) == 5
+    assert np.isfinite(model.transform(X)).all()
+
+
 def test_epochs_by_default_follow_from_the_samples(X):
     settings = {"n_components": 1, "encoder_depth": 1}
     assert MultinomialVAE(**settings).fit(X[:20]).n_iter_ == 70

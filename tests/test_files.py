@@ -75,6 +75,15 @@ def test_a_missing_folder_is_named_before_the_work(tmp_path):
     assert content(tmp_path) == []
 
 
+@pytest.mark.parametrize("length", [240, 300])
+def test_a_name_that_leaves_no_room_for_an_unfinished_one_is_refused_before_the_work(
+    tmp_path, length
+):
+    with pytest.raises(CannotWrite, match=r"a+: cannot be written \(File name too long\)\.$"):
+        check_writable(tmp_path / ("a" * length), force=True)
+    assert content(tmp_path) == []
+
+
 @pytest.mark.parametrize("outermost", ["/", "/."])
 def test_the_outermost_folder_is_no_place_to_write_to(outermost):
     with pytest.raises(CannotWrite, match="this is the outermost"), claimed(outermost):
@@ -192,9 +201,10 @@ def test_of_a_folder_that_is_replaced_a_reader_finds_the_old_or_the_new(tmp_path
     while not stop.is_set():
         inside = os.open(place, os.O_RDONLY)  # a reader who came in stays in the folder it found
         try:
-            a = Path(f"/proc/self/fd/{inside}/a")
-            if a.exists():
-                seen.add(a.read_text())
+            a, b = (Path(f"/proc/self/fd/{inside}/{name}") for name in ("a", "b"))
+            first, second = a.read_text(), b.read_text()
+            assert first == second
+            seen.add(first)
         except FileNotFoundError:
             pass  # read after the folder was let go: gone, never half
         finally:

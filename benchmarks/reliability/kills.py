@@ -75,6 +75,7 @@ def stopped_and_resumed(
     first = (*FIT, "-o", MODEL, "--force")
     command, said = first, ""
     while True:
+        begun = _begun(folder, checkpoint)
         pid = warm.start(*command, often=True)
         time.sleep(takes * rng.uniform(0.1, 1.0))
         if how is signal.SIGKILL and rng.random() < 0.5:
@@ -88,8 +89,7 @@ def stopped_and_resumed(
         reached = _last_epoch(checkpoint)
         lost += not loads(folder / MODEL) if replaced else reached < last
         last = max(last, reached)
-        places = [place for place in (folder, checkpoint) if place.exists()]
-        writing += any(re.match(BEGUN, name) for place in places for name in os.listdir(place))
+        writing += bool(_begun(folder, checkpoint) - begun)
         lost += how is not signal.SIGKILL and (done.outcome, done.code) != ("refused", 130)
         _, says_how, again = done.said.rstrip().rpartition("it goes on by: countvae ")
         command = tuple(shlex.split(again)) if says_how else (*first, "--resume")
@@ -100,13 +100,18 @@ def stopped_and_resumed(
     return {"stopped": stopped, "while_writing": writing, "lost": lost}
 
 
+def _begun(*folders: Path) -> set[str]:
+    """Names of what is begun in folders, and not finished."""
+    names = (name for folder in folders if folder.exists() for name in os.listdir(folder))
+    return {name for name in names if re.match(BEGUN, name)}
+
+
 def _wait_for_a_write(*folders: Path, seconds: float = 0.3) -> None:
     """Return in the middle of the next write, if there is one soon."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        for folder in folders:
-            if folder.exists() and any(re.match(BEGUN, name) for name in os.listdir(folder)):
-                return
+        if _begun(*folders):
+            return
 
 
 def _last_epoch(checkpoint: Path) -> int:
