@@ -690,6 +690,28 @@ def test_help_begins_with_an_example_whose_options_exist(run, name):
         main.commands[words[0]].make_context(words[0], words[1:], parent=parent)
 
 
+BEGINNING = """
+import os, signal, sys
+import countvae.__main__
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "countvae.cli":
+            os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+sys.meta_path.insert(0, Finder())
+countvae.__main__.main()
+"""
+"""Sends itself a signal as it imports what takes long."""
+
+
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM"])
+def test_an_interrupt_while_the_program_begins_is_a_sentence_too(how):
+    command = [sys.executable, "-c", BEGINNING, how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "Error: interrupted; nothing was written.\n"
+
+
 INTERRUPTED = """
 import os, signal, sys, time
 from countvae import MultinomialVAE, cli

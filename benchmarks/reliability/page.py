@@ -6,7 +6,14 @@ import pandas as pd
 from benchmarks.core.common import ROOT, markdown, origin_of
 from benchmarks.reliability.faults import FAULTS
 from benchmarks.reliability.models import RELATIVE
-from benchmarks.reliability.repeats import CHANGES, COVARIANCE, NATS, THREADS_COVARIANCE
+from benchmarks.reliability.repeats import (
+    BATCH,
+    CHANGES,
+    COVARIANCE,
+    NATS,
+    THREADS_COVARIANCE,
+    WIDE,
+)
 from benchmarks.reliability.scene import HERE
 
 PAGE = ROOT / "docs" / "reliability.md"
@@ -172,8 +179,8 @@ on the address space, 1 to 64 MiB above what the imports take.
 
 ## Stopped and resumed
 
-A fit that leaves its state after every epoch is stopped at a random moment, half of the SIGKILLs in the middle
-of a write, and gone on with by `--resume`, stopped again, and so on to its end. It replaces an earlier model,
+A fit that leaves its state after every epoch is stopped at a random moment, half of the SIGKILLs aimed at the
+middle of a write, and gone on with by `--resume`, stopped again, and so on to its end. It replaces an earlier model,
 which must be there, whole, until the new one is. The result is compared with that of a fit left alone.
 A state is written beside and renamed, the last two are kept, and one that the disk has damaged is passed over
 for the one before.
@@ -192,7 +199,7 @@ the different ones by which a kind was refused, names and numbers left out.
 
 ## The same answer
 
-The same command with the same seed, in new processes, 12 epochs of 120 samples × 60 features:
+The same command with the same seed, in new processes, 9 epochs of {2 * BATCH} samples × {WIDE:,} features in batches of {BATCH}, which are worth sharing among threads:
 
 {bits(found["bits"])}
 
@@ -205,7 +212,7 @@ seed, for comparison, makes other ones too:
 ## Models that were kept
 
 Model folders of every schema version are in `tests/data/models` with what they said when they were written;
-they must still say so, to {RELATIVE:g} of the largest number.
+they must still say so, to {RELATIVE:g} of the largest number. Of schema 1 convolutions with covariates are refused, in a sentence.
 
 {markdown(found["models"])}
 
