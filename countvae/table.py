@@ -830,7 +830,8 @@ def stored_h5ad(file: h5py.File, path: Path, layer: str | None) -> Parsed:
     InputError
         If there is no such layer, or the file is of an anndata before 0.7.
     """
-    layers = list(file.get("layers", ()))
+    known = file.get("layers")
+    layers = list(known) if isinstance(known, h5py.Group) else []
     if layer in layers or (layer is None and "counts" in layers):
         name = layer or "counts"
         matrix, source = file["layers"][name], f"layers[{name!r}]"

@@ -209,6 +209,14 @@ def test_many_members_may_claim_no_more_than_one(corpus, tmp_path):
     refused_by_all(path, "'/sample/metadata/2' claims 4,194,304 values, and 0 bytes")
 
 
+def test_what_is_no_group_of_layers_has_none(corpus, tmp_path):
+    path = copied(corpus, tmp_path, "a.h5ad")
+    with h5py.File(path, "r+") as file:
+        del file["X"]
+    hostile.claim(path, "layers", 10**6)
+    refused_by_all(path, "has no X; its layers: none", (read, hostile._streamed))
+
+
 def test_a_column_lies_in_its_own_frame(corpus, tmp_path):
     path = copied(corpus, tmp_path, "a.h5ad")
     with h5py.File(path, "r+") as file:

@@ -329,9 +329,10 @@ def _alter_hdf5(path: Path, rng: np.random.Generator) -> None:
         elif how == 5:
             lie = name, int(rng.choice([10**6, 10**9, 10**12]))
         elif isinstance(member, h5py.Dataset) and member.shape and member.size < 10**5:
-            values = member[()]
+            changed, own = _alter_values(member[()], rng), member.dtype
             del file[name]
-            file[name] = _alter_values(values, rng)
+            kind = own if getattr(changed, "dtype", None) is np.dtype(object) else None
+            file.create_dataset(name, data=changed, dtype=kind)
     if lie is not None:
         claim(path, *lie)
 
