@@ -349,7 +349,7 @@ def fit(ctx: click.Context, tables: tuple[Path, ...], output: Path, **options: A
         options["quiet"] |= processes.rank > 0
         if processes.rank > 0:
             warnings.simplefilter("ignore", CountvaeWarning)
-        with _saying_how_to_go_on(ctx, _beside(output), processes):
+        with _saying_how_to_go_on(ctx, _beside(output, "checkpoint").absolute(), processes):
             model, kept, run = _fitted(ctx, tables, output, options, processes)
             mean, sd = _encoded(model, kept, processes, run["seconds"])
             if processes.rank == 0:
@@ -970,8 +970,8 @@ def _fitted(
     """Read, filter and fit; return the model, the table it was fitted to, and what happened."""
     say = _say(options["quiet"])
     started, seconds, table = datetime.now(UTC), {}, ", ".join(map(str, tables))
-    first, checkpoint = processes.rank == 0, _beside(output)
-    diverged = output.with_name(f"{output.name}.diverged")
+    first, checkpoint = processes.rank == 0, _beside(output, "checkpoint").absolute()
+    diverged = _beside(output, "diverged")
     with processes.in_step():
         if first:
             rehearse(output, options["force"])
@@ -1089,8 +1089,9 @@ def _encoded(
     return mean, sd
 
 
-def _beside(output: Path) -> Path:
-    return output.absolute().with_name(f"{output.name}.checkpoint")
+def _beside(output: Path, kind: str) -> Path:
+    """Where a fit leaves what is not its output, which may be the folder one is in."""
+    return (output if output.name else output.absolute()).with_name(f"{output.name}.{kind}")
 
 
 def _settle(checkpoint: Path, options: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -1302,13 +1303,9 @@ def _read(paths: Sequence[Path], options: dict[str, Any], processes: Processes =
     if options["stream"] or len(paths) > 1:
         if options["transpose"]:
             raise click.UsageError("--transpose: a table that stays on disk is read by its rows.")
-        table = CountFile(
-            *paths,
-            layer=options["layer"],
-            allow_fractional=options["allow_fractional"],
-            empty_samples="drop" if options["drop_empty"] else "error",
-            processes=processes,
-        )
+        names = ("layer", "drop_empty", "allow_fractional")
+        given = {name: options[name] for name in names}
+        table = CountFile(*paths, **given, processes=processes)
         if options["metadata"]:
             table = table.with_metadata(options["metadata"])
     else:

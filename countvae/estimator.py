@@ -68,7 +68,7 @@ from countvae.processes import joined
 from countvae.rows import Rows, bytes_on_device
 from countvae.signals import noted
 from countvae.start import Start, residual_start
-from countvae.state import Kept
+from countvae.state import Kept, watched
 from countvae.steps import Schedule
 from countvae.stream import CountFile, open_counts
 from countvae.table import ENTRY_BYTES, CountTable, check_overlap, place_features
@@ -1174,9 +1174,9 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _design_for(self, table: Any, begun: "MultinomialVAE | None") -> Design | None:
         """Learn the design of a table, unless a fit to go on from has one."""
-        if self.formula is None or begun is not None:
-            return begun and begun._design
-        return Design.of(self.formula, _metadata(table))
+        if self.formula is None:
+            return None
+        return Design.of(self.formula, _metadata(table)) if begun is None else begun._design
 
     def _covariates(self, table: Any) -> np.ndarray | None:
         """Return the covariates of each sample of a table, (n, p)."""
@@ -1398,7 +1398,8 @@ class MultinomialVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         counts = table.counts if isinstance(table, CountTable) else table
         if not hasattr(counts, "shape"):
             raise ArgumentError(f"X: expected a table; got {type(X).__name__}.")
-        design = self._design_for(table, self._loaded_start())
+        begun = None if self.formula is None else self._loaded_start()
+        design = self._design_for(table, begun)
         return sum(self._needs(counts, 0 if design is None else len(design.names)))
 
     def _needs(self, counts: Any, covariates: int) -> Needs:
@@ -1704,8 +1705,8 @@ def _is_no_fault(error: BaseException) -> bool:
 
 
 def _bound_of(history: Sequence[dict[str, Any]]) -> float:
-    """Return the best bound that was reached, of what was held out if there is such."""
-    return max((row.get("validation_bound", row["bound"]) for row in history), default=-np.inf)
+    """Return the best bound that was reached."""
+    return max(map(watched, history), default=-np.inf)
 
 
 def _naming(error: Diverged, names: np.ndarray) -> Diverged:

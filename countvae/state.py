@@ -39,6 +39,11 @@ class Within(NamedTuple):
     log_scale: Tensor
 
 
+def watched(row: Mapping[str, float | int]) -> float:
+    """Return the bound by which an epoch is judged: that of what was held out, if it has one."""
+    return row.get("validation_bound", row["bound"])
+
+
 class State:
     """All that an epoch leaves to the next, besides what the settings say.
 
@@ -83,12 +88,12 @@ class State:
         self.n, self.steps = rows.n, math.ceil(rows.n / rows.batch_size)
 
     def add(self, row: dict[str, float | int], patience: int | None) -> None:
-        """Take in an epoch that was done; what is watched is the validation bound if it has one."""
+        """Take in an epoch that was done."""
         self.history.append(row)
         self.whole = {name: part.clone() for name, part in self.both.state_dict().items()}
-        epoch, watched = len(self.history) - 1, row.get("validation_bound", row["bound"])
-        if watched > self.best_bound:
-            self.best_bound, self.best_epoch = watched, epoch
+        epoch, bound = len(self.history) - 1, watched(row)
+        if bound > self.best_bound:
+            self.best_bound, self.best_epoch = bound, epoch
             if "validation_bound" in row:
                 self.best = self.whole
         elif patience is not None and epoch - self.best_epoch >= patience:

@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import h5py
 import numpy as np
@@ -80,8 +80,10 @@ class CountFile:
         The layer of ``.h5ad`` files, or "X"; by default ``layers["counts"]``, else X.
     allow_fractional : bool
         Warn of values that are not whole, rather than refuse them.
-    empty_samples : {"error", "drop", "warn"}
-        Refuse samples without a read, or leave them out or in, with a warning that names them.
+    allow_empty : bool
+        Warn of samples without a read, rather than refuse them.
+    drop_empty : bool
+        Leave out samples without a read, with a warning that names them.
     processes : Processes
         Who shares the looking through: all of them have to open, filter and align alike.
 
@@ -115,7 +117,8 @@ class CountFile:
         *paths: str | os.PathLike[str],
         layer: str | None = None,
         allow_fractional: bool = False,
-        empty_samples: Literal["error", "drop", "warn"] = "error",
+        allow_empty: bool = False,
+        drop_empty: bool = False,
         processes: Processes = ALONE,
     ) -> None:
         if not paths:
@@ -143,10 +146,11 @@ class CountFile:
         self._place: np.ndarray | None = None
         check_shape(self.shape, self.name)
         self.depth = self._checked(allow_fractional)
-        if empty_samples == "drop":
+        if drop_empty:
             self.__dict__.update(self.without_empty(self.name).__dict__)
         else:
-            check_depth(self.depth, self.sample_ids, empty_samples, self.name)
+            policy = "warn" if allow_empty else "error"
+            check_depth(self.depth, self.sample_ids, policy, self.name)
 
     def __enter__(self) -> "CountFile":
         """Give the table; `__exit__` closes its files."""
@@ -454,4 +458,4 @@ def open_counts(given: Any, processes: Processes = ALONE) -> "CountFile | None":
     paths = given if isinstance(given, list | tuple) else [given]
     if not paths or not all(isinstance(path, str | os.PathLike) for path in paths):
         return None
-    return CountFile(*paths, allow_fractional=True, empty_samples="warn", processes=processes)
+    return CountFile(*paths, allow_fractional=True, allow_empty=True, processes=processes)

@@ -1335,6 +1335,14 @@ def _full_at(place, save):
     return full_there
 
 
+def test_a_fit_may_take_the_place_of_the_folder_that_one_is_in(shared, run, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run("fit", shared / "table.biom", "-o", ".", *QUICK)
+    assert {path.name for path in tmp_path.iterdir()} == {"here"}
+    assert MultinomialVAE.load(tmp_path / "here").n_iter_ == 2
+
+
 def test_a_state_that_was_only_begun_is_none_to_go_on_from(shared, run):
     arguments = ("fit", shared / "table.biom", "-o", "m", *QUICK[:-1])
     Path("m.checkpoint/.countvae-01234567-0-000001").mkdir(parents=True)

@@ -205,7 +205,7 @@ def test_empty_samples_are_refused_or_left_out_by_name(table, tmp_path):
     with pytest.raises(InputError, match="2 of 60 have none: 's4', 's9'"):
         CountFile(tmp_path / "t.biom")
     with pytest.warns(CountvaeWarning, match="left out 2 of 60"):
-        kept = CountFile(tmp_path / "t.biom", empty_samples="drop")
+        kept = CountFile(tmp_path / "t.biom", drop_empty=True)
     assert kept.n == 58
     model = MultinomialVAE(2, max_epochs=2)
     with pytest.warns(CountvaeWarning, match="2 of 60 have none: 's4', 's9'"):

@@ -1,6 +1,5 @@
 """The pictures, and the models compared on them."""
 
-import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 
 from countvae import ConvMultinomialVAE, MultinomialVAE
+from countvae.decoder import Decoder
 from countvae.evidence import log_coefficient
 from countvae.inference import factor_covariance, log_ratios
 from countvae.select import NEWTON, answers_under, evidence_under, principal_law
@@ -100,22 +100,25 @@ class PCA:
 
     def fit(self, X: np.ndarray) -> "PCA":
         """Take principal components."""
-        chosen = 1.0, 1.0
-        if self.tuned:
-            watched, rest = np.split(X, [min(TUNED_ON, len(X) // 2)])
-
-            def bound(setting: tuple[float, float]) -> float:
-                return float(self._of(rest, *setting).score_samples(watched).sum())
-
-            chosen = max(itertools.product(PSEUDOCOUNTS, SHARES), key=bound)
-        return self._of(X, *chosen)
-
-    def _of(self, X: np.ndarray, pseudocount: float, share: float) -> "PCA":
-        # the log-ratios of x / c + 1 are those of x + c
-        law = principal_law(X / pseudocount, self.k, self.random_state).requires_grad_(False)
-        law.sigma2.mul_(share)
-        self.law = law
+        pseudocount, share = self._chosen(X) if self.tuned else (1.0, 1.0)
+        self.law = self._law(X, pseudocount)
+        self.law.sigma2.mul_(share)
         return self
+
+    def _chosen(self, X: np.ndarray) -> tuple[float, float]:
+        watched, rest = np.split(X, [min(TUNED_ON, len(X) // 2)])
+        bounds = {}
+        for pseudocount in PSEUDOCOUNTS:
+            self.law = self._law(rest, pseudocount)
+            of_logs = self.law.sigma2.clone()
+            for share in SHARES:
+                self.law.sigma2.copy_(of_logs * share)
+                bounds[pseudocount, share] = float(self.score_samples(watched).sum())
+        return max(bounds, key=lambda setting: bounds[setting])
+
+    def _law(self, X: np.ndarray, pseudocount: float) -> Decoder:
+        # the log-ratios of x / c + 1 are those of x + c
+        return principal_law(X / pseudocount, self.k, self.random_state).requires_grad_(False)
 
     def match(self, X: np.ndarray) -> tuple["PCA", np.ndarray]:
         """Return itself, and the pictures."""

@@ -2,7 +2,6 @@
 
 import os
 import resource
-import shlex
 import shutil
 import signal
 import tempfile
@@ -27,6 +26,7 @@ from benchmarks.reliability.scene import (
     places,
     set_scene,
     simulated,
+    way_on,
 )
 from benchmarks.reliability.warm import Done, Warm
 from countvae.store import is_model
@@ -126,16 +126,16 @@ def memory_used_up(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
     for less in (0, 8, 64):
         before = content(place)
         pid = warm.start(*fit, often=True)
-        while not list(states.glob("[0-9]*")):
-            time.sleep(0.02)
+        _wait_for(states)
         taken = address_space(pid) - less * MIB
         resource.prlimit(pid, resource.RLIMIT_AS, (taken, taken))
         done = warm.wait(pid)
-        _, says_how, again = done.said.rstrip().rpartition("it goes on by: countvae ")
-        lost = content(place) != before or not says_how or bool(left_over(folder))
+        again = way_on(done.said)
+        lost = content(place) != before or bool(left_over(folder))
         row = {"output": f"{less} MiB less", **ended(done)}
-        done = warm.run(*shlex.split(again)) if says_how else done
-        went_on = says_how and done.code == 0 and loads(place) and not states.exists()
+        went_on = (
+            bool(again) and warm.run(*again).code == 0 and loads(place) and not states.exists()
+        )
         yield row | {"lost": lost or not went_on}
     shutil.rmtree(states, ignore_errors=True)
 
@@ -144,8 +144,7 @@ def one_writer(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
     """Two fits into one folder: the second refuses, and the first is not disturbed."""
     before, states = content(folder / MODEL), folder / f"{MODEL}.checkpoint"
     first = warm.start(*ENDLESS, "-o", MODEL, "--force", often=True)
-    while not list(states.glob("[0-9]*")):
-        time.sleep(0.01)
+    _wait_for(states)
     row = tried(warm, folder, MODEL, *COMMANDS[MODEL], ignored=".lock")
     os.kill(first, signal.SIGTERM)
     done = warm.wait(first)
@@ -202,8 +201,7 @@ def damaged_checkpoint(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
     for damage in ("cut", "flipped", "gone"):
         pid = warm.start(*ENDLESS, "-o", "broken", often=True)
         states = folder / "broken.checkpoint"
-        while len(list(states.glob("[0-9]*"))) < 2:
-            time.sleep(0.05)
+        _wait_for(states, 2)
         os.kill(pid, signal.SIGTERM)
         warm.wait(pid)
         file = sorted(states.glob("[0-9]*"))[-1] / "model.safetensors"
@@ -224,6 +222,12 @@ def damaged_checkpoint(warm: Warm, folder: Path) -> Iterator[dict[str, Any]]:
             **(ended(done) | ({} if went_on else {"outcome": "not gone on with"})),
             "lost": not went_on,
         }
+
+
+def _wait_for(states: Path, count: int = 1) -> None:
+    """Return when a fit has left so many states."""
+    while len(list(states.glob("[0-9]*"))) < count:
+        time.sleep(0.02)
 
 
 def tried(

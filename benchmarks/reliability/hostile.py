@@ -61,7 +61,7 @@ IDS = [f"f{j}" for j in range(12)]
 
 
 def _streamed(path: Path) -> None:
-    with CountFile(path, allow_fractional=True, empty_samples="drop") as table:
+    with CountFile(path, allow_fractional=True, drop_empty=True) as table:
         for _ in table.blocks():
             pass
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import signal
 import tempfile
 import time
@@ -22,6 +21,7 @@ from benchmarks.reliability.scene import (
     left_over,
     loads,
     set_scene,
+    way_on,
 )
 from benchmarks.reliability.warm import Warm
 from countvae import MultinomialVAE
@@ -91,8 +91,7 @@ def stopped_and_resumed(
         last = max(last, reached)
         writing += bool(_begun(folder, checkpoint) - begun)
         lost += how is not signal.SIGKILL and (done.outcome, done.code) != ("refused", 130)
-        _, says_how, again = done.said.rstrip().rpartition("it goes on by: countvae ")
-        command = tuple(shlex.split(again)) if says_how else (*first, "--resume")
+        command = way_on(done.said) or (*first, "--resume")
         said = done.said or said
         if stopped > 50:
             raise SystemExit(f"no end after 50 stops; the last said: {said}")

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,10 @@ from countvae.table import CountTable, read, write
 
 HERE = Path(__file__).parent
 MODEL = "fitted"
-FIT = ("fit", "table.h5ad", "-k", "2", "--max-epochs", "40", "--seed", "1", "--quiet")
-
-
 SHOWN = 100
 """Findings that are printed, at most."""
+
+FIT = ("fit", "table.h5ad", "-k", "2", "--max-epochs", "40", "--seed", "1", "--quiet")
 
 
 def arguments(description: str, tries: int) -> int:
@@ -106,6 +106,12 @@ def loads(path: Path) -> bool:
     except InputError:
         return False
     return True
+
+
+def way_on(said: str) -> tuple[str, ...]:
+    """Return the command by which a process says that it goes on; nothing if it does not."""
+    _, says, command = said.rpartition("it goes on by: countvae ")
+    return tuple(shlex.split(command)) if says else ()
 
 
 def left_over(folder: Path) -> list[str]:
