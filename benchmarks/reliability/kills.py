@@ -79,7 +79,7 @@ def stopped_and_resumed(
         pid = warm.start(*command, often=True)
         time.sleep(takes * rng.uniform(0.1, 1.0))
         if how is signal.SIGKILL and rng.random() < 0.5:
-            _wait_for_a_write(folder, checkpoint)
+            _wait_for_a_write(begun, folder, checkpoint)
         os.kill(pid, how)
         done = warm.wait(pid)
         if done.code == 0:
@@ -105,12 +105,11 @@ def _begun(*folders: Path) -> set[str]:
     return {name for name in names if re.match(BEGUN, name)}
 
 
-def _wait_for_a_write(*folders: Path, seconds: float = 0.3) -> None:
+def _wait_for_a_write(begun: set[str], *folders: Path, seconds: float = 1.0) -> None:
     """Return in the middle of the next write, if there is one soon."""
     until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if _begun(*folders):
-            return
+    while time.monotonic() < until and not _begun(*folders) - begun:
+        pass
 
 
 def _last_epoch(checkpoint: Path) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import resource
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from typing import Any
 SENTENCE = "Error: "
 CODES = {2, 3, 4, 5, 6, 130}
 """Exit codes of a process that says what was wrong."""
+
+SYNC_SECONDS = 0.003
+"""More that it takes to put a file on the disk, where states are left often."""
 
 
 @dataclass
@@ -100,7 +104,8 @@ class Warm:
         limits : dict
             Of the system, by name: ``{"RLIMIT_FSIZE": 4096}``.
         often : bool
-            Whether a fit leaves its state after every epoch, not twice a minute.
+            Whether a fit leaves its state after every epoch, not twice a minute, and on a disk that
+            takes its time, so that stops meet it writing.
         """
         return self._ask({"start": arguments, "limits": limits or {}, "often": often})
 
@@ -165,6 +170,11 @@ def _all_of(pipe: int) -> str:
         return file.read().decode(errors="replace")
 
 
+def _slowly(sync: Callable[[int], None], file: int) -> None:
+    time.sleep(SYNC_SECONDS)
+    sync(file)
+
+
 def _be(arguments: Sequence[str], limits: dict[str, int], often: bool) -> None:
     """Become the command, and never return."""
     import countvae.checkpoint
@@ -177,6 +187,7 @@ def _be(arguments: Sequence[str], limits: dict[str, int], often: bool) -> None:
         sys.argv = ["countvae", *arguments]
         if often:
             countvae.checkpoint.SECONDS_BETWEEN = 0.0
+            os.fsync = functools.partial(_slowly, os.fsync)
         for name, most in limits.items():
             resource.setrlimit(getattr(resource, name), (most, most))
         signal.signal(signal.SIGINT, signal.default_int_handler)
