@@ -15,6 +15,7 @@ from benchmarks.reliability.repeats import (
     WIDE,
 )
 from benchmarks.reliability.scene import HERE
+from benchmarks.reliability.warm import SYNC_SECONDS
 
 PAGE = ROOT / "docs" / "reliability.md"
 NAMES = ("faults", "kills", "hostile", "bits", "tolerances", "models")
@@ -166,7 +167,7 @@ def page() -> str:
 
 {markdown(summary(found))}
 
-`make reliability` does all of this again, in about an hour (with 100,000 bad files), and `make fuzz` the bad files alone; small
+`make reliability` does all of this again, in three quarters of an hour (with 100,000 bad files), and `make fuzz` the bad files alone; small
 versions are among the tests. What each error means and what cures it is in [](errors.md).
 
 ## Faults in real runs
@@ -179,8 +180,8 @@ on the address space, 1 to 64 MiB above what the imports take.
 
 ## Stopped and resumed
 
-A fit that leaves its state after every epoch is stopped at a random moment, half of the SIGKILLs aimed at the
-middle of a write, and gone on with by `--resume`, stopped again, and so on to its end. It replaces an earlier model,
+A fit that leaves its state after every epoch, on a disk that takes {SYNC_SECONDS * 1000:.0f} ms longer a file so that stops meet it
+writing, is stopped at a random moment, half of the SIGKILLs aimed at the middle of a write, and gone on with by `--resume`, stopped again, and so on to its end. It replaces an earlier model,
 which must be there, whole, until the new one is. The result is compared with that of a fit left alone.
 A state is written beside and renamed, the last two are kept, and one that the disk has damaged is passed over
 for the one before.
