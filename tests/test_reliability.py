@@ -21,6 +21,9 @@ from countvae.errors import DamagedFile, InputError
 from countvae.store import SCHEMA_VERSION, load
 from countvae.table import read
 
+WAITS_FOR_MEMORY = np.lib.NumpyVersion(np.__version__) < "2.2.0"
+"""Whether numpy's matrix products wait for ever for memory that is not given, as older ones do."""
+
 
 def test_nothing_is_lost_however_often_a_fit_is_stopped():
     found = kills.measure(50)
@@ -35,7 +38,9 @@ def test_every_fault_ends_in_a_sentence_and_leaves_what_was_there():
         name: faults.COMMANDS[name]
         for name in ("fitted", "coordinates.h5ad", "network", "both.tsv", "simulated.biom")
     }
-    found = faults.measure(some)
+    without = {"no_memory"} if WAITS_FOR_MEMORY else set()
+    found = faults.measure(some, without)
+    assert set(found["fault"]) == faults.FAULTS.keys() - without
     assert set(found["outcome"]) <= {"done", "refused"}, found.to_string()
     assert found["lost"].sum() == 0, found.to_string()
     for fault in ("full_disk", "vanished_input", "not_finite"):

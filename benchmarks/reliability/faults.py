@@ -6,7 +6,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,10 @@ ENDLESS = ("fit", "table.h5ad", "-k", "2", "--max-epochs", "3000")
 LONG = ("fit", "moving.h5ad", "-k", "2", "--max-epochs", "4000", "--stream", "--seed", "1")
 
 
-def measure(commands: dict[str, tuple[str, ...]] | None = None) -> pd.DataFrame:
-    """Put every fault into every command that it may meet.
+def measure(
+    commands: dict[str, tuple[str, ...]] | None = None, without: Collection[str] = ()
+) -> pd.DataFrame:
+    """Put every fault, but for those to do without, into every command that it may meet.
 
     Returns
     -------
@@ -81,13 +83,19 @@ def measure(commands: dict[str, tuple[str, ...]] | None = None) -> pd.DataFrame:
             done = warm.run(*command, "-o", output)
             if done.outcome != "done":
                 raise SystemExit(f"{output}: {done.said}")
-        for fault in (full_disk, no_memory):
-            rows += [{"fault": fault.__name__, **row} for row in fault(warm, folder, commands)]
-        for fault in (
-            *(memory_used_up, one_writer, cannot_be_written, vanished_input),
-            *(not_finite, damaged_checkpoint),
-        ):
-            rows += [{"fault": fault.__name__, **row} for row in fault(warm, folder)]
+
+        def put(fault: Callable[..., Iterator[dict[str, Any]]], *about: Any) -> None:
+            if (name := fault.__name__) not in without:
+                rows.extend({"fault": name, **row} for row in fault(warm, folder, *about))
+
+        put(full_disk, commands)
+        put(no_memory, commands)
+        put(memory_used_up)
+        put(one_writer)
+        put(cannot_be_written)
+        put(vanished_input)
+        put(not_finite)
+        put(damaged_checkpoint)
     for row in rows:
         if row["code"] not in CODES[row["fault"]]:
             row["outcome"] = f"exit code {row['code']}"

@@ -178,6 +178,9 @@ on the address space, 1 to 64 MiB above what the imports take.
 
 {faults(found["faults"])}
 
+Matrix products of numpy before 2.2 may wait for ever for memory that they are not given; with those versions a
+command that runs out of it may have to be stopped.
+
 ## Stopped and resumed
 
 A fit that leaves its state after every epoch, on a disk that takes {SYNC_SECONDS * 1000:.0f} ms longer a file so that stops meet it
